@@ -1,0 +1,176 @@
+"""The order of an ingestion: recognise, infer over the whole file, convert, store, profile, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from datasets.ingestion.checks import table_warnings
+from datasets.ingestion.conversion import ColumnConverter
+from datasets.ingestion.csv_source import CsvSource, FastPathFailed, RaggedRows
+from datasets.ingestion.inference import ColumnEvidence, Reading
+from datasets.ingestion.limits import Limits
+from datasets.ingestion.opening import open_source
+from datasets.ingestion.parts import ARROW_TYPES, PartWriter
+from datasets.ingestion.profile import TableProfiler
+from datasets.ingestion.readings import describe_conversion, describe_evidence, forced_reading
+from datasets.ingestion.result import COLUMN_TYPES, Column, Detected, Findings, IngestResult, Rejected
+from datasets.ingestion.sources import Source
+
+Progress = Callable[[float, str], None]
+INFER_SHARE = 0.4
+
+
+def ingest(
+    source: Path,
+    destination: Path,
+    *,
+    filename: str,
+    content_type: str,
+    limits: Limits,
+    types: dict[str, str] | None = None,
+    on_progress: Progress | None = None,
+) -> IngestResult:
+    """Ingest in this process; see `isolation.ingest_in_child` for the one to call on an uploaded file."""
+    findings = Findings(limits.problems)
+    detected = Detected()
+    ingestion = _Ingestion(destination, limits, types or {}, on_progress or _silent, findings, detected)
+    try:
+        opened = open_source(source, destination, filename, content_type, limits, findings, detected)
+        result = ingestion.run(opened)
+    except Rejected as rejection:
+        findings.add(rejection.problem)
+        result = IngestResult(state="rejected")
+    except RaggedRows:
+        result = IngestResult(state="rejected")
+    finally:
+        for name in ("text.utf8", "staging.arrow"):
+            (destination / name).unlink(missing_ok=True)
+    result.bytes = source.stat().st_size
+    result.problems, result.problem_count = findings.listed(), findings.count
+    result.detected = detected
+    return result
+
+
+def _silent(fraction: float, phase: str) -> None:
+    return None
+
+
+@dataclass(slots=True)
+class _Ingestion:
+    destination: Path
+    limits: Limits
+    types: dict[str, str]
+    on_progress: Progress
+    findings: Findings
+    detected: Detected
+
+    def run(self, source: Source) -> IngestResult:
+        self._check_types(source.names)
+        converters = self._converters(source)
+        kept = [position for position, converter in enumerate(converters) if converter is not None]
+        names = [source.names[position] for position in kept]
+        chosen = [converter for converter in converters if converter is not None]
+        rows, parts, profiler = self._convert(source, kept, names, chosen)
+        if rows == 0:
+            raise Rejected(
+                "no_rows", "The file has column names but no rows below them. Add at least one row and upload it again."
+            )
+        self.on_progress(0.97, "profiling")
+        for name, converter in zip(names, chosen, strict=True):
+            describe_conversion(name, converter, source, self.findings)
+        profile = profiler.finish()
+        columns = [
+            Column(name, self._final_type(name, profile[name]), profile[name]["missing"] > 0) for name in names
+        ]
+        table_warnings(columns, profile, profiler, self.findings)
+        self.on_progress(1.0, "done")
+        return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile)
+
+    def _check_types(self, names: list[str]) -> None:
+        for name, kind in self.types.items():
+            if name not in names:
+                raise Rejected("unknown_column", f"A type was chosen for a column the file does not have: {name!r}.")
+            if kind not in COLUMN_TYPES:
+                raise Rejected(
+                    "unknown_type", f"{kind!r} is not a type; choose one of {', '.join(COLUMN_TYPES)}.", column=name
+                )
+
+    def _converters(self, source: Source) -> list[ColumnConverter | None]:
+        """A converter for every column; None for a nameless empty column, which is dropped."""
+        if source.typed:
+            return [ColumnConverter.typed(kind) for kind in source.kinds]
+        evidence = self._infer(source)
+        converters: list[ColumnConverter | None] = []
+        for position, (name, column) in enumerate(zip(source.names, evidence, strict=True)):
+            if position in source.blank and not column.values:
+                self.findings.warn(
+                    "blank_column_dropped",
+                    f"Column {position + 1} has no name and no values and was dropped. "
+                    "Remove the extra delimiter from every line.",
+                )
+                converters.append(None)
+                continue
+            forced = self.types.get(name)
+            reading = forced_reading(forced, column, source.delimiter) if forced else column.decide(source.delimiter)
+            if not forced:
+                describe_evidence(name, column, reading, source, self.findings)
+            converters.append(ColumnConverter(reading, forced=forced is not None))
+        if all(converter is None for converter in converters):
+            raise Rejected("no_rows", "The file has neither column names nor values.")
+        return converters
+
+    def _infer(self, source: Source) -> list[ColumnEvidence]:
+        try:
+            return self._evidence(source)
+        except FastPathFailed:
+            assert isinstance(source, CsvSource)
+            source.exact = True
+            return self._evidence(source)
+
+    def _evidence(self, source: Source) -> list[ColumnEvidence]:
+        evidence = [ColumnEvidence() for _ in source.names]
+        first_record = 0
+        for batch in source.batches():
+            for column, values in zip(evidence, batch.columns, strict=True):
+                column.observe(values, first_record)
+            first_record += batch.num_rows
+            self.on_progress(INFER_SHARE * source.fraction(), "inferring types")
+        return evidence
+
+    def _convert(
+        self, source: Source, kept: list[int], names: list[str], converters: list[ColumnConverter]
+    ) -> tuple[int, list[Any], TableProfiler]:
+        kinds = [converter.reading.kind for converter in converters]
+        schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in zip(names, kinds, strict=True)])
+        writer = PartWriter(self.destination, schema)
+        profiler = TableProfiler(names, kinds)
+        begun = 0.0 if source.typed else INFER_SHARE
+        rows = 0
+        try:
+            for batch in _filled(source.batches()):
+                arrays = [
+                    converter.convert(batch.column(position), rows)
+                    for position, converter in zip(kept, converters, strict=True)
+                ]
+                typed = pa.RecordBatch.from_arrays(arrays, schema=schema)
+                writer.write(typed)
+                profiler.observe(typed)
+                rows += batch.num_rows
+                self.on_progress(begun + (0.96 - begun) * source.fraction(), "converting")
+            return rows, writer.close(), profiler
+        finally:
+            writer.abandon()
+
+    def _final_type(self, name: str, profile: dict[str, Any]) -> str:
+        """Category and text are stored alike and told apart by how often values repeat."""
+        forced = self.types.get(name)
+        return forced if forced in ("category", "text") else str(profile["type"])
+
+
+def _filled(batches: Iterator[Any]) -> Iterator[Any]:
+    return (batch for batch in batches if batch.num_rows)
