@@ -1,0 +1,97 @@
+"""Checkpoints: durable, verified, the last two and the best kept."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from dlplatform.engine.durable import check_manifest, commit_directory, read_manifest, to_json
+
+TENSORS: Final = "state.safetensors"
+STATE: Final = "state.json"
+_NAME: Final = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was just made durable."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified checkpoint's content, and what was wrong with newer ones that had to be skipped."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+class CheckpointStore:
+    """The ``checkpoints`` directory of a job."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        state: dict[str, Any],
+        best: bool,
+        environment: dict[str, Any],
+    ) -> Saved:
+        """Write one checkpoint and remove those that are no longer needed."""
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / f"step-{step:06d}"
+        files = {TENSORS: safetensors.torch.save(tensors), STATE: to_json(state)}
+        extra = {"step": step, "best": best, "environment": environment}
+        sha256 = commit_directory(path, files, extra)
+        self._prune()
+        return Saved(path, sha256)
+
+    def load_latest(self) -> Loaded | None:
+        """The newest checkpoint that matches its manifest, or None."""
+        skipped: list[str] = []
+        for step, path in reversed(self._list()):
+            try:
+                check_manifest(path)
+                state = orjson.loads((path / STATE).read_bytes())
+                tensors = safetensors.torch.load((path / TENSORS).read_bytes())
+            except (ValueError, OSError, safetensors.SafetensorError) as error:
+                skipped.append(f"{path.name}: {error}")
+                continue
+            return Loaded(step, tensors, state, tuple(skipped))
+        return Loaded(-1, {}, {}, tuple(skipped)) if skipped else None
+
+    def _list(self) -> list[tuple[int, Path]]:
+        if not self.directory.is_dir():
+            return []
+        named = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
+        return sorted((int(match[1]), path) for match, path in named if match)
+
+    def _prune(self) -> None:
+        found = self._list()
+        best = [step for step, path in found if _is_best(path)]
+        keep = {step for step, _ in found[-2:]} | set(best[-1:])
+        for step, path in found:
+            if step not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_best(path: Path) -> bool:
+    try:
+        return bool(read_manifest(path).get("best"))
+    except ValueError:
+        return False

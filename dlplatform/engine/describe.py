@@ -1,0 +1,82 @@
+"""The contents of ``model.json`` for a trained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dlplatform.engine.dataset import Dataset
+from dlplatform.engine.description import FORMAT
+from dlplatform.engine.environment import versions
+from dlplatform.engine.evaluation import json_value, json_values
+from dlplatform.engine.job import JobSpec
+from dlplatform.engine.network import NetworkShape
+from dlplatform.engine.preprocessing import ColumnCoding
+from dlplatform.engine.schema import InputColumn
+from dlplatform.engine.table import missing
+
+SHOWN_CATEGORIES = 100
+
+
+def describe_model(
+    spec: JobSpec,
+    dataset: Dataset,
+    shape: NetworkShape,
+    metrics: dict[str, float | None],
+    training: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything but the weights."""
+    return {
+        "format": FORMAT,
+        "task": spec.task,
+        "target": spec.target.name,
+        "architecture": shape.to_dict(),
+        "inputs": [_describe_input(dataset, coding).to_dict() for coding in dataset.preprocessor.codings],
+        "output": _describe_output(dataset),
+        "preprocessing": dataset.preprocessor.to_dict(),
+        "config": dataset.config.to_dict(),
+        "rows": row_counts(dataset),
+        "training": training,
+        "metrics": metrics,
+        "versions": versions(),
+        "lineage": {"run": spec.run, **spec.lineage},
+    }
+
+
+def row_counts(dataset: Dataset) -> dict[str, int]:
+    """Rows with a target: those trained on (by at least one group) and those validated on."""
+    trained = dataset.table.rows if dataset.split.groups > 1 else len(dataset.split.train[0])
+    return {"train": trained, "validation": sum(len(part) for part in dataset.split.validation)}
+
+
+def _describe_output(dataset: Dataset) -> dict[str, Any]:
+    target = dataset.target
+    if not target.classes:
+        return {"kind": "number", "offset": target.offset, "unit": target.unit}
+    return {"kind": "class", "classes": list(target.classes), "values": list(target.natural)}
+
+
+def _describe_input(dataset: Dataset, coding: ColumnCoding) -> InputColumn:
+    column = coding.column
+    values = dataset.table.columns[column.name]
+    present = np.flatnonzero(~missing(values))
+    example = json_values(column.type, dataset.table.take(present[:1]).columns[column.name]) or [None]
+    low = middle = high = None
+    if coding.width and len(present):
+        numbers: np.ndarray[Any, Any] = np.asarray(values)[present]
+        # The lower median is a value that occurs, so that an integer column gets an integer.
+        middle_value = np.partition(numbers, (len(numbers) - 1) // 2)[(len(numbers) - 1) // 2]
+        low, middle, high = (
+            json_value(column.type, float(number)) for number in (numbers.min(), middle_value, numbers.max())
+        )
+    return InputColumn(
+        name=column.name,
+        type=column.type,
+        nullable=coding.nullable,
+        categories=coding.vocabulary[:SHOWN_CATEGORIES],
+        minimum=low,
+        maximum=high,
+        median=middle,
+        example=example[0],
+    )

@@ -1,0 +1,120 @@
+"""The job directory as the orchestrator writes it: ``spec.json`` and what it points to. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
+from dlplatform.engine.errors import EngineError
+from dlplatform.engine.schema import COLUMN_TYPES, TASKS, Column
+
+FORMAT: Final = 1
+SPEC: Final = "spec.json"
+OUTPUT: Final = "output"
+CHECKPOINTS: Final = "checkpoints"
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to train, on which columns of which files, with which settings."""
+
+    run: str
+    attempt: int
+    task: str
+    target: Column
+    features: tuple[Column, ...]
+    data: tuple[Path, ...]
+    config: TrainingConfig
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+def read_spec(job_dir: Path) -> JobSpec:
+    """Read and check ``spec.json``.
+
+    Raises EngineError: ``bad_config`` for settings, ``bad_data`` for columns and files,
+    ``target_missing`` when the target is not among the columns.
+    """
+    raw = _read_json(job_dir / SPEC)
+    if raw.get("format") != FORMAT:
+        raise EngineError(
+            "bad_config", f"The job has format {raw.get('format')!r}; this engine reads {FORMAT}."
+        )
+    task = raw.get("task")
+    if task not in TASKS:
+        raise EngineError(
+            "bad_config", f"The task {task!r} is unknown; it must be one of: {', '.join(TASKS)}."
+        )
+    columns = _columns(raw.get("columns"))
+    target = raw.get("target")
+    if target not in columns:
+        raise EngineError("target_missing", f"The target column {target!r} is not in the data.")
+    return JobSpec(
+        run=str(raw.get("run", "")),
+        attempt=int(raw.get("attempt", 1)),
+        task=task,
+        target=columns[target],
+        features=_features(raw.get("features"), columns, target),
+        data=_data_files(job_dir, raw.get("data")),
+        config=_config(raw.get("config") or {}, task),
+        lineage=raw.get("lineage") or {},
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise EngineError("bad_config", f"{path.name} cannot be read.", detail=str(error)) from error
+    if not isinstance(raw, dict):
+        raise EngineError("bad_config", f"{path.name} is not a JSON object.")
+    return raw
+
+
+def _columns(raw: Any) -> dict[str, Column]:
+    if not isinstance(raw, list) or not raw:
+        raise EngineError("bad_data", "The job names no columns.")
+    columns: dict[str, Column] = {}
+    for entry in raw:
+        name, type_ = entry.get("name"), entry.get("type")
+        if type_ not in COLUMN_TYPES:
+            raise EngineError("bad_data", f"Column {name!r} has the unknown type {type_!r}.")
+        if name in columns:
+            raise EngineError("bad_data", f"Two columns have the name {name!r}.", "Rename one of them.")
+        columns[name] = Column(name, type_)
+    return columns
+
+
+def _features(names: Any, columns: dict[str, Column], target: str) -> tuple[Column, ...]:
+    if names is None:
+        names = [name for name in columns if name != target]
+    unknown = [name for name in names if name not in columns]
+    if unknown:
+        raise EngineError("bad_data", f"The feature column {unknown[0]!r} is not in the data.")
+    if target in names:
+        raise EngineError("bad_data", f"The target column {target!r} cannot be a feature.", "Remove it.")
+    if not names:
+        raise EngineError("bad_data", "There is no feature column to learn from.", "Choose at least one.")
+    return tuple(columns[name] for name in dict.fromkeys(names))
+
+
+def _data_files(job_dir: Path, names: Any) -> tuple[Path, ...]:
+    if not isinstance(names, list) or not names:
+        raise EngineError("bad_data", "The job names no data files.")
+    root = job_dir.resolve()
+    paths = tuple((root / str(name)).resolve() for name in names)
+    for path in paths:
+        if not path.is_relative_to(root) or not path.is_file():
+            raise EngineError("bad_data", f"The data file {path.name} is not in the job directory.")
+    return paths
+
+
+def _config(raw: dict[str, Any], task: str) -> TrainingConfig:
+    try:
+        return parse_config(raw, task)
+    except ConfigError as error:
+        problems = "; ".join(f"{name}: {code}" for name, code, _ in error.problems)
+        raise EngineError("bad_config", str(error), detail=problems) from error

@@ -1,0 +1,213 @@
+"""The networks for tables: TabM with a linear path beside it, a plain MLP, a linear model.
+
+All three take the same batch and give (G, M, B, outputs): G cross-fitting groups of M members each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear, PiecewiseLinearEmbedding
+from dlplatform.engine.preprocessing import InputSizes
+from dlplatform.engine.statistics import CLIP, Statistics
+
+TEXT_EMBEDDING = 16
+
+
+class Batch(NamedTuple):
+    """Rows for each group: numbers (G, B, D) float32, categories (G, B, C), tokens (G, B, X, L) int32."""
+
+    numbers: Tensor
+    categories: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Everything that fixes the tensors of a network."""
+
+    architecture: str
+    groups: int
+    members: int
+    outputs: int
+    inputs: InputSizes
+    layers: int = 0
+    width: int = 0
+    dropout: float = 0.0
+    bins: int = 0
+    embedding_size: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(raw: dict[str, Any]) -> NetworkShape:
+        """Read what `to_dict` wrote."""
+        inputs = dict(raw["inputs"])
+        for name in ("indicators", "vocabularies"):
+            inputs[name] = tuple(inputs[name])
+        return NetworkShape(**{**raw, "inputs": InputSizes(**inputs)})
+
+
+class InputEncoder(nn.Module):
+    """Normalises numbers with the group's statistics and embeds categories and texts."""
+
+    center: Tensor
+    inverse_scale: Tensor
+    known: Tensor
+    offsets: Tensor
+
+    def __init__(self, groups: int, sizes: InputSizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.groups = groups
+        self.codes = sum(sizes.vocabularies)
+        self.category_size = 8 if max(sizes.vocabularies, default=0) <= 100 else 16
+        self.register_buffer("center", torch.empty(groups, 1, sizes.numbers))
+        self.register_buffer("inverse_scale", torch.empty(groups, 1, sizes.numbers))
+        self.register_buffer("known", torch.empty(groups * self.codes, dtype=torch.int64))
+        if self.codes:
+            self.categories = nn.Parameter(torch.empty(groups, self.codes, self.category_size))
+        if sizes.texts:
+            self.texts = nn.Parameter(torch.empty(groups, sizes.texts * sizes.buckets, TEXT_EMBEDDING))
+        starts = [sum(sizes.vocabularies[:column]) for column in range(len(sizes.vocabularies))]
+        self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+
+    @property
+    def width(self) -> int:
+        """Numbers in the plain representation of a row."""
+        sizes = self.sizes
+        embedded = len(sizes.vocabularies) * self.category_size + sizes.texts * TEXT_EMBEDDING
+        return sizes.numbers + len(sizes.indicators) + embedded
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Small random embeddings; zero for "unknown", the neutral value."""
+        if self.codes:
+            self.categories.normal_(0.0, 0.5, generator=generator)
+            self.categories[:, self.offsets] = 0.0
+        if self.sizes.texts:
+            self.texts.normal_(0.0, 0.3, generator=generator)
+
+    def load_statistics(self, statistics: Statistics) -> None:
+        """Take over what was fitted on the training rows."""
+        self.center.copy_(torch.from_numpy(statistics.center).unsqueeze(1))
+        self.inverse_scale.copy_(torch.from_numpy(statistics.inverse_scale).unsqueeze(1))
+        self.known.copy_(self._known_rows(torch.from_numpy(statistics.known)))
+
+    def _known_rows(self, known: Tensor) -> Tensor:
+        """(G, V) codes within columns → (G·V,) rows of the flat embedding table."""
+        starts = torch.repeat_interleave(self.offsets.cpu(), torch.tensor(self.sizes.vocabularies).long())
+        groups = torch.arange(self.groups).unsqueeze(1) * self.codes
+        return (known + starts + groups).flatten()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(numbers (G, B, D) normalised, rest (G, B, R): indicators and embeddings)."""
+        absent = batch.numbers.isnan()
+        scaled = (batch.numbers - self.center) * self.inverse_scale
+        scaled = scaled.masked_fill(absent, 0.0)
+        numbers = scaled * torch.rsqrt(1 + (scaled / CLIP).square())
+        parts = []
+        if self.sizes.indicators:
+            parts.append(absent[..., list(self.sizes.indicators)].to(numbers.dtype))
+        if self.codes:
+            parts.append(self._embed_categories(batch.categories))
+        if self.sizes.texts:
+            parts.append(self._embed_texts(batch.tokens))
+        return numbers, torch.cat(parts, -1) if parts else numbers[..., :0]
+
+    def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor:
+        starts = torch.arange(self.groups, device=like.device) * rows_per_group
+        return starts.view(self.groups, *[1] * (like.dim() - 1))
+
+    def _embed_categories(self, codes: Tensor) -> Tensor:
+        rows = self.known[codes + self.offsets + self._group_starts(self.codes, codes)]
+        return nn.functional.embedding(rows, self.categories.flatten(0, 1)).flatten(-2)
+
+    def _embed_texts(self, tokens: Tensor) -> Tensor:
+        """Sum of the token embeddings over the square root of their number."""
+        sizes = self.sizes
+        columns = torch.arange(sizes.texts, device=tokens.device).unsqueeze(1) * sizes.buckets
+        rows = tokens + columns + self._group_starts(sizes.texts * sizes.buckets, tokens)
+        present = (tokens > 0).to(self.texts.dtype)
+        weights = present * torch.rsqrt(present.sum(-1, keepdim=True).clamp(min=1.0))
+        bags = nn.functional.embedding_bag(
+            rows.flatten(0, -2),
+            self.texts.flatten(0, 1),
+            mode="sum",
+            per_sample_weights=weights.flatten(0, -2),
+        )
+        return bags.view(*tokens.shape[:2], -1)
+
+
+class TabularNetwork(nn.Module):
+    """Batch → (G, M, B, outputs): logits of classes, or the standardised target."""
+
+    target_center: Tensor
+    target_scale: Tensor
+
+    def __init__(self, shape: NetworkShape) -> None:
+        super().__init__()
+        self.shape = shape
+        groups, members = shape.groups, shape.members
+        self.register_buffer("target_center", torch.empty(groups))
+        self.register_buffer("target_scale", torch.empty(groups))
+        self.encoder = InputEncoder(groups, shape.inputs)
+        if shape.architecture != "mlp":
+            self.linear = GroupedLinear(groups, self.encoder.width, shape.outputs, zero=True)
+        if shape.architecture == "linear":
+            return
+        width = self.encoder.width
+        if shape.architecture == "tabm":
+            self.embedding = PiecewiseLinearEmbedding(
+                groups, shape.inputs.numbers, shape.bins, shape.embedding_size
+            )
+            width += shape.inputs.numbers * (shape.embedding_size - 1)
+        widths = [width, *[shape.width] * shape.layers]
+        self.hidden = nn.ModuleList(
+            EnsembleLinear(groups, members, inputs, outputs, first=not index and members > 1)
+            for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+        )
+        self.head = MemberLinear(groups, members, widths[-1], shape.outputs)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    @torch.no_grad()
+    def initialise(self, statistics: Statistics, seed: int) -> None:
+        """Set every tensor: weights from the seed, buffers from the statistics."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if module is not self and hasattr(module, "initialise"):
+                cast(Any, module).initialise(generator)
+        self.encoder.load_statistics(statistics)
+        self.target_center.copy_(torch.from_numpy(statistics.target_center))
+        self.target_scale.copy_(torch.from_numpy(statistics.target_scale))
+        if self.shape.architecture == "tabm":
+            self.embedding.left.copy_(torch.from_numpy(statistics.left).unsqueeze(2))
+            self.embedding.inverse_width.copy_(torch.from_numpy(statistics.inverse_width).unsqueeze(2))
+
+    def forward(self, batch: Batch) -> Tensor:
+        numbers, rest = self.encoder(batch)
+        plain = torch.cat([numbers, rest], -1) if rest.shape[-1] else numbers
+        if self.shape.architecture == "linear":
+            return self.linear(plain).unsqueeze(1)  # type: ignore[no-any-return]
+        if self.shape.architecture == "mlp":
+            return self._deep(plain)
+        embedded = self.embedding(numbers.transpose(1, 2).contiguous())
+        deep = self._deep(torch.cat([embedded, rest], -1) if rest.shape[-1] else embedded)
+        return deep + self.linear(plain).unsqueeze(1)  # type: ignore[no-any-return]
+
+    def _deep(self, inputs: Tensor) -> Tensor:
+        state = inputs.unsqueeze(1)
+        for layer in self.hidden:
+            state = self.dropout(torch.relu(layer(state)))
+        return self.head(state)  # type: ignore[no-any-return]
+
+
+def build_network(shape: NetworkShape) -> TabularNetwork:
+    """An uninitialised network of the given shape."""
+    return TabularNetwork(shape)

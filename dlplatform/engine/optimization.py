@@ -1,0 +1,44 @@
+"""Optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlplatform.engine.config import TrainingConfig
+
+UNDECAYED = ("bias", "before", "after", "shift", "slope")
+
+
+def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices only."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (free if name.rsplit(".", 1)[-1] in UNDECAYED else decayed).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=_peak(config), fused=True)
+
+
+def _peak(config: TrainingConfig) -> float:
+    assert config.learning_rate != "auto"
+    return config.learning_rate
+
+
+def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """The rate of a step (from 0 on): linear warm-up, then the schedule down to 1 % of the peak."""
+    peak = _peak(config)
+    warmup = round(config.warmup * total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if config.schedule == "constant":
+        return peak
+    done = (step - warmup) / max(1, total_steps - warmup)
+    remaining = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return peak * (0.01 + 0.99 * remaining)

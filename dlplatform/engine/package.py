@@ -1,0 +1,234 @@
+"""The model package: a directory of JSON, safetensors and text; nothing in it can run code.
+
+``verify`` trusts nothing: it checks the files, the header of the weights and the shapes that ``model.json``
+promises before anything of their size is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from dlplatform.engine.config import ARCHITECTURES
+from dlplatform.engine.description import MODEL, read_description
+from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.network import NetworkShape, TabularNetwork, build_network
+from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
+
+WEIGHTS: Final = "model.safetensors"
+CARD: Final = "README.md"
+EVALUATION: Final = "evaluation.json"
+MAXIMUM_BYTES: Final = 16 << 30
+MAXIMUM_HEADER: Final = 16 << 20
+MAXIMUM_DIMENSION: Final = 1 << 24
+_UNSAFE_SUFFIXES: Final = frozenset(
+    {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".so", ".h5"}
+)
+_DTYPES: Final = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package in memory."""
+
+    description: dict[str, Any]
+    network: TabularNetwork
+    preprocessor: Preprocessor
+
+
+def save(
+    directory: Path,
+    description: dict[str, Any],
+    tensors: dict[str, Tensor],
+    card: str,
+    evaluation: dict[str, Any],
+) -> str:
+    """Write a package so that it is whole or absent; returns the SHA-256 of its manifest."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    files = {
+        MODEL: to_json(description),
+        WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
+        CARD: card.encode(),
+        EVALUATION: to_json(evaluation),
+    }
+    return commit_directory(directory, files, {})
+
+
+def load(directory: Path) -> Package:
+    """Verify a package and read it. Raises PackageError."""
+    description = verify(directory)
+    shape = _shape(description)
+    network = build_network(shape)
+    try:
+        tensors = safetensors.torch.load((directory / WEIGHTS).read_bytes())
+        network.load_state_dict(tensors)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise PackageError(f"{WEIGHTS} cannot be read.") from error
+    _check_values(network)
+    return Package(description, network.eval(), Preprocessor.from_dict(description["preprocessing"]))
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Check a package without loading its weights; returns its description. Raises PackageError."""
+    _check_files(directory)
+    description = read_description(directory)
+    expected = _expected_tensors(_shape(description))
+    _compare(expected, read_header(directory / WEIGHTS))
+    if (directory / MANIFEST).exists():
+        try:
+            check_manifest(directory)
+        except ValueError as error:
+            raise PackageError(f"The package is damaged: {error}") from error
+    return description
+
+
+def _check_files(directory: Path) -> None:
+    if not directory.is_dir():
+        raise PackageError("The package is not a directory.")
+    for path in directory.rglob("*"):
+        if path.is_symlink():
+            raise PackageError(f"{path.name} is a link; a package holds plain files only.")
+        if path.suffix.lower() in _UNSAFE_SUFFIXES:
+            raise PackageError(
+                f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
+                "Convert the weights with safetensors.torch.save_file and upload that."
+            )
+    if not (directory / WEIGHTS).is_file():
+        raise PackageError(f"The package has no {WEIGHTS}.")
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Names, dtypes and shapes in a safetensors file, whose layout is checked against its size.
+
+    Raises PackageError.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start[:1] == b"\x80" or start[:2] == b"PK":
+            raise PackageError(f"{path.name} is a pickle or a zip archive, not a safetensors file.")
+        if size > MAXIMUM_BYTES:
+            raise PackageError(f"{path.name} is larger than {MAXIMUM_BYTES >> 30} GB.")
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(MAXIMUM_HEADER, size - 8):
+            raise PackageError(f"{path.name} is not a whole safetensors file.")
+        raw = file.read(length)
+    try:
+        header = orjson.loads(raw)
+        header.pop("__metadata__", None)
+        return _check_layout(header, size - 8 - length)
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"The header of {path.name} is damaged.") from error
+
+
+def _check_layout(header: dict[str, Any], content: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensors must lie one after the other and fill the file."""
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        first, last = entry["data_offsets"]
+        shape = tuple(int(each) for each in entry["shape"])
+        if first != end or last < first or any(not 0 <= each <= MAXIMUM_BYTES for each in shape):
+            raise ValueError(name)
+        entries[name], end = (str(entry["dtype"]), shape), last
+    if end != content:
+        raise ValueError("size")
+    return entries
+
+
+def _compare(expected: dict[str, Tensor], found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    for name in sorted(expected.keys() ^ found.keys()):
+        state = "is missing from" if name in expected else "is not expected in"
+        raise PackageError(f"The tensor {name[:200]!r} {state} {WEIGHTS}.")
+    for name, tensor in expected.items():
+        dtype, shape = found[name]
+        if dtype != _DTYPES[tensor.dtype][0] or shape != tuple(tensor.shape):
+            raise PackageError(
+                f"The tensor {name!r} is {dtype} {list(shape)}, but {MODEL} describes "
+                f"{_DTYPES[tensor.dtype][0]} {list(tensor.shape)}."
+            )
+
+
+def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
+    """Tensors without memory, of the shapes the description promises. Raises PackageError."""
+    with torch.device("meta"):
+        tensors = build_network(shape).state_dict()
+    total = sum(math.prod(tensor.shape) * _DTYPES[tensor.dtype][1] for tensor in tensors.values())
+    if total > MAXIMUM_BYTES:
+        raise PackageError(
+            f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}."
+        )
+    return tensors
+
+
+def _shape(description: dict[str, Any]) -> NetworkShape:
+    """The network's shape, every number within limits and in step with inputs and outputs."""
+    try:
+        shape = NetworkShape.from_dict(description["architecture"])
+        preprocessor = Preprocessor.from_dict(description["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PackageError(f"{MODEL} does not describe a network of this platform.") from error
+    if shape.architecture not in ARCHITECTURES:
+        raise PackageError(f"The architecture {str(shape.architecture)[:40]!r} is unknown.")
+    _check_limits(shape)
+    columns = [(each.column.name, each.column.type) for each in preprocessor.codings]
+    if columns != [(each["name"], each["type"]) for each in description["inputs"]]:
+        raise PackageError("The input schema and the preprocessing name different columns.")
+    sizes = preprocessor.sizes()
+    if sizes != shape.inputs:
+        raise PackageError("The architecture does not fit the preprocessing.")
+    if shape.outputs != _outputs(description):
+        raise PackageError("The number of classes does not fit the network's outputs.")
+    return shape
+
+
+def _outputs(description: dict[str, Any]) -> int:
+    if description["task"] == "regression":
+        return 1
+    classes = description["output"].get("classes")
+    return len(classes) if isinstance(classes, list) and len(set(map(str, classes))) == len(classes) else -1
+
+
+def _check_limits(shape: NetworkShape) -> None:
+    limits = {
+        "groups": (shape.groups, 1, 16),
+        "members": (shape.members, 1, 4096),
+        "outputs": (shape.outputs, 1, 1 << 16),
+        "layers": (shape.layers, 0, 64),
+        "width": (shape.width, 0, 1 << 16),
+        "bins": (shape.bins, 0, 4096),
+        "embedding_size": (shape.embedding_size, 0, 4096),
+        "numbers": (shape.inputs.numbers, 0, 1 << 20),
+        "texts": (shape.inputs.texts, 0, 1 << 12),
+        "vocabulary": (sum(shape.inputs.vocabularies, 0), 0, MAXIMUM_DIMENSION),
+        "vocabularies": (min(shape.inputs.vocabularies, default=SPECIAL), SPECIAL, MAXIMUM_DIMENSION),
+    }
+    for name, (value, low, high) in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
+    if (
+        isinstance(shape.dropout, bool)
+        or not isinstance(shape.dropout, int | float)
+        or not 0 <= shape.dropout < 1
+    ):
+        raise PackageError(f"{MODEL} gives an impossible dropout.")
+
+
+def _check_values(network: TabularNetwork) -> None:
+    """Indices must stay inside their table; weights must be numbers."""
+    known = network.encoder.known
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < known.numel():
+        raise PackageError(f"{WEIGHTS} maps a category outside the vocabulary.")
+    for name, tensor in network.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise PackageError(f"The tensor {name!r} holds infinite or undefined values.")

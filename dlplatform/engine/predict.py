@@ -1,0 +1,174 @@
+"""Predictions from a package: load once, answer batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dlplatform.engine import package
+from dlplatform.engine.dataset import to_tensors
+from dlplatform.engine.errors import PredictionInputError
+from dlplatform.engine.objective import mean_prediction
+from dlplatform.engine.schema import STRING_LIKE
+from dlplatform.engine.table import Table, Values
+
+CHUNK = 1024
+
+
+class Predictor:
+    """A loaded model package. Safe to share between threads that only predict."""
+
+    def __init__(self, directory: Path) -> None:
+        """Verify and load a package. Raises PackageError."""
+        loaded = package.load(Path(directory))
+        self.description = loaded.description
+        self._network = loaded.network
+        self._preprocessor = loaded.preprocessor
+        self._codings = loaded.preprocessor.codings
+        self._columns = {each.column.name for each in self._codings}
+        self._accepted = self._columns | {self.description.get("target")}
+
+    def predict(self, instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """One answer for each row: {"label", "probabilities": {label: p}} or {"value"}.
+
+        A value of None is missing and filled as fitted; a column may be left out when the training data
+        had missing values in it. The target column is accepted and ignored. Raises PredictionInputError.
+        """
+        if not instances:
+            return []
+        table = self._table(instances)
+        return self._answers(self.predict_table(table))
+
+    def predict_table(self, table: Table) -> np.ndarray[Any, Any]:
+        """(n, K) class probabilities, or (n, 1) values in the target's units, for a typed table."""
+        inputs = self._preprocessor.transform(table)
+        tensors = to_tensors(inputs, np.zeros(table.rows), torch.device("cpu"))
+        groups = self._network.shape.groups
+        parts = []
+        with torch.inference_mode():
+            for rows in torch.split(torch.arange(table.rows), CHUNK):
+                outputs = self._network(tensors.batch(rows.expand(groups, -1)))
+                parts.append(mean_prediction(self._network, outputs).double().mean(0).numpy())
+        predicted: np.ndarray[Any, Any] = np.concatenate(parts)
+        output = self.description["output"]
+        if output["kind"] == "number":
+            return predicted * float(output["unit"]) + float(output["offset"])
+        return predicted
+
+    def _answers(self, predicted: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
+        output = self.description["output"]
+        if output["kind"] == "number":
+            return [{"value": float(value)} for value in predicted[:, 0]]
+        classes = output["classes"]
+        return [
+            {
+                "label": classes[int(row.argmax())],
+                "probabilities": dict(zip(classes, row.tolist(), strict=True)),
+            }
+            for row in predicted
+        ]
+
+    def _table(self, instances: Sequence[Mapping[str, Any]]) -> Table:
+        for row, instance in enumerate(instances):
+            self._check_names(row, instance)
+        columns: dict[str, Values] = {}
+        for coding in self._codings:
+            name, type_ = coding.column.name, coding.column.type
+            values = [parse_value(row, name, type_, each.get(name)) for row, each in enumerate(instances)]
+            columns[name] = (
+                pa.array(values, pa.string()) if type_ in STRING_LIKE else np.array(values, np.float64)
+            )
+        return Table(columns, len(instances))
+
+    def _check_names(self, row: int, instance: Any) -> None:
+        if not isinstance(instance, Mapping):
+            raise PredictionInputError(
+                row, None, "not_an_object", "A row must be an object of column values."
+            )
+        for name in instance:
+            if name not in self._accepted:
+                shown = str(name)[:80]
+                known = ", ".join(sorted(self._columns)[:20])
+                message = f"The model has no column {shown!r}; its columns are {known}."
+                raise PredictionInputError(row, shown, "unknown_column", message)
+        for coding in self._codings:
+            if coding.column.name not in instance and not coding.nullable:
+                message = (
+                    f"The column {coding.column.name!r} is missing; give a value, or null if it is unknown."
+                )
+                raise PredictionInputError(row, coding.column.name, "missing_column", message)
+
+
+def parse_value(row: int, name: str, type_: str, value: Any) -> float | str | None:
+    """A JSON value as it is stored for its column type: a float (NaN for missing), or a string or None.
+
+    Raises PredictionInputError with a code of wrong_type, bad_number or bad_datetime.
+    """
+    if value is None:
+        return None if type_ in STRING_LIKE else math.nan
+    if type_ in STRING_LIKE:
+        return _parse_string(row, name, value)
+    if type_ == "datetime":
+        return _parse_datetime(row, name, value)
+    return _parse_number(row, name, type_, value)
+
+
+def _parse_string(row: int, name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value)
+    raise PredictionInputError(row, name, "wrong_type", f"The column {name!r} takes a string.")
+
+
+_BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "1": 1.0, "0": 0.0}
+
+
+def _parse_number(row: int, name: str, type_: str, value: Any) -> float:
+    if isinstance(value, str):
+        text = value.strip()
+        if not text:
+            return math.nan
+        if type_ == "boolean" and text.lower() in _BOOLEANS:
+            return _BOOLEANS[text.lower()]
+        try:
+            value = float(text)
+        except ValueError:
+            kind = "true or false" if type_ == "boolean" else "a number"
+            message = f"The column {name!r} takes {kind}, not {text[:40]!r}."
+            raise PredictionInputError(row, name, "bad_number", message) from None
+    if not isinstance(value, int | float):
+        raise PredictionInputError(row, name, "wrong_type", f"The column {name!r} takes a number.")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
+        raise PredictionInputError(row, name, "bad_number", f"The column {name!r} takes a finite number.")
+    return number
+
+
+def _parse_datetime(row: int, name: str, value: Any) -> float:
+    """Seconds since 1970; a time without a zone is UTC."""
+    if isinstance(value, datetime):
+        moment = value
+    elif isinstance(value, str):
+        if not value.strip():
+            return math.nan
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            message = f"The column {name!r} takes a date or time such as 2026-03-01T12:00:00Z."
+            raise PredictionInputError(row, name, "bad_datetime", message) from None
+    else:
+        raise PredictionInputError(
+            row, name, "wrong_type", f"The column {name!r} takes a date or time as text."
+        )
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
