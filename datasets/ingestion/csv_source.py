@@ -20,7 +20,7 @@ import pyarrow.csv as pacsv
 from datasets.ingestion.decoding import PreparedText
 from datasets.ingestion.dialect import DELIMITER_NAMES, NO_DELIMITER, Dialect
 from datasets.ingestion.limits import Limits
-from datasets.ingestion.result import Findings, Rejected, shown
+from datasets.ingestion.result import Findings, Rejected, Reported, shown
 from datasets.ingestion.sources import Batch, internal_names
 
 BLOCK_BYTES = 4 << 20
@@ -158,7 +158,7 @@ class CsvSource:
                 yield _text_batch(pending, width)
                 pending = []
         if ragged:
-            raise RaggedRows
+            raise Reported
         if pending:
             yield _text_batch(pending, width)
 
@@ -242,10 +242,6 @@ class CsvSource:
         for record, (row_number, _) in enumerate(self._numbered_rows()):
             found.extend([record] * (row_number - first - record - len(found)))
         return found
-
-
-class RaggedRows(Exception):
-    """Rows of the wrong length were reported; there is nothing to store."""
 
 
 def _text_batch(rows: Sequence[Sequence[str]], width: int) -> Batch:

@@ -247,9 +247,9 @@ class _Scan:
                 f"The file holds more than {self._limits.bytes:,} bytes of text. Split it and append the pieces.",
             )
         joined = self._last + chunk[:2]
-        prepared.blank_lines = prepared.blank_lines or any(
-            blank in joined or blank in chunk for blank in (b"\n\n", b"\n\r\n", b"\r\r")
-        )
+        returns = b"\r" in chunk or b"\r" in joined
+        blanks = (b"\n\n", b"\n\r\n", b"\r\r") if returns else (b"\n\n",)
+        prepared.blank_lines = prepared.blank_lines or any(blank in joined or blank in chunk for blank in blanks)
         prepared.lines += chunk.count(b"\n") or chunk.count(b"\r")
         for quote in prepared.quotes:
             prepared.quotes[quote] += chunk.count(quote.encode())

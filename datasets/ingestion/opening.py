@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from datasets.ingestion.csv_source import CsvSource
@@ -24,6 +25,7 @@ def open_source(
     limits: Limits,
     findings: Findings,
     detected: Detected,
+    on_read: Callable[[float], None],
 ) -> Source:
     """A readable source; fills `detected`; raises Rejected for what cannot be read."""
     size = source.stat().st_size
@@ -45,7 +47,7 @@ def open_source(
     prepared = prepare_text(source, work, limits, findings)
     detected.encoding = prepared.encoding
     if kind == "ndjson":
-        return NdjsonSource(prepared, work, limits, findings)
+        return NdjsonSource(prepared, work, limits, findings, on_read)
     return _open_csv(prepared, limits, findings, detected)
 
 

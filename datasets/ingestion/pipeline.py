@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from datasets.ingestion.checks import table_warnings
 from datasets.ingestion.conversion import ColumnConverter
-from datasets.ingestion.csv_source import CsvSource, FastPathFailed, RaggedRows
+from datasets.ingestion.csv_source import CsvSource, FastPathFailed
 from datasets.ingestion.inference import ColumnEvidence, Reading
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.opening import open_source
 from datasets.ingestion.parts import ARROW_TYPES, PartWriter
 from datasets.ingestion.profile import TableProfiler
 from datasets.ingestion.readings import describe_conversion, describe_evidence, forced_reading
-from datasets.ingestion.result import COLUMN_TYPES, Column, Detected, Findings, IngestResult, Rejected
+from datasets.ingestion.result import COLUMN_TYPES, Column, Detected, Findings, IngestResult, Rejected, Reported
 from datasets.ingestion.sources import Source
 
 Progress = Callable[[float, str], None]
@@ -40,12 +40,12 @@ def ingest(
     detected = Detected()
     ingestion = _Ingestion(destination, limits, types or {}, on_progress or _silent, findings, detected)
     try:
-        opened = open_source(source, destination, filename, content_type, limits, findings, detected)
+        opened = open_source(source, destination, filename, content_type, limits, findings, detected, ingestion.read)
         result = ingestion.run(opened)
     except Rejected as rejection:
         findings.add(rejection.problem)
         result = IngestResult(state="rejected")
-    except RaggedRows:
+    except Reported:
         result = IngestResult(state="rejected")
     finally:
         for name in ("text.utf8", "staging.arrow"):
@@ -68,6 +68,10 @@ class _Ingestion:
     on_progress: Progress
     findings: Findings
     detected: Detected
+
+    def read(self, fraction: float) -> None:
+        """Progress of a format that is parsed while it is opened."""
+        self.on_progress(INFER_SHARE / 2 * fraction, "reading")
 
     def run(self, source: Source) -> IngestResult:
         self._check_types(source.names)

@@ -48,6 +48,10 @@ class Rejected(Exception):
         self.problem = Problem(code=code, detail=detail, row=row, column=column)
 
 
+class Reported(Exception):
+    """The errors are among the findings already; there is nothing to store."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column as stored; `type` is one of COLUMN_TYPES."""

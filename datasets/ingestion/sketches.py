@@ -16,6 +16,12 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 HASH_SPACE = 2.0**64
 
 
+def sorted_unique(hashes: Hashes) -> Hashes:
+    """Like np.unique, which hashes 64-bit integers nowadays: several times slower than sorting random ones."""
+    ordered = np.sort(hashes)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+
+
 class DistinctCounter:
     """Distinct values among hashes: keeps the `capacity` smallest (k minimum values).
 
@@ -54,7 +60,7 @@ class DistinctCounter:
     def _settle(self) -> None:
         if not self._waiting:
             return
-        merged = np.unique(np.concatenate([self._kept, *self._waiting]))
+        merged = sorted_unique(np.concatenate([self._kept, *self._waiting]))
         self._waiting, self._waiting_count = [], 0
         if len(merged) > self.capacity:
             self._saturated = True
@@ -85,7 +91,7 @@ class DuplicateCounter:
             return 0, True
         hashes = np.concatenate(self._waiting)
         self._waiting = [hashes]
-        repeated = len(hashes) - len(np.unique(hashes))
+        repeated = len(hashes) - len(sorted_unique(hashes))
         return repeated << int(self._level), self._level == 0
 
     def _of_level(self, hashes: Hashes) -> Hashes:
