@@ -62,6 +62,6 @@ def _guarded(job: dict[str, Any], limits: Limits, progress: Callable[[float, str
     except OSError as error:
         traceback.print_exc(file=sys.stderr)
         return rejected(DISK_PROBLEM if error.errno in (27, 28) else UNEXPECTED_PROBLEM)
-    except Exception:  # noqa: BLE001 - the one boundary; see the docstring
+    except Exception:
         traceback.print_exc(file=sys.stderr)
         return rejected(UNEXPECTED_PROBLEM)

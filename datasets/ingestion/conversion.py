@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.ingestion.inference import MISSING, Reading, cleaned, without_markers
+from datasets.ingestion.parts import ARROW_TYPES
 
 Array = Any
 EXAMPLES_KEPT = 5
@@ -56,10 +57,14 @@ class ColumnConverter:
 
     def convert(self, raw: Array, first_record: int) -> Array:
         """The typed array, as long as `raw`."""
+        if self.already_typed:
+            raw = pc.cast(raw, ARROW_TYPES[self.reading.kind], safe=False)
+            if self.reading.kind == "number":
+                return self._finite(raw)
         if self.reading.kind == "text":
             return self._text(raw, first_record)
         if self.already_typed:
-            return self._finite(raw) if self.reading.kind == "number" else raw
+            return raw
         values = raw
         if not self.reading.accepts(raw):
             values = cleaned(raw)
@@ -85,7 +90,9 @@ class ColumnConverter:
         if not self.marker_examples:
             hidden = pc.filter(raw, pc.and_(pc.is_valid(raw), pc.is_null(values)))
             found = [text.strip() for text in pc.unique(hidden)[:50].to_pylist()]
-            self.marker_examples = [text for text in dict.fromkeys(found) if text in MISSING and text][:EXAMPLES_KEPT]
+            self.marker_examples = [text for text in dict.fromkeys(found) if text in MISSING and text][
+                :EXAMPLES_KEPT
+            ]
 
     def _count_formulas(self, raw: Array, first_record: int) -> None:
         """Cells a spreadsheet would run; +49 171… and -x are not counted, exports neutralise them all the same."""

@@ -54,7 +54,9 @@ class CsvSource:
         self._blank_records: array[int] | None = None
         self._reported = False
         quotes = prepared.quotes[dialect.quotechar]
-        self.exact = quotes % 2 == 1 or dialect.delimiter == " " or (dialect.skip_initial_space and quotes > 0)
+        self.exact = (
+            quotes % 2 == 1 or dialect.delimiter == " " or (dialect.skip_initial_space and quotes > 0)
+        )
 
     def batches(self) -> Iterator[Batch]:
         self._position = 0
@@ -119,7 +121,8 @@ class CsvSource:
             records += batch.num_rows
             if records > self._limits.rows:
                 raise Rejected(
-                    "too_many_rows", f"The file has more than {self._limits.rows:,} rows. Split it or take a sample."
+                    "too_many_rows",
+                    f"The file has more than {self._limits.rows:,} rows. Split it or take a sample.",
                 )
             yield batch
 
@@ -127,7 +130,9 @@ class CsvSource:
         for position, column in enumerate(batch.columns):
             length = pc.max(pc.binary_length(column)).as_py() if batch.nbytes > self._limits.cell_bytes else 0
             if length is not None and length > self._limits.cell_bytes:
-                record = int(np.argmax(pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)))
+                record = int(
+                    np.argmax(pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False))
+                )
                 raise self._long_cell(self.row_number(records + record), position, length)
 
     def _long_cell(self, row: int, position: int, length: int) -> Rejected:

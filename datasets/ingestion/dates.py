@@ -46,7 +46,9 @@ class IsoDates:
         zoned = pc.and_(pc.match_substring_regex(matching, ZONE), pc.match_substring(matching, ":"))
         local = pc.if_else(zoned, pa.scalar(None, pa.string()), matching)
         offset = pc.if_else(zoned, matching, pa.scalar(None, pa.string()))
-        return pc.coalesce(_cast_or_split(offset, UTC), pc.cast(_cast_or_split(local, pa.timestamp("us")), UTC))
+        return pc.coalesce(
+            _cast_or_split(offset, UTC), pc.cast(_cast_or_split(local, pa.timestamp("us")), UTC)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,11 @@ class NumericDates:
     def parse(self, values: Array) -> Array:
         fields = pc.extract_regex(values, NUMERIC_DATE)
         first, middle, last = (_integers(fields, name) for name in ("first", "middle", "last"))
-        year, month, day = {"ymd": (first, middle, last), "dmy": (last, middle, first), "mdy": (last, first, middle)}[
-            self.key
-        ]
+        year, month, day = {
+            "ymd": (first, middle, last),
+            "dmy": (last, middle, first),
+            "mdy": (last, first, middle),
+        }[self.key]
         return _timestamps(year, month, day, fields)
 
 

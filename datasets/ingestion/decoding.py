@@ -60,7 +60,8 @@ def open_decompressed(source: Path) -> Iterator[IO[bytes]]:
                 yield plain
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Rejected(
-            "damaged_gzip", "The gzip archive is cut off or damaged. Compress the file again and upload it whole."
+            "damaged_gzip",
+            "The gzip archive is cut off or damaged. Compress the file again and upload it whole.",
         ) from error
 
 
@@ -128,9 +129,13 @@ def _legacy_encoding(error: _NotUtf8) -> str:
         )
     best = charset_normalizer.from_bytes(error.context).best()
     guess = best.encoding if best is not None else "cp1252"
-    return "cp1252" if guess in ("ascii", "utf_8", "latin_1") or guess.startswith(("cp125", "iso8859", "mac")) and _western(
-        error.context
-    ) else guess
+    return (
+        "cp1252"
+        if guess in ("ascii", "utf_8", "latin_1")
+        or (guess.startswith(("cp125", "iso8859", "mac"))
+        and _western(error.context))
+        else guess
+    )
 
 
 def _western(context: bytes) -> bool:
@@ -175,7 +180,9 @@ def _transcode(source: Path, work: Path, encoding: str, bom: int, limits: Limits
     return scan.prepared
 
 
-def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, encoding: str, lines: int, *, final: bool) -> bytes:
+def _decode(
+    decoder: codecs.IncrementalDecoder, chunk: bytes, encoding: str, lines: int, *, final: bool
+) -> bytes:
     try:
         return decoder.decode(chunk, final).encode("utf-8")
     except UnicodeError as error:
@@ -249,7 +256,9 @@ class _Scan:
         joined = self._last + chunk[:2]
         returns = b"\r" in chunk or b"\r" in joined
         blanks = (b"\n\n", b"\n\r\n", b"\r\r") if returns else (b"\n\n",)
-        prepared.blank_lines = prepared.blank_lines or any(blank in joined or blank in chunk for blank in blanks)
+        prepared.blank_lines = prepared.blank_lines or any(
+            blank in joined or blank in chunk for blank in blanks
+        )
         prepared.lines += chunk.count(b"\n") or chunk.count(b"\r")
         for quote in prepared.quotes:
             prepared.quotes[quote] += chunk.count(quote.encode())

@@ -64,18 +64,28 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
     complete = len(raw) < SNIFF_BYTES
     sample = raw.decode("utf-8", errors="ignore")
     if not sample.strip():
-        raise Rejected("empty_file", "The file is empty. Upload a file with a header row and at least one row below it.")
+        raise Rejected(
+            "empty_file", "The file is empty. Upload a file with a header row and at least one row below it."
+        )
     skipped, first_row, forced = _preamble(sample, findings)
     sample = sample[skipped:]
     if not sample.strip():
-        raise Rejected("no_rows", "The file holds only comments. Add a header row and at least one row below it.")
+        raise Rejected(
+            "no_rows", "The file holds only comments. Add a header row and at least one row below it."
+        )
     delimiter, quotechar, escapechar = _best(sample, complete, forced)
-    skip_space = delimiter == " " or (delimiter not in (NO_DELIMITER, "\t") and _spaces_follow(sample, delimiter))
+    skip_space = delimiter == " " or (
+        delimiter not in (NO_DELIMITER, "\t") and _spaces_follow(sample, delimiter)
+    )
     start = prepared.start + len(raw.decode("utf-8", errors="ignore")[:skipped].encode())
     options = _options(delimiter, quotechar, escapechar, skip_space)
     rows = _rows(sample, options, complete)
     if not rows:
-        raise Rejected("cell_too_long", "The first row is longer than 256 KB. Check that lines end where they should.", row=first_row)
+        raise Rejected(
+            "cell_too_long",
+            "The first row is longer than 256 KB. Check that lines end where they should.",
+            row=first_row,
+        )
     blanks, rows = _drop_leading_blank(rows)
     _refuse_title_rows(rows, first_row + blanks)
     header = _has_header(rows)
@@ -117,7 +127,9 @@ def _preamble(sample: str, findings: Findings) -> tuple[int, int, str | None]:
             break
         position, row = (end.end() if end else len(sample)), row + 1
     if sample[:position].strip():
-        findings.warn("preamble_skipped", f"The first {row} lines are comments or blank and were skipped.", row=1)
+        findings.warn(
+            "preamble_skipped", f"The first {row} lines are comments or blank and were skipped.", row=1
+        )
     return position, row + 1, None
 
 
@@ -125,7 +137,9 @@ def _is_comment(line: str, sample: str, position: int) -> bool:
     """A `#` line is a comment unless it is a header: `#id,name` above rows with as many fields."""
     following = sample[position + len(line) :].lstrip("\r\n").split("\n", 1)[0]
     return not any(
-        0 < line.count(mark) == following.count(mark) for mark in (",", ";", "\t", "|") if not following.startswith("#")
+        0 < line.count(mark) == following.count(mark)
+        for mark in (",", ";", "\t", "|")
+        if not following.startswith("#")
     )
 
 
@@ -214,10 +228,17 @@ def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     first, below = rows[0], [row for row in rows[1:] if row]
     if not below:
         return not all(_is_value(cell) for cell in first)
-    votes = sum(_vote(cell, [row[position] for row in below if position < len(row)]) for position, cell in enumerate(first))
+    votes = sum(
+        _vote(cell, [row[position] for row in below if position < len(row)])
+        for position, cell in enumerate(first)
+    )
     if votes:
         return votes > 0
-    return not _is_value(first[0]) if len(first) == 1 else not all(_is_value(cell) or not cell.strip() for cell in first)
+    return (
+        not _is_value(first[0])
+        if len(first) == 1
+        else not all(_is_value(cell) or not cell.strip() for cell in first)
+    )
 
 
 def _vote(cell: str, below: Sequence[str]) -> int:

@@ -15,9 +15,19 @@ ACCEPTED = "Upload CSV, NDJSON or Parquet."
 
 # magic bytes → (code, what it is, what to do)
 REFUSED: tuple[tuple[bytes, str, str, str], ...] = (
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "excel_file", "an Excel 97 workbook", "Open it and save the sheet as CSV UTF-8."),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "excel_file",
+        "an Excel 97 workbook",
+        "Open it and save the sheet as CSV UTF-8.",
+    ),
     (b"PARE", "encrypted_parquet", "an encrypted Parquet file", "Write it again without encryption."),
-    (b"ARROW1", "arrow_file", "an Arrow IPC (Feather) file", "Write it as Parquet: pyarrow.parquet.write_table."),
+    (
+        b"ARROW1",
+        "arrow_file",
+        "an Arrow IPC (Feather) file",
+        "Write it as Parquet: pyarrow.parquet.write_table.",
+    ),
     (b"FEA1", "arrow_file", "a Feather file", "Write it as Parquet: pyarrow.parquet.write_table."),
     (b"ORC", "orc_file", "an ORC file", "Write it as Parquet."),
     (b"Obj\x01", "avro_file", "an Avro file", "Write it as Parquet or NDJSON."),
@@ -31,7 +41,12 @@ REFUSED: tuple[tuple[bytes, str, str, str], ...] = (
     (b"Rar!", "archive_file", "a RAR archive", "Unpack it and upload one table."),
     (b"%PDF", "pdf_file", "a PDF document", "Export the table as CSV."),
     (b"\x89PNG", "image_file", "a PNG image", "Image data sets are uploaded as images, not as a table."),
-    (b"\xff\xd8\xff", "image_file", "a JPEG image", "Image data sets are uploaded as images, not as a table."),
+    (
+        b"\xff\xd8\xff",
+        "image_file",
+        "a JPEG image",
+        "Image data sets are uploaded as images, not as a table.",
+    ),
     (b"GIF8", "image_file", "a GIF image", "Image data sets are uploaded as images, not as a table."),
     (b"\x7fELF", "program_file", "a program", ACCEPTED),
 )
@@ -81,10 +96,14 @@ def _zip_rejection(source: Path) -> Rejected:
     if any(name.startswith("xl/") for name in names):
         return Rejected("excel_file", "This is an Excel workbook. Open it and save the sheet as CSV UTF-8.")
     if any(name == "content.xml" for name in names):
-        return Rejected("excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8.")
+        return Rejected(
+            "excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8."
+        )
     if any(name.endswith("data.pkl") for name in names):
         return Rejected("pickle_file", "This is a PyTorch checkpoint, not a table. Upload it as a model.")
-    return Rejected("archive_file", "This is a zip archive. Unpack it and upload one CSV, NDJSON or Parquet file.")
+    return Rejected(
+        "archive_file", "This is a zip archive. Unpack it and upload one CSV, NDJSON or Parquet file."
+    )
 
 
 def _ascii_view(head: bytes) -> str:
@@ -96,7 +115,8 @@ def _refuse_markup(text: str) -> None:
     start = text[:200].lower()
     if start.startswith(("<!doctype html", "<html")):
         raise Rejected(
-            "html_file", "This is a web page, perhaps a login or error page saved as data. Download the data again."
+            "html_file",
+            "This is a web page, perhaps a login or error page saved as data. Download the data again.",
         )
     if start.startswith("<?xml"):
         raise Rejected("xml_file", "This is an XML file. Export the table as CSV.")

@@ -16,7 +16,24 @@ from datasets.ingestion import booleans, dates, numerals
 
 Array = Any
 
-MISSING = ("", "NA", "N/A", "n/a", "<NA>", "#N/A", "#NA", "NULL", "Null", "null", "NaN", "nan", "NAN", "None", "-", "?")
+MISSING = (
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "<NA>",
+    "#N/A",
+    "#NA",
+    "NULL",
+    "Null",
+    "null",
+    "NaN",
+    "nan",
+    "NAN",
+    "None",
+    "-",
+    "?",
+)
 _MISSING_ARRAY = pa.array(MISSING)
 HEAD_ROWS = 64
 OFFENDERS_KEPT = 5

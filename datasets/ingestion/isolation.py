@@ -120,7 +120,10 @@ class _Child:
         """Read both pipes until they close, the time is over or a stop is asked for."""
         deadline = time.monotonic() + self.limits.wall_seconds
         with selectors.DefaultSelector() as selector:
-            for stream, receive in ((process.stdout, self._receive_answer), (process.stderr, self._receive_log)):
+            for stream, receive in (
+                (process.stdout, self._receive_answer),
+                (process.stderr, self._receive_log),
+            ):
                 assert stream is not None
                 selector.register(stream, selectors.EVENT_READ, receive)
             while selector.get_map() and self.ended_by is None:
@@ -178,7 +181,9 @@ class _Child:
         return rejected(_death_problem(code, self.log, self.limits))
 
 
-STOPPED = Problem(code="stopped", detail="The ingestion was stopped on request. Start it again when you want it.")
+STOPPED = Problem(
+    code="stopped", detail="The ingestion was stopped on request. Start it again when you want it."
+)
 CRASHED = Problem(
     code="decoder_crashed",
     detail="The file crashed the program that reads it, so it is damaged or made to do so. Write it again with "
@@ -199,7 +204,9 @@ def _death_problem(code: int, log: bytes, limits: Limits) -> Problem:
     if code == -signal.SIGXCPU:
         return _time_problem(limits)
     if code == -signal.SIGXFSZ:
-        return Problem(code="output_limit", detail="The converted data is too large. Split the file and append it.")
+        return Problem(
+            code="output_limit", detail="The converted data is too large. Split the file and append it."
+        )
     if code == -signal.SIGKILL or any(word in log for word in OUT_OF_MEMORY_WORDS):
         return Problem(
             code="memory_limit",

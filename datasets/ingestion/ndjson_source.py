@@ -101,7 +101,10 @@ class NdjsonSource:
         self._gaps.extend([self._records] * (row - 1 - self._records - len(self._gaps)))
         self._records += 1
         if self._records > self._limits.rows:
-            raise Rejected("too_many_rows", f"The file has more than {self._limits.rows:,} rows. Split it or take a sample.")
+            raise Rejected(
+                "too_many_rows",
+                f"The file has more than {self._limits.rows:,} rows. Split it or take a sample.",
+            )
         pending.append(value)
 
     def _add_key(self, key: str, row: int) -> None:
@@ -124,7 +127,9 @@ class NdjsonSource:
             done = 0
             for row, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
                 if len(line) >= LINE_BYTES and not line.endswith(b"\n"):
-                    raise Rejected("line_too_long", f"Line {row} is longer than 32 MB. {ONE_PER_LINE}", row=row)
+                    raise Rejected(
+                        "line_too_long", f"Line {row} is longer than 32 MB. {ONE_PER_LINE}", row=row
+                    )
                 done += len(line)
                 if row % 10_000 == 0:
                     self._on_read(done / max(self._prepared.size, 1))
@@ -134,7 +139,9 @@ class NdjsonSource:
     def _listed(self) -> Iterator[tuple[int, Any]]:
         """A JSON list is read whole, so its size is limited."""
         if self._prepared.size > LIST_BYTES:
-            raise Rejected("json_list_too_large", f"The file is one JSON list of more than 64 MB. {ONE_PER_LINE}")
+            raise Rejected(
+                "json_list_too_large", f"The file is one JSON list of more than 64 MB. {ONE_PER_LINE}"
+            )
         content = self._prepared.path.read_bytes()[self._prepared.start :]
         try:
             values = orjson.loads(content)
@@ -195,7 +202,9 @@ class NdjsonSource:
         try:
             json.loads(line, object_pairs_hook=pairs, parse_int=_integer)
         except RecursionError:
-            self._error("nesting_limit", f"Line {row} is nested too deeply. Flatten it into plain values.", row)
+            self._error(
+                "nesting_limit", f"Line {row} is nested too deeply. Flatten it into plain values.", row
+            )
 
     def _error(self, code: str, detail: str, row: int, column: str | None = None) -> None:
         self._findings.error(code, detail, row=row, column=column)
@@ -243,7 +252,10 @@ class NdjsonSource:
             )
         if "\x00" in text:
             raise Rejected(
-                "nul_byte", f"Line {row}, key {shown(key)}: the text holds a NUL character. Remove it.", row=row, column=key
+                "nul_byte",
+                f"Line {row}, key {shown(key)}: the text holds a NUL character. Remove it.",
+                row=row,
+                column=key,
             )
 
     def _text(self, key: str, value: Any, record: int) -> str | None:

@@ -30,10 +30,13 @@ def open_source(
     """A readable source; fills `detected`; raises Rejected for what cannot be read."""
     size = source.stat().st_size
     if size == 0:
-        raise Rejected("empty_file", "The file is empty. Upload a file with a header row and at least one row below it.")
+        raise Rejected(
+            "empty_file", "The file is empty. Upload a file with a header row and at least one row below it."
+        )
     if size > limits.bytes:
         raise Rejected(
-            "file_too_large", f"The file has {size:,} bytes, the limit is {limits.bytes:,}. Split it and append the pieces."
+            "file_too_large",
+            f"The file has {size:,} bytes, the limit is {limits.bytes:,}. Split it and append the pieces.",
         )
     with open_decompressed(source) as stream:
         head = stream.read(HEAD_BYTES)
@@ -42,7 +45,9 @@ def open_source(
     detected.format = kind = detect_format(head, filename, content_type, source)
     if kind == "parquet":
         if detected.compression:
-            raise Rejected("compressed_parquet", "Parquet compresses itself: upload the file without gzip around it.")
+            raise Rejected(
+                "compressed_parquet", "Parquet compresses itself: upload the file without gzip around it."
+            )
         return open_parquet(source, limits, findings)
     prepared = prepare_text(source, work, limits, findings)
     detected.encoding = prepared.encoding

@@ -164,7 +164,9 @@ def _check_footer(path: Path) -> None:
         )
     footer = int.from_bytes(tail[:4], "little")
     if footer > min(size - SMALLEST_FILE, FOOTER_BYTES):
-        raise Rejected("damaged_parquet", f"The Parquet footer announces more bytes than there are. {DAMAGED}")
+        raise Rejected(
+            "damaged_parquet", f"The Parquet footer announces more bytes than there are. {DAMAGED}"
+        )
 
 
 def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
@@ -175,7 +177,8 @@ def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
         )
     if metadata.num_rows > limits.rows:
         raise Rejected(
-            "too_many_rows", f"The file has {metadata.num_rows:,} rows, the limit is {limits.rows:,}. Split it."
+            "too_many_rows",
+            f"The file has {metadata.num_rows:,} rows, the limit is {limits.rows:,}. Split it.",
         )
     if metadata.num_rows < 0 or metadata.num_columns == 0:
         raise Rejected("no_columns", f"The Parquet file describes no columns. {DAMAGED}")
@@ -186,7 +189,10 @@ def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
     if max(announced, cells) > max(RATIO_GRACE_BYTES, limits.expansion_ratio * stored):
         raise _expansion(limits)
     if announced > limits.bytes:
-        raise Rejected("file_too_large", f"The data unpack to {announced:,} bytes, the limit is {limits.bytes:,}. Split it.")
+        raise Rejected(
+            "file_too_large",
+            f"The data unpack to {announced:,} bytes, the limit is {limits.bytes:,}. Split it.",
+        )
     if largest > limits.memory_bytes // 2:
         raise Rejected(
             "row_group_too_large",

@@ -12,13 +12,26 @@ import pyarrow as pa
 from datasets.ingestion.checks import table_warnings
 from datasets.ingestion.conversion import ColumnConverter
 from datasets.ingestion.csv_source import CsvSource, FastPathFailed
-from datasets.ingestion.inference import ColumnEvidence, Reading
+from datasets.ingestion.inference import ColumnEvidence
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.opening import open_source
 from datasets.ingestion.parts import ARROW_TYPES, PartWriter
 from datasets.ingestion.profile import TableProfiler
-from datasets.ingestion.readings import describe_conversion, describe_evidence, forced_reading
-from datasets.ingestion.result import COLUMN_TYPES, Column, Detected, Findings, IngestResult, Rejected, Reported
+from datasets.ingestion.readings import (
+    describe_conversion,
+    describe_evidence,
+    forced_reading,
+    typed_converter,
+)
+from datasets.ingestion.result import (
+    COLUMN_TYPES,
+    Column,
+    Detected,
+    Findings,
+    IngestResult,
+    Rejected,
+    Reported,
+)
 from datasets.ingestion.sources import Source
 
 Progress = Callable[[float, str], None]
@@ -40,7 +53,9 @@ def ingest(
     detected = Detected()
     ingestion = _Ingestion(destination, limits, types or {}, on_progress or _silent, findings, detected)
     try:
-        opened = open_source(source, destination, filename, content_type, limits, findings, detected, ingestion.read)
+        opened = open_source(
+            source, destination, filename, content_type, limits, findings, detected, ingestion.read
+        )
         result = ingestion.run(opened)
     except Rejected as rejection:
         findings.add(rejection.problem)
@@ -82,14 +97,16 @@ class _Ingestion:
         rows, parts, profiler = self._convert(source, kept, names, chosen)
         if rows == 0:
             raise Rejected(
-                "no_rows", "The file has column names but no rows below them. Add at least one row and upload it again."
+                "no_rows",
+                "The file has column names but no rows below them. Add at least one row and upload it again.",
             )
         self.on_progress(0.97, "profiling")
         for name, converter in zip(names, chosen, strict=True):
             describe_conversion(name, converter, source, self.findings)
         profile = profiler.finish()
         columns = [
-            Column(name, self._final_type(name, profile[name]), profile[name]["missing"] > 0) for name in names
+            Column(name, self._final_type(name, profile[name]), profile[name]["missing"] > 0)
+            for name in names
         ]
         table_warnings(columns, profile, profiler, self.findings)
         self.on_progress(1.0, "done")
@@ -98,16 +115,23 @@ class _Ingestion:
     def _check_types(self, names: list[str]) -> None:
         for name, kind in self.types.items():
             if name not in names:
-                raise Rejected("unknown_column", f"A type was chosen for a column the file does not have: {name!r}.")
+                raise Rejected(
+                    "unknown_column", f"A type was chosen for a column the file does not have: {name!r}."
+                )
             if kind not in COLUMN_TYPES:
                 raise Rejected(
-                    "unknown_type", f"{kind!r} is not a type; choose one of {', '.join(COLUMN_TYPES)}.", column=name
+                    "unknown_type",
+                    f"{kind!r} is not a type; choose one of {', '.join(COLUMN_TYPES)}.",
+                    column=name,
                 )
 
     def _converters(self, source: Source) -> list[ColumnConverter | None]:
         """A converter for every column; None for a nameless empty column, which is dropped."""
         if source.typed:
-            return [ColumnConverter.typed(kind) for kind in source.kinds]
+            return [
+                typed_converter(name, kind, self.types.get(name))
+                for name, kind in zip(source.names, source.kinds, strict=True)
+            ]
         evidence = self._infer(source)
         converters: list[ColumnConverter | None] = []
         for position, (name, column) in enumerate(zip(source.names, evidence, strict=True)):
@@ -120,7 +144,11 @@ class _Ingestion:
                 converters.append(None)
                 continue
             forced = self.types.get(name)
-            reading = forced_reading(forced, column, source.delimiter) if forced else column.decide(source.delimiter)
+            reading = (
+                forced_reading(forced, column, source.delimiter)
+                if forced
+                else column.decide(source.delimiter)
+            )
             if not forced:
                 describe_evidence(name, column, reading, source, self.findings)
             converters.append(ColumnConverter(reading, forced=forced is not None))

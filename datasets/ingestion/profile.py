@@ -15,7 +15,14 @@ import pyarrow.compute as pc
 
 from datasets.ingestion.hashing import Hashes, combine, hash_column, mix
 from datasets.ingestion.histogram import datetime_histogram, number_histogram
-from datasets.ingestion.sketches import DistinctCounter, DuplicateCounter, Moments, RowSample, TopValues, as_numpy
+from datasets.ingestion.sketches import (
+    DistinctCounter,
+    DuplicateCounter,
+    Moments,
+    RowSample,
+    TopValues,
+    as_numpy,
+)
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 MEMORY_BUDGET = 256 << 20
@@ -67,7 +74,10 @@ class TableProfiler:
     def finish(self) -> dict[str, dict[str, Any]]:
         """The profile by column name; JSON-safe."""
         exact = self._sample.level == 0
-        return {name: column.finish(self.rows, exact) for name, column in zip(self.names, self.columns, strict=True)}
+        return {
+            name: column.finish(self.rows, exact)
+            for name, column in zip(self.names, self.columns, strict=True)
+        }
 
 
 class ColumnProfiler:
@@ -88,10 +98,14 @@ class ColumnProfiler:
 
     def observe(self, values: Any, hashes: Hashes, row_numbers: Hashes) -> None:
         self.missing += values.null_count
-        present = hashes if not values.null_count else hashes[values.is_valid().to_numpy(zero_copy_only=False)]
+        present = (
+            hashes if not values.null_count else hashes[values.is_valid().to_numpy(zero_copy_only=False)]
+        )
         self.distinct.observe(present)
         # Equal in two columns only when all values are, row by row.
-        self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (1 << 64)
+        self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (
+            1 << 64
+        )
         if self.kind in ("text", "boolean"):
             self._observe_labels(values)
         else:
@@ -127,7 +141,9 @@ class ColumnProfiler:
             profile["approximate"] = approximate
         return profile
 
-    def _details(self, distinct: int, count: int, exact_sample: bool, approximate: list[str]) -> dict[str, Any]:
+    def _details(
+        self, distinct: int, count: int, exact_sample: bool, approximate: list[str]
+    ) -> dict[str, Any]:
         if self.kind in ("integer", "number"):
             if not exact_sample:
                 approximate += ["quantiles", "histogram"]
@@ -145,7 +161,9 @@ class ColumnProfiler:
             details["type"] = "category" if repeats else "text"
             if not repeats:
                 details["samples"] = self._examples()
-        details["top"] = [{"value": _label(value), "count": times} for value, times in self._shown_values(details)]
+        details["top"] = [
+            {"value": _label(value), "count": times} for value, times in self._shown_values(details)
+        ]
         return details
 
     def _shown_values(self, details: dict[str, Any]) -> list[tuple[Any, int]]:
@@ -154,7 +172,9 @@ class ColumnProfiler:
     def _observe_labels(self, values: Any) -> None:
         self.top.observe(values)
         if self.kind == "text":
-            self.moments.observe(pc.utf8_length(values.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64))
+            self.moments.observe(
+                pc.utf8_length(values.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
+            )
 
     def _observe_numbers(self, numbers: Any) -> None:
         if not len(numbers):
@@ -175,7 +195,9 @@ class ColumnProfiler:
             "max": _number(moments.high, whole),
             "mean": _number(moments.mean),
             "std": _number(float(np.sqrt(moments.squares / (count - 1))) if count > 1 else 0.0),
-            "quantiles": {f"{share:g}": _number(float(value)) for share, value in zip(QUANTILES, quantiles, strict=True)},
+            "quantiles": {
+                f"{share:g}": _number(float(value)) for share, value in zip(QUANTILES, quantiles, strict=True)
+            },
             "zeros": moments.zeros,
             "negatives": moments.negatives,
             "histogram": number_histogram(sample, moments.low, moments.high, count, whole, self._bins(count)),

@@ -5,22 +5,39 @@ from __future__ import annotations
 from datasets.ingestion import booleans, dates, numerals
 from datasets.ingestion.conversion import ColumnConverter
 from datasets.ingestion.inference import TEXTS, ColumnEvidence, Reading
-from datasets.ingestion.result import Findings, shown
+from datasets.ingestion.result import Findings, Rejected, shown
 from datasets.ingestion.sources import Source
 
 
 def forced_reading(kind: str, evidence: ColumnEvidence, delimiter: str | None) -> Reading:
     """The reading for a type the user chose; the evidence picks among several ways to write it."""
     decided = evidence.decide(delimiter)
-    if decided.kind == kind:
-        return decided
-    defaults: dict[str, Reading] = {
-        "boolean": booleans.ANY_BOOLEAN,
-        "integer": numerals.INTEGERS,
-        "number": numerals.NUMBERS,
-        "datetime": dates.ISO_DATES,
-    }
-    return defaults.get(kind, TEXTS)
+    return decided if decided.kind == kind else DEFAULT_READINGS.get(kind, TEXTS)
+
+
+DEFAULT_READINGS: dict[str, Reading] = {
+    "boolean": booleans.ANY_BOOLEAN,
+    "integer": numerals.INTEGERS,
+    "number": numerals.NUMBERS,
+    "datetime": dates.ISO_DATES,
+}
+
+
+def typed_converter(name: str, kind: str, chosen: str | None) -> ColumnConverter:
+    """For a column that arrives typed, as from Parquet; raises Rejected when it cannot become what was chosen."""
+    if chosen is None or chosen == kind or {chosen, kind} <= {"text", "category"}:
+        return ColumnConverter.typed(kind)
+    if kind == "text":
+        return ColumnConverter(DEFAULT_READINGS[chosen], forced=True)
+    if chosen in ("text", "category"):
+        return ColumnConverter.typed("text")
+    if (kind, chosen) in (("integer", "number"), ("boolean", "integer"), ("boolean", "number")):
+        return ColumnConverter.typed(chosen)
+    raise Rejected(
+        "unknown_type",
+        f"Column {shown(name)} is {kind} in the Parquet file and cannot become {chosen}. Choose {kind} or text.",
+        column=name,
+    )
 
 
 def describe_evidence(
@@ -62,7 +79,9 @@ def describe_evidence(
 
 
 def _describe_mixed(name: str, evidence: ColumnEvidence, source: Source, findings: Findings) -> None:
-    found = ", ".join(f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in evidence.offenders)
+    found = ", ".join(
+        f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in evidence.offenders
+    )
     others = evidence.values - evidence.numeric
     findings.warn(
         "mixed_types",
@@ -93,7 +112,8 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
         )
     if converter.unreadable:
         found = ", ".join(
-            f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in converter.unreadable_examples
+            f"row {source.row_number(record)}: {shown(text, 30)}"
+            for record, text in converter.unreadable_examples
         )
         findings.warn(
             "unreadable_values",

@@ -82,7 +82,12 @@ def _sorted_records(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Positions of the wanted rows in sorted order: only the best `offset + limit` keys are held at a time."""
     keep = offset + limit
-    best = pa.table({"key": pa.array([], pq.read_schema(parts[0]).field(order_by).type), "record": pa.array([], pa.int64())})
+    best = pa.table(
+        {
+            "key": pa.array([], pq.read_schema(parts[0]).field(order_by).type),
+            "record": pa.array([], pa.int64()),
+        }
+    )
     record = 0
     for part in parts:
         with pq.ParquetFile(part) as file:
@@ -102,7 +107,9 @@ def _top(table: pa.Table, descending: bool, keep: int) -> pa.Table:
     return table.take(order[:keep])
 
 
-def _read_records(parts: Sequence[Path], records: np.ndarray[Any, np.dtype[np.int64]], names: list[str]) -> pa.Table:
+def _read_records(
+    parts: Sequence[Path], records: np.ndarray[Any, np.dtype[np.int64]], names: list[str]
+) -> pa.Table:
     """The given rows in the given order, each row group read at most once."""
     if not len(records):
         return pa.table({})
