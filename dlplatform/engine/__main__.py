@@ -1,11 +1,28 @@
 """``python -m dlplatform.engine JOBDIR``: train what the job directory asks for."""
 
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from dlplatform.engine.run import run_job
+
+def _stop(_number: int, _frame: Any) -> None:
+    """Asked to stop while torch is being imported: nothing was begun, all can be resumed."""
+    sys.exit(75)
+
+
+def main() -> int:
+    """Returns the exit code; see `dlplatform.engine.run.run_job`."""
+    if len(sys.argv) != 2:
+        print("usage: python -m dlplatform.engine JOBDIR", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _stop)
+    from dlplatform.engine.run import run_job
+
+    code = run_job(Path(sys.argv[1]))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
+
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m dlplatform.engine JOBDIR")
-    sys.exit(run_job(Path(sys.argv[1])))
+    sys.exit(main())

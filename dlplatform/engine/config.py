@@ -92,7 +92,7 @@ FIELDS: Final[tuple[Field, ...]] = (
           advanced=True),
     Field("stall_timeout", "number", 300.0, "Seconds without progress after which the run counts as hung.",
           10, 86_400, advanced=True),
-    Field("log_interval", "integer", "auto", "Steps between two points of the training curve; auto: about ten "
+    Field("log_interval", "integer", "auto", "Steps between two points of the training curve; auto: ten "
           "points an epoch on long epochs.", 1, 1_000_000, words=("auto",), advanced=True),
     Field("importance", "boolean", True, "Measure how much each column matters, by permutation.",
           advanced=True),

@@ -55,7 +55,8 @@ def _set_only(params: dict[str, Any]) -> dict[str, Any]:
 def _folds(config: TrainingConfig, size: Size) -> int:
     """Cross-fitting folds; a fold keeps at least one row."""
     if config.folds != "auto":
-        return min(config.folds, max(1, size.rows // 2))
+        folds: int = config.folds
+        return min(folds, max(1, size.rows // 2))
     if size.rows > CROSS_FIT_ROWS:
         return 1
     if config.validation_fraction != "auto":

@@ -1,0 +1,115 @@
+"""A run killed at any moment and resumed ends with the same bytes as one that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlplatform.engine.run import run_job
+from tests.unit.engine.conftest import (
+    classification_columns,
+    read_spool,
+    regression_columns,
+    start_engine,
+)
+
+CONFIG = {
+    "epochs": 8,
+    "threads": 1,
+    "folds": 2,
+    "batch_size": 8,
+    "log_interval": 5,
+    "early_stopping": False,
+    "checkpoint_seconds": 0.05,
+    "params": {"members": 4, "width": 32, "dropout": 0.2},
+}
+
+
+def weights(job_dir: Path) -> str:
+    return hashlib.sha256((job_dir / "output" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def metric_points(job_dir: Path) -> list[tuple[Any, ...]]:
+    points = [event for event in read_spool(job_dir, "metric")]
+    return [(event["step"], event["epoch"], event["values"]) for event in points]
+
+
+def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SIGKILL) -> int:
+    """Start the engine again and again, each time sending a signal once it has begun to train; returns the
+    number of signals that found it alive."""
+    chance = random.Random(seed)
+    delivered = 0
+    for _ in range(kills + 20):
+        attempts = len(read_spool(job_dir, "started")) if (job_dir / "events.jsonl").exists() else 0
+        process = start_engine(job_dir)
+        if delivered < kills:
+            wait_for_training(job_dir, process, attempts + 1)
+            time.sleep(chance.uniform(0.0, 0.4))
+            delivered += process.poll() is None
+            process.send_signal(number)
+        code = process.wait(timeout=60)
+        if code == 0:
+            return delivered
+        assert code in (-signal.SIGKILL, 75)
+    raise AssertionError("the run never ended")
+
+
+def wait_for_training(job_dir: Path, process: Any, attempts: int) -> None:
+    """Until the spool holds that many ``started`` events."""
+    spool = job_dir / "events.jsonl"
+    while process.poll() is None:
+        if spool.exists() and spool.read_bytes().count(b'"type":"started"') >= attempts:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "columns", "target"),
+    [("classification", classification_columns, "y"), ("regression", regression_columns, "z")],
+)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_runs_end_with_the_same_bytes(
+    job: Callable[..., Path], task: str, columns: Callable[[], Any], target: str, number: int
+) -> None:
+    settings = {"task": task, "target": target, "config": CONFIG}
+    whole = job(columns(), name="whole", **settings)
+    assert start_engine(whole).wait(timeout=60) == 0
+    broken = job(columns(), name="broken", **settings)
+
+    assert run_with_kills(broken, kills=3, seed=number, number=number) >= 2
+
+    assert weights(broken) == weights(whole)
+    assert metric_points(broken) == metric_points(whole)
+    for name in ("model.json", "evaluation.json", "manifest.json"):
+        assert (broken / "output" / name).read_bytes() == (whole / "output" / name).read_bytes()
+    sequences = [event["sequence"] for event in read_spool(broken)]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+def test_a_damaged_checkpoint_is_skipped(job: Callable[..., Path]) -> None:
+    whole = job(classification_columns(60), name="whole", config=CONFIG)
+    broken = job(classification_columns(60), name="broken", config=CONFIG)
+    assert run_job(whole) == 0
+    assert run_job(broken) == 0
+    found = sorted((broken / "checkpoints").iterdir())
+    newest = found[-1] / "state.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
+    (broken / "output" / "model.safetensors").write_bytes(b"")
+
+    assert run_job(broken) == 0
+
+    messages = [event["message"] for event in read_spool(broken, "log")]
+    assert any("damaged checkpoint was skipped" in message and "SHA-256" in message for message in messages)
+    assert read_spool(broken, "started")[-1]["resumed_from"] < int(found[-1].name.removeprefix("step-"))
+    assert weights(broken) == weights(whole)
+    assert metric_points(broken) == metric_points(whole)
