@@ -175,7 +175,7 @@ class CsvSource:
             raw.seek(self._dialect.data_start)
             text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
             options = self._dialect.reader_options()
-            reader = csv.reader(text, strict=True, **options)  # type: ignore[arg-type]
+            reader = csv.reader(text, strict=True, **options)
             while True:
                 row_number += 1
                 begun = reader.line_num

@@ -6,8 +6,9 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datasets.ingestion.decoding import PreparedText
 from datasets.ingestion.result import Findings, Rejected, shown
@@ -45,7 +46,7 @@ class Dialect:
     header_cells: list[str]
     data_start: int
 
-    def reader_options(self) -> dict[str, object]:
+    def reader_options(self) -> dict[str, Any]:
         """Keyword arguments for `csv.reader`."""
         return {
             "delimiter": self.delimiter,
@@ -104,7 +105,7 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
     )
 
 
-def _options(delimiter: str, quotechar: str, escapechar: str | None, skip_space: bool) -> dict[str, object]:
+def _options(delimiter: str, quotechar: str, escapechar: str | None, skip_space: bool) -> dict[str, Any]:
     return {
         "delimiter": delimiter,
         "quotechar": quotechar,
@@ -166,9 +167,9 @@ def _single_quoted(sample: str) -> bool:
     return opened >= 2 and abs(opened - closed) <= 0.1 * opened and sample.count('"') < opened
 
 
-def _rows(sample: str, options: dict[str, object], complete: bool) -> list[list[str]]:
+def _rows(sample: str, options: dict[str, Any], complete: bool) -> list[list[str]]:
     """The first rows, blank ones included as []; the last one is dropped when the sample cuts it."""
-    reader = csv.reader(io.StringIO(sample, newline=""), **options)  # type: ignore[arg-type]
+    reader = csv.reader(io.StringIO(sample, newline=""), **options)
     rows: list[list[str]] = []
     try:
         for row in reader:
@@ -255,17 +256,17 @@ def _is_value(cell: str) -> bool:
     return bool(NUMERIC.fullmatch(cell) or DATE.fullmatch(cell))
 
 
-def _end_of_first_record(sample: str, options: dict[str, object]) -> int:
+def _end_of_first_record(sample: str, options: dict[str, Any]) -> int:
     """Bytes up to the end of the first record, leading blank lines included."""
     consumed = 0
 
-    def lines() -> object:
+    def lines() -> Iterator[str]:
         nonlocal consumed
         for line in io.StringIO(sample, newline=""):
             consumed += len(line.encode())
             yield line
 
-    for row in csv.reader(lines(), **options):  # type: ignore[call-overload]
+    for row in csv.reader(lines(), **options):
         if row:
             break
     return consumed
