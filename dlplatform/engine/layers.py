@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 
+HEAD_SCALE = 1.0
+
+
 class GroupedLinear(nn.Module):
     """(G, B, in) → (G, B, out), a weight matrix for each group."""
 
@@ -70,9 +73,9 @@ class MemberLinear(nn.Module):
         self.bound = 1 / math.sqrt(max(1, inputs))
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Uniform in ±1/√inputs."""
-        self.weight.uniform_(-self.bound, self.bound, generator=generator)
-        self.bias.uniform_(-self.bound, self.bound, generator=generator)
+        """Uniform in ±1/√inputs, scaled."""
+        self.weight.uniform_(-self.bound, self.bound, generator=generator).mul_(HEAD_SCALE)
+        self.bias.uniform_(-self.bound, self.bound, generator=generator).mul_(HEAD_SCALE)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows, width = inputs.shape[-2:]
@@ -108,6 +111,8 @@ class PiecewiseLinearEmbedding(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         groups, columns, rows = numbers.shape
         filled = ((numbers.unsqueeze(-1) - self.left) * self.inverse_width).clamp(0.0, 1.0)
-        curved = torch.baddbmm(self.shift, filled.view(groups * columns, rows, -1), self.pieces)
+        curved = torch.baddbmm(self.shift, filled.flatten(0, 1), self.pieces)
         embedded = torch.addcmul(curved, numbers.reshape(groups * columns, rows, 1), self.slope)
-        return embedded.view(groups, columns, rows, -1).transpose(1, 2).reshape(groups, rows, -1)
+        size = embedded.shape[-1]
+        by_row = embedded.view(groups, columns, rows, size).transpose(1, 2)
+        return by_row.reshape(groups, rows, columns * size)

@@ -10,18 +10,27 @@ from torch import nn
 
 from dlplatform.engine.config import TrainingConfig
 
+LINEAR_RATE = 1.0
 UNDECAYED = ("bias", "before", "after", "shift", "slope")
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only."""
+    """Fused AdamW; weight decay on matrices only, a higher rate for the linear path.
+
+    Each group of parameters carries its ``rate``, a multiple of the learning rate.
+    """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
+    linear: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        (free if name.rsplit(".", 1)[-1] in UNDECAYED else decayed).append(parameter)
+        if name.startswith("linear."):
+            linear.append(parameter)
+        else:
+            (free if name.rsplit(".", 1)[-1] in UNDECAYED else decayed).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay, "rate": 1.0},
+        {"params": free, "weight_decay": 0.0, "rate": 1.0},
+        {"params": linear, "weight_decay": config.weight_decay, "rate": LINEAR_RATE},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=_peak(config), fused=True)
 

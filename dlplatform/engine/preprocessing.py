@@ -221,7 +221,7 @@ def encode_text(values: pa.StringArray, beat: Beat) -> Codes:
 
 def tokenize(text: str) -> list[int]:
     """Distinct buckets (from 1 on) of the words and then of their trigrams, at most `TEXT_TOKENS`."""
-    words = _WORD.findall(text[:2048].lower())[:TEXT_TOKENS]
+    words = list(dict.fromkeys(_WORD.findall(text[:2048].lower())))[:TEXT_TOKENS]
     grams = [f"<{word}>"[start : start + 3] for word in words for start in range(len(word))]
     pieces = dict.fromkeys([*(f"w:{word}" for word in words), *(f"g:{gram}" for gram in grams)])
     buckets = (zlib.crc32(piece.encode()) % (TEXT_BUCKETS - 1) + 1 for piece in pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import signal
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from dlplatform.engine import package
 from dlplatform.engine.card import model_card
 from dlplatform.engine.checkpoints import CheckpointStore, Loaded
-from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.config import parse_config
 from dlplatform.engine.dataset import prepare
 from dlplatform.engine.describe import describe_model, row_counts
 from dlplatform.engine.environment import choose_device, describe, pin_threads
@@ -183,25 +184,35 @@ def _signals(job_dir: Path, reporter: Reporter) -> Iterator[None]:
             faulthandler.unregister(signal.SIGUSR1)
 
 
-def train_arrays(
-    features: np.ndarray[Any, Any], target: np.ndarray[Any, Any], task: str, job_dir: Path, **config: Any
+def prepare_arrays(
+    features: np.ndarray[Any, Any],
+    target: np.ndarray[Any, Any],
+    task: str,
+    job_dir: Path,
+    store: CheckpointStore | None = None,
+    **config: Any,
 ) -> Trainer:
-    """Train on a plain (n, D) array in this process: the same code as `run_job`, without files of a job.
+    """A trainer for a plain (n, D) array, made by the same code as `run_job`'s but without job files.
 
-    For benchmarks and experiments. ``job_dir`` receives the event spool.
+    For benchmarks and experiments. ``job_dir`` receives the event spool. Raises ConfigError, EngineError.
     """
-    from dlplatform.engine.config import parse_config
-
-    checked: TrainingConfig = parse_config(config, task)
     names = [f"x{index}" for index in range(features.shape[1])]
     values = {name: features[:, index].astype(np.float64) for index, name in enumerate(names)}
     label = Column("y", "integer" if task == "classification" else "number")
     columns = tuple(Column(name, "number") for name in names)
     table = Table({**values, "y": target.astype(np.float64)}, len(target))
-    spec = JobSpec("", 1, task, label, columns, (), checked)
+    spec = JobSpec("", 1, task, label, columns, (), parse_config(config, task))
     reporter = Reporter(EventWriter(job_dir / SPOOL))
-    trainer = Trainer(prepare(spec, table, reporter.writer.log, reporter.beat), choose_device(), reporter)
+    return Trainer(prepare(spec, table, reporter.writer.log, reporter.beat), choose_device(), reporter, store)
+
+
+def train_arrays(
+    features: np.ndarray[Any, Any], target: np.ndarray[Any, Any], task: str, job_dir: Path, **config: Any
+) -> Trainer:
+    """`prepare_arrays`, then train to the end in this process."""
+    trainer = prepare_arrays(features, target, task, job_dir, **config)
     trainer.fit()
+    trainer.reporter.writer.close()
     return trainer
 
 
@@ -212,8 +223,6 @@ def warm_up() -> None:
     in the parent, or the forked child would wait forever for threads it did not inherit. The child's
     `run_job` sets its own thread count.
     """
-    import tempfile
-
     torch.set_num_threads(1)
     random = np.random.default_rng(0)
     features = random.normal(size=(32, 2))

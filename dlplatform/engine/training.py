@@ -117,11 +117,15 @@ class Trainer:
         """
         self.reporter.begin_training(self.state.step, self.total_steps)
         while not self.state.done:
-            self._run_epoch()
-            self._end_epoch()
+            self.run_epoch()
         self.network.load_state_dict(self.best)
 
-    def _run_epoch(self) -> None:
+    def run_epoch(self) -> None:
+        """What is left of the current epoch, its validation, and a checkpoint when one is due."""
+        self._run_steps()
+        self._end_epoch()
+
+    def _run_steps(self) -> None:
         state = self.state
         order = self._epoch_order(state.epoch)
         edges = [
@@ -142,7 +146,7 @@ class Trainer:
         """One optimisation step on positions (G, B); returns the loss without waiting for it."""
         rate = learning_rate(self.config, self.state.step, self.total_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         batch = self.tensors.batch(rows)
         if self.config.precision == "bfloat16":
             with torch.autocast(self.device.type, dtype=torch.bfloat16):

@@ -32,28 +32,28 @@ QUICK = {"epochs": 3, "threads": 1, "folds": 2, "params": {"members": 4, "width"
 
 def write_job(
     job_dir: Path,
-    columns: Columns,
+    table: Columns,
     task: str = "classification",
     target: str = "y",
     config: dict[str, Any] | None = None,
     parts: int = 1,
     **overrides: Any,
 ) -> Path:
-    """Write ``spec.json`` and the data. ``columns``: name → (type, values)."""
+    """Write ``spec.json`` and the data. ``table``: name → (type, values)."""
     (job_dir / "data").mkdir(parents=True)
-    table = pa.table({name: pa.array(values, ARROW[type_]) for name, (type_, values) in columns.items()})
-    edges = np.linspace(0, table.num_rows, parts + 1).astype(int)
+    arrow = pa.table({name: pa.array(values, ARROW[type_]) for name, (type_, values) in table.items()})
+    edges = np.linspace(0, arrow.num_rows, parts + 1).astype(int)
     names = []
     for part in range(parts):
         names.append(f"data/part-{part:05d}.parquet")
-        pq.write_table(table.slice(edges[part], edges[part + 1] - edges[part]), job_dir / names[-1])
+        pq.write_table(arrow.slice(edges[part], edges[part + 1] - edges[part]), job_dir / names[-1])
     spec = {
         "format": 1,
         "run": "0c1c9a52-0000-0000-0000-000000000000",
         "attempt": 1,
         "task": task,
         "target": target,
-        "columns": [{"name": name, "type": type_} for name, (type_, _) in columns.items()],
+        "columns": [{"name": name, "type": type_} for name, (type_, _) in table.items()],
         "features": None,
         "data": names,
         "config": QUICK if config is None else config,
@@ -121,8 +121,8 @@ def start_engine(job_dir: Path) -> subprocess.Popen[bytes]:
 def job(tmp_path: Path) -> Callable[..., Path]:
     """Make a job directory from columns; see `write_job`."""
 
-    def make(columns: Columns, name: str = "job", **settings: Any) -> Path:
-        return write_job(tmp_path / name, columns, **settings)
+    def make(table: Columns, name: str = "job", **settings: Any) -> Path:
+        return write_job(tmp_path / name, table, **settings)
 
     return make
 

@@ -37,7 +37,7 @@ def weights(job_dir: Path) -> str:
 
 
 def metric_points(job_dir: Path) -> list[tuple[Any, ...]]:
-    points = [event for event in read_spool(job_dir, "metric")]
+    points = read_spool(job_dir, "metric")
     return [(event["step"], event["epoch"], event["values"]) for event in points]
 
 
