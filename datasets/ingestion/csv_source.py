@@ -127,13 +127,13 @@ class CsvSource:
             yield batch
 
     def _check_cells(self, batch: Batch, records: int) -> None:
+        if batch.nbytes <= self._limits.cell_bytes:
+            return
         for position, column in enumerate(batch.columns):
-            length = pc.max(pc.binary_length(column)).as_py() if batch.nbytes > self._limits.cell_bytes else 0
-            if length is not None and length > self._limits.cell_bytes:
-                record = int(
-                    np.argmax(pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False))
-                )
-                raise self._long_cell(self.row_number(records + record), position, length)
+            length = pc.max(pc.binary_length(column)).as_py() or 0
+            if length > self._limits.cell_bytes:
+                lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+                raise self._long_cell(self.row_number(records + int(np.argmax(lengths))), position, length)
 
     def _long_cell(self, row: int, position: int, length: int) -> Rejected:
         return Rejected(

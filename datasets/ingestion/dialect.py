@@ -18,6 +18,8 @@ SNIFF_ROWS = 400
 DELIMITERS = (",", ";", "\t", "|", ":", " ")
 # Commas and tabs separate far oftener than the others; the weight only breaks near ties.
 WEIGHTS = {",": 1.0, "\t": 1.0, ";": 0.99, "|": 0.98, ":": 0.55, " ": 0.5}
+# Spaces and colons occur in any prose: they separate only where nearly every row agrees.
+PROSE_SCORE = 0.5
 # Rejected everywhere as a control character, so it can stand for "one column, nothing separates".
 NO_DELIMITER = "\x1f"
 DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", ":": "colon", " ": "space"}
@@ -153,8 +155,10 @@ def _best(sample: str, complete: bool, forced: str | None) -> tuple[str, str, st
         for delimiter in (forced,) if forced else DELIMITERS:
             rows = _rows(sample, _options(delimiter, quotechar, escapechar, delimiter != "\t"), complete)
             score = _score(rows) * WEIGHTS.get(delimiter, 0.9) * (1.0 if quotechar == '"' else 1.02)
+            if delimiter in ": " and score < PROSE_SCORE:
+                continue
             ranked.append((score, delimiter, quotechar))
-    best = max(ranked, key=lambda entry: entry[0])
+    best = max(ranked, key=lambda entry: entry[0], default=(0.0, "", ""))
     if best[0] > 0:
         return best[1], best[2], escapechar
     return forced or NO_DELIMITER, '"', escapechar
@@ -186,11 +190,12 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     filled = [row for row in rows if row]
     if not filled:
         return 0.0
-    counts = Counter(len(row) for row in filled)
-    modal, regular = max(counts.items(), key=lambda item: (item[1], item[0]))
+    modal, regular = max(Counter(len(row) for row in filled).items(), key=lambda item: (item[1], item[0]))
     first = len(filled[0])
-    if modal == 1 or (first == 1 and regular < 0.8 * len(filled)):
-        modal, regular = first, counts[first]
+    below_a_title = first == 1 and regular >= max(2, 0.9 * (len(filled) - 1))
+    if modal == 1 or (first == 1 and regular < 0.8 * len(filled) and not below_a_title):
+        # Only the first row separates: a header over broken rows, or one column of prose.
+        modal, regular = first, 1
     if modal == 1:
         return 0.0
     cells = [cell for row in filled[:100] for cell in row]

@@ -128,9 +128,9 @@ class ColumnEvidence:
         present = len(values) - values.null_count
         if not present or self._observe_numeric(values):
             return
-        self.values += present
         self._eliminate(values)
         self._count_numeric(values, first_record)
+        self.values += present
         self._note_details(values)
 
     def _hopeless(self) -> bool:

@@ -178,7 +178,7 @@ class NdjsonSource:
                 return json.loads(line, parse_int=_integer)
         except (ValueError, RecursionError):
             pass
-        deep = "recursion" in error.msg.lower()
+        deep = "recursion" in error.msg.lower() or "depth" in error.msg.lower()
         reason = "is nested too deeply" if deep else f"is not complete, valid JSON ({error.msg})"
         self._error(
             "nesting_limit" if deep else "invalid_json",

@@ -16,8 +16,8 @@ Array = Any
 # 007 is a code, not seven; 0x1F is not a decimal number either.
 LEADING_ZERO = r"^[+-]?0[0-9xX]"
 PLAIN = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$|^[+-]?(?i:inf|infinity|nan)$"
-DECIMAL_COMMA = r"^[+-]?(?:\d{1,3}(?:[. ’']\d{3})+|\d+)?(?:,\d+)?(?:[eE][+-]?\d+)?$"
-THOUSANDS = r"^[+-]?(?:\d{1,3}(?:[, ’']\d{3})+)(?:\.\d+)?$"
+DECIMAL_COMMA = r"^[+-]?(?:\d{1,3}(?:[. \x{2019}']\d{3})+|\d+)?(?:,\d+)?(?:[eE][+-]?\d+)?$"
+THOUSANDS = r"^[+-]?(?:\d{1,3}(?:[, \x{2019}']\d{3})+)(?:\.\d+)?$"
 
 
 def has_leading_zero(values: Array) -> bool:
@@ -102,8 +102,8 @@ class GroupedNumbers:
 
 INTEGERS = Integers()
 NUMBERS = Numbers()
-DECIMAL_COMMA_NUMBERS = GroupedNumbers("decimal_comma", DECIMAL_COMMA, "[. ’']", ",")
-THOUSANDS_NUMBERS = GroupedNumbers("thousands", THOUSANDS, "[, ’']", ".")
+DECIMAL_COMMA_NUMBERS = GroupedNumbers("decimal_comma", DECIMAL_COMMA, r"[. \x{2019}']", ",")
+THOUSANDS_NUMBERS = GroupedNumbers("thousands", THOUSANDS, r"[, \x{2019}']", ".")
 
 
 def numeric_mask(values: Array) -> Array:

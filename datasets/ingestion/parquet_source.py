@@ -21,6 +21,9 @@ BATCH_ROWS = 16_384
 BATCH_CELLS = 4_000_000
 # A table this small in memory may be as repetitive as it likes.
 RATIO_GRACE_BYTES = 1 << 30
+TEXT_GRACE_BYTES = 256 << 20
+# Repeated labels are what dictionaries are for; only what a text has beyond this counts as expansion.
+LABEL_BYTES = 64
 SMALLEST_FILE = 12
 FOOTER_BYTES = 256 << 20
 DAMAGED = "Write the file again and upload the whole of it."
@@ -34,15 +37,15 @@ class ParquetSource:
         self.blank: set[int] = set()
         self.delimiter: str | None = None
         self._path, self._limits = path, limits
-        self._rows = file.metadata.num_rows
+        self._rows: int = file.metadata.num_rows
         # Repeated strings stay a dictionary until their decoded size is known.
         self._dictionaries = [item.name for item in file.schema_arrow if _is_text(item.type)]
-        self._done = 0
+        self._done: int = 0
 
     def batches(self) -> Iterator[Batch]:
         self._done = decoded = 0
         size = max(64, min(BATCH_ROWS, BATCH_CELLS // max(len(self.names), 1)))
-        ceiling = max(RATIO_GRACE_BYTES, self._limits.expansion_ratio * self._path.stat().st_size)
+        ceiling = max(TEXT_GRACE_BYTES, self._limits.expansion_ratio * self._path.stat().st_size)
         try:
             with pq.ParquetFile(
                 self._path, read_dictionary=self._dictionaries, buffer_size=1 << 20, pre_buffer=False
@@ -74,8 +77,8 @@ class ParquetSource:
         )
 
     def _check_texts(self, batch: Batch) -> int:
-        """Decoded bytes of the batch; raises Rejected for a cell over the limit or with a NUL."""
-        total = batch.num_rows * 8 * batch.num_columns
+        """Decoded bytes of long texts; raises Rejected for a cell over the limit or with a NUL."""
+        total = 0
         for name, column in zip(self.names, batch.columns, strict=True):
             values = column.dictionary if pa.types.is_dictionary(column.type) else column
             if not _is_text(values.type) or not len(values):
@@ -278,9 +281,10 @@ def _is_text(type_: Any) -> bool:
 
 
 def _decoded_bytes(column: Any, lengths: Any) -> int:
-    if not pa.types.is_dictionary(column.type):
-        return int(pc.sum(lengths).as_py() or 0)
-    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+    """Bytes beyond LABEL_BYTES in every cell, summed."""
+    beyond = pc.max_element_wise(pc.subtract(pc.cast(lengths, pa.int64()), LABEL_BYTES), 0)
+    each = beyond.take(column.indices) if pa.types.is_dictionary(column.type) else beyond
+    return int(pc.sum(each).as_py() or 0)
 
 
 def _as_utc(column: Any) -> Any:

@@ -75,6 +75,12 @@ def _silent(fraction: float, phase: str) -> None:
     return None
 
 
+def _no_rows() -> Rejected:
+    return Rejected(
+        "no_rows", "The file has column names but no rows below them. Add at least one row and upload it again."
+    )
+
+
 @dataclass(slots=True)
 class _Ingestion:
     destination: Path
@@ -96,10 +102,7 @@ class _Ingestion:
         chosen = [converter for converter in converters if converter is not None]
         rows, parts, profiler = self._convert(source, kept, names, chosen)
         if rows == 0:
-            raise Rejected(
-                "no_rows",
-                "The file has column names but no rows below them. Add at least one row and upload it again.",
-            )
+            raise _no_rows()
         self.on_progress(0.97, "profiling")
         for name, converter in zip(names, chosen, strict=True):
             describe_conversion(name, converter, source, self.findings)
@@ -152,8 +155,6 @@ class _Ingestion:
             if not forced:
                 describe_evidence(name, column, reading, source, self.findings)
             converters.append(ColumnConverter(reading, forced=forced is not None))
-        if all(converter is None for converter in converters):
-            raise Rejected("no_rows", "The file has neither column names nor values.")
         return converters
 
     def _infer(self, source: Source) -> list[ColumnEvidence]:
@@ -172,6 +173,10 @@ class _Ingestion:
                 column.observe(values, first_record)
             first_record += batch.num_rows
             self.on_progress(INFER_SHARE * source.fraction(), "inferring types")
+        if first_record == 0:
+            raise _no_rows()
+        if not any(column.values for column in evidence):
+            raise Rejected("no_values", "Every cell of the file is empty. Check that the right file was exported.")
         return evidence
 
     def _convert(
