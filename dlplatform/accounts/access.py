@@ -1,0 +1,93 @@
+"""The gate: may this person do this to that object? Pages, API, sockets and services all ask here."""
+
+from typing import Any, TypeVar
+
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model
+from django.http import Http404
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from .models import Membership, Organization, User
+from .roles import ACTIONS, Action, Role, Scope
+
+Row = TypeVar("Row", bound=Model)
+
+
+def role_in(user: User, organization: Organization) -> Role | None:
+    membership = Membership.objects.filter(user=user, organization=organization).first()
+    return Role(membership.role) if membership else None
+
+
+def owner_of(obj: Any) -> Any:
+    """The row that carries the organization: a version's dataset, a run's experiment, or the row itself."""
+    while parent := getattr(obj, "tenant_parent", None):
+        obj = getattr(obj, parent)
+    return obj
+
+
+def in_scope(user: User, action: str) -> bool:
+    return user.scopes is None or ACTIONS[action].scope in user.scopes
+
+
+def may(user: User, action: str, obj: Any) -> bool:
+    """Whether the role in the object's organization, or a share of the object, grants the action.
+
+    ``obj`` is an Organization or any row that belongs to one. A key's scopes only ever take away.
+    """
+    if not user.is_active or not in_scope(user, action):
+        return False
+    rule = ACTIONS[action]
+    owner = owner_of(obj)
+    organization = owner if isinstance(owner, Organization) else owner.organization
+    role = role_in(user, organization)
+    if role is not None and role.rank >= rule.role.rank:
+        return True
+    return not isinstance(owner, Organization) and _shared(user, rule, owner)
+
+
+def _shared(user: User, rule: Action, owner: Any) -> bool:
+    if rule.shared is None:
+        return False
+    codenames = {f"{rule.shared}_{owner._meta.model_name}", f"change_{owner._meta.model_name}"}
+    direct = owner.userpermissions.filter(user=user, permission__codename__in=codenames)
+    grouped = owner.grouppermissions.filter(group__user=user, permission__codename__in=codenames)
+    return direct.exists() or grouped.exists()
+
+
+def visible_or_404(queryset: Any, user: User, **lookup: Any) -> Any:
+    """The one row that matches and that the caller may see; anything else looks as if it never existed."""
+    row = queryset.visible_to(user).filter(**lookup).first()
+    if row is None:
+        raise Http404
+    return row
+
+
+def require(user: User, action: str, obj: Any) -> None:
+    """Raise PermissionDenied unless the user may do the action to a row that they can already see."""
+    if not may(user, action, obj):
+        rule = ACTIONS[action]
+        if not in_scope(user, action):
+            raise PermissionDenied(f"This API key lacks the scope “{rule.scope.value}”.")
+        raise PermissionDenied(f"This needs the role {rule.role.value} in the organization.")
+
+
+class DeclaredPolicy(BasePermission):
+    """Default deny on the API: a view says in ``policy`` which action each method needs.
+
+    "public" lets everyone in, "signed-in" any person; every other word is an action of ``roles.ACTIONS``,
+    checked here against the key's scopes and, on an object, by the service that acts on it.
+    """
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        policy = getattr(view, "policy", {}).get(request.method)
+        if policy is None:
+            return False
+        if policy == "public":
+            return True
+        user = request.user
+        if not user or not user.is_authenticated:
+            return False
+        if policy == "signed-in":
+            return user.scopes is None or Scope.READ in user.scopes
+        return in_scope(user, policy)

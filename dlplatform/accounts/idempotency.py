@@ -1,0 +1,78 @@
+"""`Idempotency-Key`: the same key and body give the first answer again; the same key with another body is 422."""
+
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+from rest_framework.exceptions import APIException
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from dlplatform.api import Conflict
+
+from .models import RememberedAnswer, User
+
+LIFETIME = timedelta(hours=24)
+
+
+class KeyReused(APIException):
+    status_code = 422
+    default_code = "idempotency_key_reused"
+    default_detail = "This Idempotency-Key was used with another request. Use a new key."
+
+
+class Idempotent:
+    """Mixin for API views whose POST creates something. The key's row is taken in the same transaction."""
+
+    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self._raw_body = request.body if request.method == "POST" else b""
+        return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+
+    def answer_once(self, request: Request, create: Any) -> Response:
+        """Call ``create() -> Response`` unless this key was answered before, and remember what it said."""
+        key = request.headers.get("Idempotency-Key", "")[:200]
+        if not key:
+            return create()
+        fingerprint = hashlib.sha256(
+            b"\0".join([request.method.encode(), request.path.encode(), self._raw_body])
+        ).hexdigest()
+        with transaction.atomic():
+            first = _claim(request.user, key, fingerprint)
+            if first is not None:
+                return _again(first, fingerprint)
+            response = create()
+            response.render() if hasattr(response, "render") and response.is_rendered else None
+            RememberedAnswer.objects.filter(user=request.user, key=key).update(
+                status=response.status_code, body=_plain(response.data)
+            )
+            return response
+
+
+def _claim(user: User, key: str, fingerprint: str) -> RememberedAnswer | None:
+    """Take the key for this request; the row that already holds it otherwise (waits for its transaction)."""
+    RememberedAnswer.objects.filter(user=user, key=key, created_at__lt=timezone.now() - LIFETIME).delete()
+    try:
+        with transaction.atomic():
+            RememberedAnswer.objects.create(user=user, key=key, fingerprint=fingerprint)
+    except IntegrityError:
+        return RememberedAnswer.objects.get(user=user, key=key)
+    return None
+
+
+def _again(first: RememberedAnswer, fingerprint: str) -> Response:
+    if first.fingerprint != fingerprint:
+        raise KeyReused
+    if first.status is None:
+        raise Conflict("A request with this Idempotency-Key is still being answered.", code="in_progress")
+    return Response(first.body, status=first.status, headers={"Idempotent-Replay": "true"})
+
+
+def _plain(data: Any) -> Any:
+    """The answer as it goes over the wire, so that it can be stored."""
+    import json
+
+    from rest_framework.utils.encoders import JSONEncoder
+
+    return json.loads(json.dumps(data, cls=JSONEncoder))

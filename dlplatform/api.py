@@ -1,0 +1,106 @@
+"""What every API view shares: errors, paging, strict input, the OpenAPI schema."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError as DjangoValidationError
+from drf_standardized_errors.handler import ExceptionHandler
+from drf_standardized_errors.openapi import AutoSchema
+from rest_framework import serializers
+from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+
+class Conflict(APIException):
+    """The state of the object does not allow this now (a ref that moved, a run that ended)."""
+
+    status_code = 409
+    default_code = "conflict"
+    default_detail = "The object is not in a state that allows this."
+
+
+class Unavailable(APIException):
+    """A part of the platform that this needs does not answer; try again after ``retry_after`` seconds."""
+
+    status_code = 503
+    default_code = "unavailable"
+    default_detail = "This part of the platform is starting or restarting; try again in a few seconds."
+
+
+class ErrorHandler(ExceptionHandler):
+    """Django's ValidationError, which services raise, becomes the API's 400 with the same fields and codes."""
+
+    def convert_known_exceptions(self, exc: Exception) -> Exception:
+        if isinstance(exc, DjangoValidationError):
+            return ValidationError(detail=error_details(exc))
+        return super().convert_known_exceptions(exc)
+
+
+def error_details(error: DjangoValidationError) -> Any:
+    """A Django ValidationError as DRF error details: {field: [detail with code]} or a list."""
+    if hasattr(error, "error_dict"):
+        return {
+            field: [ErrorDetail(message, code=one.code or "invalid") for one in errors for message in one.messages]
+            for field, errors in error.error_dict.items()
+        }
+    return [ErrorDetail(message, code=one.code or "invalid") for one in error.error_list for message in one.messages]
+
+
+class Paging(CursorPagination):
+    """Cursor paging, newest first; `?limit=` up to 200."""
+
+    page_size = 50
+    max_page_size = 200
+    page_size_query_param = "limit"
+    ordering = "-created_at"
+    invalid_cursor_message = "This cursor is not one that the API gave; start again without it."
+
+
+class Schema(AutoSchema):
+    """Names operations after the view, so that generated clients read well."""
+
+    def get_operation_id(self) -> str:
+        explicit = getattr(self.view, "operation_ids", {}).get(self.method)
+        return explicit or super().get_operation_id()
+
+
+class Strict(serializers.Serializer):
+    """Input that refuses fields it does not know: a typo must not be silently ignored."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            unknown = set(data) - {name for name, field in self.fields.items() if not field.read_only}
+            if unknown:
+                known = ", ".join(name for name, field in self.fields.items() if not field.read_only)
+                raise ValidationError(
+                    {
+                        str(name)[:100]: [ErrorDetail(f"There is no field of this name. Fields: {known}.", "unknown_field")]
+                        for name in sorted(unknown, key=str)
+                    }
+                )
+        return super().to_internal_value(data)
+
+
+class SafeCharField(serializers.CharField):
+    """Text without control characters; PostgreSQL cannot store NUL and logs must not show escapes."""
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        value = super().run_validation(data)
+        if isinstance(value, str) and any(ord(character) < 32 and character not in "\n\t\r" for character in value):
+            raise ValidationError("Remove the control characters from this text.", code="control_character")
+        return value
+
+
+class PagedView(APIView):
+    """Lists a queryset through the paginator and a serializer."""
+
+    ordering: str | tuple[str, ...] = "-created_at"
+
+    def paged(self, request: Request, queryset: Any, serializer: Any, **context: Any) -> Response:
+        paginator = Paging()
+        paginator.ordering = self.ordering  # type: ignore[assignment]
+        rows = paginator.paginate_queryset(queryset, request, view=self)
+        data = serializer(rows, many=True, context={"request": request, **context}).data
+        return paginator.get_paginated_response(data)

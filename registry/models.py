@@ -1,0 +1,150 @@
+"""Models, their versions (commits), the refs that point at versions, and the log of every move of a ref."""
+
+from django.contrib.postgres.indexes import GinIndex
+from django.db import models
+from django.db.models import F, Q
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+
+
+class RegisteredModel(TenantModel):
+    """A named line of versions."""
+
+    name = models.CharField(max_length=120)
+    description = models.TextField(blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        verbose_name = "model"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "name"], condition=Q(archived_at__isnull=True), name="model_name_once"
+            )
+        ]
+        indexes = [
+            models.Index(fields=["organization", "-created_at"], name="model_newest"),
+            GinIndex(fields=["name"], opclasses=["gin_trgm_ops"], name="model_name_search"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RegisteredModelUserPermission(UserObjectPermissionBase):
+    content_object = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="userpermissions")
+
+
+class RegisteredModelGroupPermission(GroupObjectPermissionBase):
+    content_object = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="grouppermissions")
+
+
+class ModelVersion(models.Model):
+    """A commit: immutable. ``digest`` is the SHA-256 of its canonical JSON (see ``registry.commits``)."""
+
+    tenant_parent = "model"
+
+    id = models.UUIDField(primary_key=True, editable=False)
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField(help_text="Order of commits within the model, for people")
+    digest = models.CharField(max_length=64, editable=False)
+    tree = models.JSONField(help_text="{path: {sha256, size}}")
+    message = models.TextField(blank=True)
+    author = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    task = models.CharField(max_length=40)
+    signature = models.JSONField(default=dict, help_text="Input columns and output of the model")
+    metrics = models.JSONField(default=dict)
+    lineage = models.JSONField(default=dict, help_text="Run, config, seed, code and library versions")
+    dataset_version = models.ForeignKey(
+        DatasetVersion, null=True, on_delete=models.PROTECT, related_name="model_versions"
+    )
+    parents = models.ManyToManyField(
+        "self", symmetrical=False, through="VersionParent", through_fields=("child", "parent"), related_name="children"
+    )
+    created_at = models.DateTimeField(editable=False)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["model", "number"], name="model_version_number_once"),
+            models.UniqueConstraint(fields=["model", "digest"], name="model_version_digest_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} v{self.number}"
+
+    @property
+    def size(self) -> int:
+        return sum(entry["size"] for entry in self.tree.values())
+
+
+class VersionParent(models.Model):
+    """An edge of the history; position 0 is the line that was continued, 1 and up were merged in."""
+
+    child = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="parent_edges")
+    parent = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="child_edges")
+    position = models.PositiveSmallIntegerField(default=0)
+
+    class Meta:
+        ordering = ["position"]
+        constraints = [
+            models.UniqueConstraint(fields=["child", "position"], name="parent_position_once"),
+            models.CheckConstraint(condition=~Q(child=F("parent")), name="version_not_its_own_parent"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.parent_id} → {self.child_id}"
+
+
+class Ref(models.Model):
+    """A name that points at a version: a branch moves with commits, an alias by hand, a tag never."""
+
+    tenant_parent = "model"
+
+    class Kind(models.TextChoices):
+        BRANCH = "branch"
+        TAG = "tag"
+        ALIAS = "alias"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="refs")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    name = models.CharField(max_length=80)
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="refs")
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["kind", "name"]
+        constraints = [models.UniqueConstraint(fields=["model", "kind", "name"], name="ref_once")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class RefMove(models.Model):
+    """One move of a ref. The rows of a ref answer what it pointed to at any time."""
+
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="ref_moves")
+    kind = models.CharField(max_length=10, choices=Ref.Kind.choices)
+    name = models.CharField(max_length=80)
+    from_version = models.ForeignKey(ModelVersion, null=True, on_delete=models.PROTECT, related_name="+")
+    to_version = models.ForeignKey(ModelVersion, null=True, on_delete=models.PROTECT, related_name="+")
+    actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    reason = models.TextField(blank=True)
+    moved_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["model", "kind", "name", "-moved_at"], name="ref_history")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}: {self.from_version_id} → {self.to_version_id}"

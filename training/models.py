@@ -1,0 +1,180 @@
+"""Experiments, runs, and what a run reports: events and metric points."""
+
+from typing import ClassVar
+
+from django.contrib.postgres.indexes import GinIndex
+from django.db import models
+from django.db.models import Q
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+from dlplatform.jobs import Job, JobQuerySet
+from registry.models import ModelVersion, RegisteredModel
+
+
+class Experiment(TenantModel):
+    """A named group of runs."""
+
+    name = models.CharField(max_length=120)
+    description = models.TextField(blank=True)
+    archived_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [models.UniqueConstraint(fields=["organization", "name"], name="experiment_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ExperimentUserPermission(UserObjectPermissionBase):
+    content_object = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="userpermissions")
+
+
+class ExperimentGroupPermission(GroupObjectPermissionBase):
+    content_object = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="grouppermissions")
+
+
+class RunQuerySet(JobQuerySet, TenantQuerySet):
+    pass
+
+
+class Run(Job):
+    """One training job, from queued to its end.
+
+    ``last_sequence`` numbers everything that a watcher sees; ``spool_sequence`` is the last line of the
+    engine's spool that is in the database. Both move in the transaction that inserts the rows.
+    """
+
+    CLAIMED: ClassVar[str] = "preparing"
+    HELD: ClassVar[tuple[str, ...]] = ("preparing", "running")
+    ENDED: ClassVar[tuple[str, ...]] = ("succeeded", "failed", "cancelled")
+    QUEUE: ClassVar[str] = "training"
+    ENTRY: ClassVar[str] = "training.jobs.train"
+    tenant_parent = "experiment"
+
+    class State(models.TextChoices):
+        QUEUED = "queued"
+        PREPARING = "preparing"
+        RUNNING = "running"
+        SUCCEEDED = "succeeded"
+        FAILED = "failed"
+        CANCELLED = "cancelled"
+
+    class Task(models.TextChoices):
+        CLASSIFICATION = "classification"
+        REGRESSION = "regression"
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="runs")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    name = models.CharField(max_length=120)
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
+    task = models.CharField(max_length=40, choices=Task.choices)
+    target = models.CharField(max_length=200)
+    features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
+    config = models.JSONField(default=dict, help_text="The complete configuration, defaults included")
+    register_as = models.ForeignKey(
+        RegisteredModel, null=True, on_delete=models.SET_NULL, related_name="runs", help_text="Where the result goes"
+    )
+    output_version = models.OneToOneField(
+        ModelVersion, null=True, on_delete=models.SET_NULL, related_name="run"
+    )
+    cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
+    archived_at = models.DateTimeField(null=True, blank=True)
+
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    step = models.BigIntegerField(default=0)
+    total_steps = models.BigIntegerField(null=True)
+    epoch = models.PositiveIntegerField(default=0)
+    eta_seconds = models.FloatField(null=True)
+    rows_per_second = models.FloatField(null=True)
+    heartbeat_at = models.DateTimeField(null=True)
+    metrics = models.JSONField(default=dict, help_text="Latest values; at the end the final ones")
+    environment = models.JSONField(default=dict)
+    evaluation = models.JSONField(null=True)
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+    warnings = models.JSONField(default=list, help_text="Doubts about the data, such as a leaking column")
+    last_sequence = models.BigIntegerField(default=0)
+    spool_sequence = models.BigIntegerField(default=0)
+
+    objects = RunQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state__in=["queued", "preparing", "running", "succeeded", "failed", "cancelled"]),
+                name="run_state_known",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["experiment", "-created_at"], name="run_newest"),
+            models.Index(fields=["-created_at", "id"], name="run_newest_of_all"),
+            models.Index(fields=["queued_at"], condition=Q(state="queued"), name="run_waiting"),
+            models.Index(
+                fields=["lease_expires_at"], condition=Q(state__in=["preparing", "running"]), name="run_leases"
+            ),
+            GinIndex(fields=["name"], opclasses=["gin_trgm_ops"], name="run_name_search"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class RunEvent(models.Model):
+    """What happened, in order. Metric points have a table of their own and share the numbering."""
+
+    tenant_parent = "run"
+
+    pk = models.CompositePrimaryKey("run_id", "sequence")
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="events", db_index=False)
+    sequence = models.BigIntegerField()
+    type = models.CharField(max_length=20)
+    time = models.DateTimeField()
+    payload = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["sequence"]
+        indexes = [models.Index(fields=["run", "type", "sequence"], name="run_event_by_type")]
+
+    def __str__(self) -> str:
+        return f"{self.sequence} {self.type}"
+
+
+class MetricSeries(models.Model):
+    """One metric of one run: its name, and a summary kept for sorting lists of runs."""
+
+    run = models.ForeignKey(Run, on_delete=models.CASCADE, related_name="series")
+    key = models.CharField(max_length=120)
+    last = models.FloatField(null=True)
+    minimum = models.FloatField(null=True)
+    maximum = models.FloatField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["run", "key"], name="metric_series_once")]
+        indexes = [models.Index(fields=["key", "last"], name="metric_series_by_last")]
+        verbose_name_plural = "metric series"
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class MetricPoint(models.Model):
+    """One value at one step. A replayed line of the spool meets the primary key and changes nothing."""
+
+    pk = models.CompositePrimaryKey("series_id", "step")
+    series = models.ForeignKey(MetricSeries, on_delete=models.CASCADE, related_name="points", db_index=False)
+    step = models.BigIntegerField()
+    value = models.FloatField(null=True, help_text="Null for NaN and infinities")
+    sequence = models.BigIntegerField()
+    time = models.DateTimeField()
+
+    class Meta:
+        ordering = ["step"]
+        indexes = [models.Index(fields=["series", "sequence"], name="metric_point_sequence")]
+
+    def __str__(self) -> str:
+        return f"{self.step}: {self.value}"
