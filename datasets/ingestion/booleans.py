@@ -24,6 +24,9 @@ class Booleans:
         known = pc.is_in(values, pa.array(_spellings(self.truthy + self.falsy)))
         return pc.all(pc.or_(known, pc.is_null(values))).as_py() is not False
 
+    def strict(self, values: Array) -> Array | None:
+        return None
+
     def parse(self, values: Array) -> Array:
         yes = pc.is_in(values, pa.array(_spellings(self.truthy)))
         no = pc.is_in(values, pa.array(_spellings(self.falsy)))

@@ -27,6 +27,9 @@ class TypedValues:
     def accepts(self, values: Array) -> bool:
         return True
 
+    def strict(self, values: Array) -> Array | None:
+        return values
+
     def parse(self, values: Array) -> Array:
         return values
 
@@ -65,13 +68,13 @@ class ColumnConverter:
             return self._text(raw, first_record)
         if self.already_typed:
             return raw
-        values = raw
-        if not self.reading.accepts(raw):
+        parsed = self.reading.strict(raw)
+        if parsed is None:
             values = cleaned(raw)
             self._count_markers(raw, values)
-        parsed = self.reading.parse(values)
-        if parsed.null_count > values.null_count:
-            self._count_unreadable(values, parsed, first_record)
+            parsed = self.reading.parse(values)
+            if parsed.null_count > values.null_count:
+                self._count_unreadable(values, parsed, first_record)
         return self._finite(parsed) if self.reading.kind == "number" else parsed
 
     def _text(self, raw: Array, first_record: int) -> Array:

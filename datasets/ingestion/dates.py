@@ -34,7 +34,10 @@ class IsoDates:
     def accepts(self, values: Array) -> bool:
         if _cast_iso(values) is not None:
             return True
-        return self.parse(values).null_count == values.null_count
+        return bool(self.parse(values).null_count == values.null_count)
+
+    def strict(self, values: Array) -> Array | None:
+        return _cast_iso(values)
 
     def parse(self, values: Array) -> Array:
         """Null where a value is no ISO date or no day of the calendar."""
@@ -61,6 +64,9 @@ class NumericDates:
     def accepts(self, values: Array) -> bool:
         return bool(self.parse(values).null_count == values.null_count)
 
+    def strict(self, values: Array) -> Array | None:
+        return None
+
     def parse(self, values: Array) -> Array:
         fields = pc.extract_regex(values, NUMERIC_DATE)
         first, middle, last = (_integers(fields, name) for name in ("first", "middle", "last"))
@@ -82,6 +88,9 @@ class NamedMonthDates:
 
     def accepts(self, values: Array) -> bool:
         return bool(self.parse(values).null_count == values.null_count)
+
+    def strict(self, values: Array) -> Array | None:
+        return None
 
     def parse(self, values: Array) -> Array:
         fields = pc.extract_regex(values, self.pattern)

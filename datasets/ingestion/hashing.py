@@ -41,12 +41,15 @@ def hash_column(column: Array) -> Hashes:
 
 def _words(column: Array) -> Hashes:
     if pa.types.is_boolean(column.type):
-        return pc.fill_null(column, False).to_numpy(zero_copy_only=False).astype(np.uint64)
+        flags: Hashes = pc.fill_null(column, False).to_numpy(zero_copy_only=False).astype(np.uint64)
+        return flags
     if pa.types.is_floating(column.type):
         numbers = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 equals 0.0
-        return numbers.view(np.uint64)
+        bits: Hashes = numbers.view(np.uint64)
+        return bits
     integers = column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
-    return pc.fill_null(integers, 0).to_numpy(zero_copy_only=False).view(np.uint64)
+    words: Hashes = pc.fill_null(integers, 0).to_numpy(zero_copy_only=False).view(np.uint64)
+    return words
 
 
 def string_bounds(column: Array) -> tuple[Any, Any]:

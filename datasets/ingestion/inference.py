@@ -49,6 +49,7 @@ class Reading(Protocol):
     @property
     def kind(self) -> str: ...
     def accepts(self, values: Array) -> bool: ...
+    def strict(self, values: Array) -> Array | None: ...
     def parse(self, values: Array) -> Array: ...
 
 
@@ -61,6 +62,9 @@ class Texts:
 
     def accepts(self, values: Array) -> bool:
         return True
+
+    def strict(self, values: Array) -> Array | None:
+        return values
 
     def parse(self, values: Array) -> Array:
         return values

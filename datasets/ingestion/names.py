@@ -27,11 +27,12 @@ def clean_filename(label: str) -> str:
 
 def clean_header(cell: str) -> str:
     """One header cell without control or format characters, trimmed, at most 200 characters."""
-    spaced = re.sub(r"\s+", " ", cell)
+    spaced = re.sub(r"\s", " ", cell)
     visible = "".join(
         char for char in spaced if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
     )
-    return unicodedata.normalize("NFC", visible).strip()[:MAX_COLUMN_NAME].strip()
+    single = re.sub(r"\s+", " ", unicodedata.normalize("NFC", visible))
+    return single.strip()[:MAX_COLUMN_NAME].strip()
 
 
 def unique_names(cells: Sequence[str]) -> tuple[list[str], list[int], list[int]]:

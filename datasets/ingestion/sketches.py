@@ -97,7 +97,8 @@ class DuplicateCounter:
     def _of_level(self, hashes: Hashes) -> Hashes:
         if not self._level:
             return hashes
-        return hashes[(hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0]
+        followed: Hashes = hashes[(hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0]
+        return followed
 
 
 class RowSample:

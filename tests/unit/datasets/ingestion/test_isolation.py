@@ -76,7 +76,7 @@ def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
         ("print('no json', flush=True)", "decoder_crashed"),
         ("print('{\"result\": {}}', flush=True)", "decoder_crashed"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "memory_limit"),
-        ("sys.stderr.write('terminate called: std::bad_alloc'); os.abort()", "memory_limit"),
+        ("sys.stderr.write('terminate called: std::bad_alloc\\n'); os.abort()", "memory_limit"),
         ("os.kill(os.getpid(), signal.SIGXCPU)", "time_limit"),
         ("signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGXFSZ)", "output_limit"),
     ],
