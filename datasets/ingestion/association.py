@@ -34,7 +34,8 @@ class Association:
 def strongest(feature: Array, target: Array) -> Association | None:
     """The measure by which `feature` all but determines `target`; None when no measure says so.
 
-    Both are Arrow arrays of one length; rows without a target are left out. Columns of unique values are ignored.
+    Both are Arrow arrays of one length; rows without a target are left out. Columns of unique values are
+    ignored.
     """
     present = target.is_valid()
     if target.null_count:

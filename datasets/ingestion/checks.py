@@ -41,8 +41,10 @@ def _duplicate_rows(profiler: TableProfiler, findings: Findings) -> None:
         about = "" if exact else "about "
         findings.warn(
             "duplicate_rows",
-            f"{about}{repeated:,} of {profiler.rows:,} rows repeat an earlier row in every column. Remove them if they "
-            "are mistakes: a row in both training and validation data makes the result look better than it is.",
+            f"{about}{repeated:,} of {profiler.rows:,} rows repeat an earlier row in every column. Remove "
+            "them if they "
+            "are mistakes: a row in both training and validation data makes the result look better than "
+            "it is.",
         )
 
 
@@ -63,21 +65,24 @@ def _column_warnings(
     if profile["distinct"] == 1 and profiler.rows > 1:
         findings.warn(
             "constant_column",
-            f"Column {shown(name)} holds the same value in every row that has one. Leave it out, it cannot explain "
+            f"Column {shown(name)} holds the same value in every row that has one. Leave it out, it "
+            "cannot explain "
             "anything.",
             column=name,
         )
     elif is_id_like(column, profile, profiler):
         findings.warn(
             "id_like",
-            f"Column {shown(name)} looks like an identifier: every value occurs once. Leave it out of the features, "
+            f"Column {shown(name)} looks like an identifier: every value occurs once. Leave it out of the "
+            "features, "
             "a model would learn the rows by heart.",
             column=name,
         )
     elif column.type == "category" and profile["distinct"] > MANY_CATEGORIES:
         findings.warn(
             "high_cardinality",
-            f"Column {shown(name)} has {profile['distinct']:,} different categories. Group the rare ones, or treat it "
+            f"Column {shown(name)} has {profile['distinct']:,} different categories. Group the rare ones, "
+            "or treat it "
             "as text.",
             column=name,
         )
@@ -113,13 +118,16 @@ def _copied_columns(
         if original != column.name:
             findings.warn(
                 "duplicate_column",
-                f"Column {shown(column.name)} equals column {shown(original)} in every row. Leave one of them out.",
+                f"Column {shown(column.name)} equals column {shown(original)} in every row. Leave one of "
+                "them out.",
                 column=column.name,
             )
 
 
 def probable_target(columns: list[Column], profile: Profile) -> str | None:
-    """The column that a run would probably predict: named like a target, else the last one if it can be one."""
+    """The column that a run would probably predict: named like a target, else the last one if it can be
+    one.
+    """
     named = [column.name for column in columns if column.name.lower() in TARGET_NAMES]
     if named:
         return named[-1]
@@ -135,8 +143,10 @@ def _imbalance(target: str, profile: dict[str, Any], findings: Findings) -> None
     if rarest["count"] < IMBALANCE * profile["count"]:
         findings.warn(
             "class_imbalance",
-            f"Column {shown(target)}, perhaps the target: the class {shown(rarest['value'])} has only {rarest['count']} of "
-            f"{profile['count']:,} rows. Collect more of it, or judge models by a measure that heeds rare classes.",
+            f"Column {shown(target)}, perhaps the target: the class {shown(rarest['value'])} has only "
+            f"{rarest['count']} of "
+            f"{profile['count']:,} rows. Collect more of it, or judge models by a measure that heeds rare "
+            "classes.",
             column=target,
         )
 

@@ -18,17 +18,20 @@ Send = Callable[[dict[str, Any]], None]
 
 MEMORY_PROBLEM = Problem(
     code="memory_limit",
-    detail="Reading the file needs more memory than one ingestion may use. Split it, write smaller Parquet row "
+    detail="Reading the file needs more memory than one ingestion may use. Split it, write smaller "
+    "Parquet row "
     "groups, or remove very long cells.",
 )
 UNEXPECTED_PROBLEM = Problem(
     code="decoder_failed",
-    detail="The file made the reader fail in a way it does not know. Write it again with another program, as plain "
+    detail="The file made the reader fail in a way it does not know. Write it again with another "
+    "program, as plain "
     "CSV in UTF-8 or as Parquet, and upload that.",
 )
 DISK_PROBLEM = Problem(
     code="output_limit",
-    detail="The converted data does not fit the space one ingestion may use. Split the file and append the pieces.",
+    detail="The converted data does not fit the space one ingestion may use. Split the file and "
+    "append the pieces.",
 )
 THREADS = 2
 

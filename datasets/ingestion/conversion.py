@@ -98,7 +98,9 @@ class ColumnConverter:
             ]
 
     def _count_formulas(self, raw: Array, first_record: int) -> None:
-        """Cells a spreadsheet would run; +49 171… and -x are not counted, exports neutralise them all the same."""
+        """Cells a spreadsheet would run; +49 171… and -x are not counted, exports neutralise them all the
+        same.
+        """
         if not any(pc.any(pc.starts_with(raw, mark)).as_py() for mark in "=@+-"):
             return
         found = pc.indices_nonzero(pc.fill_null(pc.match_substring_regex(raw, FORMULA), False))

@@ -1,7 +1,7 @@
 """CSV as batches of text columns.
 
-The fast reader is Arrow's. Whatever it stumbles over is read again by the exact reader, which knows on which
-row and in which field a file goes wrong; both give the same cells for a well-formed file.
+The fast reader is Arrow's. Whatever it stumbles over is read again by the exact reader, which knows on
+which row and in which field a file goes wrong; both give the same cells for a well-formed file.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class CsvSource:
         return Rejected(
             "cell_too_long",
             f"Row {row}, column {shown(self.names[position])}: the cell holds {length:,} bytes, the limit is "
-            f"{self._limits.cell_bytes:,}. Shorten it, or look for a quote that is opened there and never closed.",
+            f"{self._limits.cell_bytes:,}. Shorten it, or look for a quote that is opened there and never "
+            "closed.",
             row=row,
             column=self.names[position],
         )
@@ -194,13 +195,15 @@ class CsvSource:
         if "unexpected end of data" in reason or "field larger" in reason:
             return Rejected(
                 "unclosed_quote" if self._prepared.quotes[quote] else "cell_too_long",
-                f"Row {row}: a quote ({quote}) is opened and not closed, so the rest of the file is read as one cell. "
+                f"Row {row}: a quote ({quote}) is opened and not closed, so the rest of the file is read "
+                "as one cell. "
                 f"Close it, or double it ({quote}{quote}) when it is part of the text.",
                 row=row,
             )
         return Rejected(
             "bad_quoting",
-            f"Row {row}: text follows a closing quote ({quote}), or a quote is not closed before it. Put the whole "
+            f"Row {row}: text follows a closing quote ({quote}), or a quote is not closed before it. Put "
+            "the whole "
             f"cell in quotes and double the quotes inside it ({quote}{quote}).",
             row=row,
         )
@@ -226,7 +229,8 @@ class CsvSource:
         )
         self._findings.error(
             "ragged_row",
-            f"Row {row}: expected {expected} fields as in the {'header' if self._dialect.header else 'first row'}, "
+            f"Row {row}: expected {expected} fields as in the "
+            f"{'header' if self._dialect.header else 'first row'}, "
             f"found {found}. {fix}",
             row=row,
             column=self.names[found] if found < expected else self.names[-1],

@@ -12,7 +12,10 @@ import pyarrow.compute as pc
 Array = Any
 
 UTC = pa.timestamp("us", "UTC")
-CLOCK = r"(?:[T ,]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,]\d+)?)?\s?(?P<half>[AaPp][Mm])?)?$"
+CLOCK = (
+    r"(?:[T ,]+(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2})(?:[.,]\d+)?)?"
+    r"\s?(?P<half>[AaPp][Mm])?)?$"
+)
 NUMERIC_DATE = r"^(?P<first>\d{1,4})[-/.](?P<middle>\d{1,2})[-/.](?P<last>\d{1,4})" + CLOCK
 DAY_MONTH_NAME = r"^(?P<day>\d{1,2})[ -](?P<month>[A-Za-z]{3,9})\.?[ -](?P<year>\d{4})" + CLOCK
 MONTH_NAME_DAY = r"^(?P<month>[A-Za-z]{3,9})\.? (?P<day>\d{1,2}),? (?P<year>\d{4})" + CLOCK

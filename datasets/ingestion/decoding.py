@@ -87,7 +87,8 @@ def prepare_text(source: Path, work: Path, limits: Limits, findings: Findings) -
     if not bom and not encoding.startswith("utf-8"):
         findings.warn(
             "encoding_guessed",
-            f"The text is not UTF-8; it was read as {encoding}. Check accented letters, or save the file as UTF-8.",
+            f"The text is not UTF-8; it was read as {encoding}. Check accented letters, or save the file "
+            "as UTF-8.",
         )
     return prepared
 
@@ -123,7 +124,8 @@ def _legacy_encoding(error: _NotUtf8) -> str:
     if error.multibyte_before:
         raise Rejected(
             "invalid_encoding",
-            f"Line {error.line} holds the byte 0x{error.byte:02x}, which is not valid UTF-8 while the text before it "
+            f"Line {error.line} holds the byte 0x{error.byte:02x}, which is not valid UTF-8 while the "
+            "text before it "
             "is: two encodings are mixed. Save the whole file as UTF-8.",
             row=error.line,
         )
@@ -132,8 +134,7 @@ def _legacy_encoding(error: _NotUtf8) -> str:
     return (
         "cp1252"
         if guess in ("ascii", "utf_8", "latin_1")
-        or (guess.startswith(("cp125", "iso8859", "mac"))
-        and _western(error.context))
+        or (guess.startswith(("cp125", "iso8859", "mac")) and _western(error.context))
         else guess
     )
 
@@ -188,7 +189,8 @@ def _decode(
     except UnicodeError as error:
         raise Rejected(
             "invalid_encoding",
-            f"The text does not decode as {encoding} somewhere after line {lines + 1}: the file is damaged or cut "
+            f"The text does not decode as {encoding} somewhere after line {lines + 1}: the file is "
+            "damaged or cut "
             "off. Save it as UTF-8 and upload it again.",
             row=lines + 1,
         ) from error
@@ -198,7 +200,8 @@ def _check_ratio(decoded: int, stored: int, limits: Limits) -> None:
     if decoded > RATIO_GRACE_BYTES and decoded > limits.expansion_ratio * max(stored, 1):
         raise Rejected(
             "expansion_ratio",
-            f"The archive unpacks to more than {limits.expansion_ratio:g} times its size, which is refused as a "
+            f"The archive unpacks to more than {limits.expansion_ratio:g} times its size, which is "
+            "refused as a "
             "decompression bomb. Upload the unpacked file.",
         )
 
@@ -251,7 +254,8 @@ class _Scan:
         if prepared.size > self._limits.bytes:
             raise Rejected(
                 "file_too_large",
-                f"The file holds more than {self._limits.bytes:,} bytes of text. Split it and append the pieces.",
+                f"The file holds more than {self._limits.bytes:,} bytes of text. Split it and append the "
+                "pieces.",
             )
         joined = self._last + chunk[:2]
         returns = b"\r" in chunk or b"\r" in joined
@@ -271,7 +275,8 @@ class _Scan:
         what = "a NUL byte" if chunk[position] == 0 else f"the control character 0x{chunk[position]:02x}"
         return Rejected(
             "nul_byte" if chunk[position] == 0 else "control_character",
-            f"Line {line} holds {what} at character {character}: the file is binary, damaged or in another encoding. "
+            f"Line {line} holds {what} at character {character}: the file is binary, damaged or in "
+            "another encoding. "
             "Remove it or export the file again as UTF-8.",
             row=line,
         )

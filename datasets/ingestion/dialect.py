@@ -186,7 +186,7 @@ def _rows(sample: str, options: dict[str, Any], complete: bool) -> list[list[str
 
 
 def _score(rows: Sequence[Sequence[str]]) -> float:
-    """How table-like a reading is, 0 when nothing separates: share of regular rows × share of typed cells."""
+    """How table-like a reading is, 0 when nothing separates: share of regular rows by share of typed cells."""
     filled = [row for row in rows if row]
     if not filled:
         return 0.0

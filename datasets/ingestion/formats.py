@@ -61,7 +61,8 @@ def detect_format(head: bytes, filename: str, content_type: str, source: Path) -
     if name.endswith((".parquet", ".pq")) or "parquet" in content_type.lower():
         raise Rejected(
             "not_parquet",
-            "The file is named as Parquet but does not begin with the Parquet mark PAR1: it is damaged or something "
+            "The file is named as Parquet but does not begin with the Parquet mark PAR1: it is damaged "
+            "or something "
             "else. Write it again and upload the whole file.",
         )
     text = _ascii_view(head)

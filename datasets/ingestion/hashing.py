@@ -1,4 +1,6 @@
-"""64-bit hashes of Arrow columns, vectorised: for counting distinct values and equal rows, not for security."""
+"""64-bit hashes of Arrow columns, vectorised: for counting distinct values and equal rows, not for
+security.
+"""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ def number_histogram(
 ) -> dict[str, Any]:
     """{edges, counts}: the counts add up to about `total`, the outermost edges are the extremes.
 
-    A column whose outliers would squeeze everything into one bin gets equal bins over its central 98 %, and its
-    first and last bin reach out to the extremes.
+    A column whose outliers would squeeze everything into one bin gets equal bins over its central 98 %, and
+    its first and last bin reach out to the extremes.
     """
     edges = _edges(sample, low, high, whole, bins)
     counts, _ = np.histogram(sample, edges)

@@ -1,8 +1,8 @@
 """The parent's side: one ingestion in one child process that may crash, hang or run out of memory.
 
-The child is a fresh interpreter rather than a fork. A worker has imported torch and holds secrets and sockets:
-a fork would inherit all of it, threads and locks included, and an address-space limit would count torch's
-mappings. A fresh one costs about 0.4 s and starts with nothing.
+The child is a fresh interpreter rather than a fork. A worker has imported torch and holds secrets and
+sockets: a fork would inherit all of it, threads and locks included, and an address-space limit would count
+torch's mappings. A fresh one costs about 0.4 s and starts with nothing.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def ingest_in_child(
     """Ingest `source` into Parquet parts in the directory `destination`, which is made when missing.
 
     Never raises for what the file holds: a crash, a time-out or a lack of memory of the child is a rejected
-    result (`decoder_crashed`, `time_limit`, `memory_limit`), and a stop asked for by `should_stop` is one with
-    the code `stopped`. A rejected result leaves no parts behind. Raises OSError when the directories cannot be
-    used or no process can be started.
+    result (`decoder_crashed`, `time_limit`, `memory_limit`), and a stop asked for by `should_stop` is one
+    with the code `stopped`. A rejected result leaves no parts behind. Raises OSError when the directories
+    cannot be used or no process can be started.
     """
     destination.mkdir(parents=True, exist_ok=True)
     job = {
@@ -186,7 +186,8 @@ STOPPED = Problem(
 )
 CRASHED = Problem(
     code="decoder_crashed",
-    detail="The file crashed the program that reads it, so it is damaged or made to do so. Write it again with "
+    detail="The file crashed the program that reads it, so it is damaged or made to do so. Write it "
+    "again with "
     "another program, as plain CSV in UTF-8 or as Parquet, and upload that.",
 )
 
@@ -194,7 +195,8 @@ CRASHED = Problem(
 def _time_problem(limits: Limits) -> Problem:
     return Problem(
         code="time_limit",
-        detail=f"Reading the file took longer than allowed ({limits.wall_seconds:g} s, {limits.cpu_seconds} s of "
+        detail=f"Reading the file took longer than allowed ({limits.wall_seconds:g} s, "
+        f"{limits.cpu_seconds} s of "
         "processor time). Split it, or upload it as Parquet, which reads faster.",
     )
 
@@ -210,7 +212,8 @@ def _death_problem(code: int, log: bytes, limits: Limits) -> Problem:
     if code == -signal.SIGKILL or any(word in log for word in OUT_OF_MEMORY_WORDS):
         return Problem(
             code="memory_limit",
-            detail=f"Reading the file needs more than the {limits.memory_bytes >> 20:,} MB of memory one ingestion may "
+            detail=f"Reading the file needs more than the {limits.memory_bytes >> 20:,} MB of memory "
+            "one ingestion may "
             "use. Split it, write smaller Parquet row groups, or remove very long cells.",
         )
     return CRASHED

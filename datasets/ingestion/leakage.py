@@ -20,9 +20,9 @@ BLOCK_ROWS = 2_000
 def leakage_warnings(parts: Sequence[Path], target: str, columns: Sequence[str]) -> list[Problem]:
     """A warning for every one of `columns` that nearly determines `target` by itself, strongest first.
 
-    Judged on at most 50,000 rows taken evenly from the parts. A class target is given away by a purity or AUC above
-    0.99, a quantity by a correlation above 0.999 in size; identifiers are ignored. Raises KeyError for an unknown
-    column.
+    Judged on at most 50,000 rows taken evenly from the parts. A class target is given away by a purity or
+    AUC above 0.99, a quantity by a correlation above 0.999 in size; identifiers are ignored. Raises
+    KeyError for an unknown column.
     """
     if not parts:
         return []
@@ -44,8 +44,10 @@ def leakage_problem(name: str, target: str, link: Association) -> Problem:
         code="target_leakage",
         severity="warning",
         column=name,
-        detail=f"Column {shown(name)} all but determines {shown(target)} ({link.measure} {link.value:.4f}). If it is known "
-        "only after the outcome, or is a copy of it, leave it out of the features; the model would look perfect and "
+        detail=f"Column {shown(name)} all but determines {shown(target)} ({link.measure} "
+        f"{link.value:.4f}). If it is known "
+        "only after the outcome, or is a copy of it, leave it out of the features; the model would look "
+        "perfect and "
         "fail in use.",
     )
 

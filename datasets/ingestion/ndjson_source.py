@@ -1,7 +1,7 @@
 """NDJSON as batches of text columns: one object a line, or a JSON list of objects of moderate size.
 
-The file is parsed once; its cells are staged on disk as Arrow batches, since keys may appear anywhere and a second
-parse would cost more than a second read.
+The file is parsed once; its cells are staged on disk as Arrow batches, since keys may appear anywhere and a
+second parse would cost more than a second read.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ class NdjsonSource:
         except (ValueError, RecursionError):
             raise Rejected(
                 "invalid_json",
-                f"Line {error.lineno}, character {error.colno}: the JSON list breaks off or is malformed ({error.msg}). "
+                f"Line {error.lineno}, character {error.colno}: the JSON list breaks off or is malformed "
+                f"({error.msg}). "
                 f"Correct it there. {ONE_PER_LINE}",
                 row=error.lineno,
             ) from error
@@ -194,7 +195,8 @@ class NdjsonSource:
                 if key in keys[:position]:
                     self._error(
                         "duplicate_key",
-                        f"Line {row}: the key {shown(key)} occurs twice in one object. Remove or rename one of them.",
+                        f"Line {row}: the key {shown(key)} occurs twice in one object. Remove or rename "
+                        "one of them.",
                         row,
                         key,
                     )
@@ -233,7 +235,8 @@ class NdjsonSource:
         except UnicodeEncodeError as error:
             raise Rejected(
                 "invalid_text",
-                f"Column {shown(key)} holds half a surrogate pair after line {self.row_number(first)}, which is not "
+                f"Column {shown(key)} holds half a surrogate pair after line {self.row_number(first)}, "
+                "which is not "
                 "text. Write the file with another JSON library.",
                 row=self.row_number(first),
                 column=key,
@@ -281,14 +284,16 @@ class NdjsonSource:
         for position in (*blank, *renamed):
             self._findings.warn(
                 "blank_header" if position in blank else "duplicate_header",
-                f"The key {shown(keys[position])} is blank or equals another one once cleaned; the column is named "
+                f"The key {shown(keys[position])} is blank or equals another one once cleaned; the column "
+                "is named "
                 f"{shown(self.names[position])}. Rename the key.",
                 column=self.names[position],
             )
         for key in self._nested:
             self._findings.warn(
                 "nested_values",
-                f"Column {shown(key)} holds lists or objects; they are kept as JSON text. Flatten them into columns of "
+                f"Column {shown(key)} holds lists or objects; they are kept as JSON text. Flatten them "
+                "into columns of "
                 "their own to use them as features.",
                 column=self.names[self._keys[key]],
             )

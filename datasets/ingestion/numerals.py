@@ -1,7 +1,7 @@
 """Integers and decimal numbers written as text, a column at a time.
 
-`accepts` answers whether every non-null value reads that way; `parse` gives null where one does not; `strict` is
-the fast road for a column without blemish, None when there is none or it is not taken.
+`accepts` answers whether every non-null value reads that way; `parse` gives null where one does not;
+`strict` is the fast road for a column without blemish, None when there is none or it is not taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ THOUSANDS = r"^[+-]?(?:\d{1,3}(?:[, \x{2019}']\d{3})+)(?:\.\d+)?$"
 
 
 def has_leading_zero(values: Array) -> bool:
-    """Whether a value such as 00123 occurs; the plain prefix test spares most columns the regular expression."""
+    """Whether a value such as 00123 occurs; the plain prefix test spares most columns the regular
+    expression.
+    """
     if not any(pc.any(pc.starts_with(values, prefix)).as_py() for prefix in ("0", "-0", "+0")):
         return False
     return bool(pc.any(pc.match_substring_regex(values, LEADING_ZERO)).as_py())

@@ -63,7 +63,8 @@ def _open_csv(prepared: PreparedText, limits: Limits, findings: Findings, detect
     if dialect.fields > limits.columns:
         raise Rejected(
             "too_many_columns",
-            f"The file has {dialect.fields:,} columns, the limit is {limits.columns:,}. Remove columns, or transpose "
+            f"The file has {dialect.fields:,} columns, the limit is {limits.columns:,}. Remove columns, "
+            "or transpose "
             "the table if rows and columns are swapped.",
             row=dialect.first_row,
         )
@@ -84,14 +85,16 @@ def _column_names(dialect: Dialect, findings: Findings) -> tuple[list[str], set[
     for position in blank:
         findings.warn(
             "blank_header",
-            f"Column {position + 1} has no name in the header and was named {shown(names[position])}. Name it.",
+            f"Column {position + 1} has no name in the header and was named {shown(names[position])}. "
+            "Name it.",
             row=dialect.first_row,
             column=names[position],
         )
     for position in repeated:
         findings.warn(
             "duplicate_header",
-            f"The header names {shown(dialect.header_cells[position])} more than once; column {position + 1} was "
+            f"The header names {shown(dialect.header_cells[position])} more than once; column "
+            f"{position + 1} was "
             f"renamed {shown(names[position])}. Give every column its own name.",
             row=dialect.first_row,
             column=names[position],

@@ -123,7 +123,8 @@ class ParquetSource:
         except pa.ArrowInvalid as error:
             raise Rejected(
                 "unconvertible_value",
-                f"Column {shown(name)} of type {column.type} holds a value after row {self._done} that does not fit "
+                f"Column {shown(name)} of type {column.type} holds a value after row {self._done} that "
+                "does not fit "
                 f"{kind} ({_reason(error)}). Convert the column before writing the file.",
                 row=self._done + 1,
                 column=name,
@@ -163,7 +164,8 @@ def _check_footer(path: Path) -> None:
     if size < SMALLEST_FILE or tail[4:] != b"PAR1":
         raise Rejected(
             "truncated_parquet",
-            f"The Parquet file is cut off: its end mark is missing, so the transfer or the writer stopped. {DAMAGED}",
+            "The Parquet file is cut off: its end mark is missing, so the transfer or the writer "
+            f"stopped. {DAMAGED}",
         )
     footer = int.from_bytes(tail[:4], "little")
     if footer > min(size - SMALLEST_FILE, FOOTER_BYTES):
@@ -176,7 +178,8 @@ def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
     if metadata.num_columns > limits.columns:
         raise Rejected(
             "too_many_columns",
-            f"The file has {metadata.num_columns:,} columns, the limit is {limits.columns:,}. Remove columns.",
+            f"The file has {metadata.num_columns:,} columns, the limit is {limits.columns:,}. Remove "
+            "columns.",
         )
     if metadata.num_rows > limits.rows:
         raise Rejected(
@@ -206,7 +209,8 @@ def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
 def _expansion(limits: Limits) -> Rejected:
     return Rejected(
         "expansion_ratio",
-        f"The file unpacks to more than {limits.expansion_ratio:g} times its size, which is refused as a decompression "
+        f"The file unpacks to more than {limits.expansion_ratio:g} times its size, which is refused as a "
+        "decompression "
         "bomb. Split the table or write it with less repetition.",
     )
 
@@ -217,7 +221,8 @@ def _report_names(
     for position in (*blank, *repeated):
         findings.warn(
             "blank_header" if position in blank else "duplicate_header",
-            f"Column {position + 1} is named {shown(stored[position])}, which is blank or taken; it was renamed "
+            f"Column {position + 1} is named {shown(stored[position])}, which is blank or taken; it was "
+            "renamed "
             f"{shown(names[position])}. Give every column its own name.",
             column=names[position],
         )
@@ -233,7 +238,8 @@ def _kinds(schema: Any, names: list[str], findings: Findings) -> list[str]:
         elif pa.types.is_decimal(item.type) or pa.types.is_time(item.type):
             findings.warn(
                 "type_converted",
-                f"Column {shown(name)} of type {item.type} was stored as {kind}. Convert it before writing the file if "
+                f"Column {shown(name)} of type {item.type} was stored as {kind}. Convert it before "
+                "writing the file if "
                 "you need it otherwise.",
                 column=name,
             )

@@ -77,7 +77,8 @@ def _silent(fraction: float, phase: str) -> None:
 
 def _no_rows() -> Rejected:
     return Rejected(
-        "no_rows", "The file has column names but no rows below them. Add at least one row and upload it again."
+        "no_rows",
+        "The file has column names but no rows below them. Add at least one row and upload it again.",
     )
 
 
@@ -176,7 +177,9 @@ class _Ingestion:
         if first_record == 0:
             raise _no_rows()
         if not any(column.values for column in evidence):
-            raise Rejected("no_values", "Every cell of the file is empty. Check that the right file was exported.")
+            raise Rejected(
+                "no_values", "Every cell of the file is empty. Check that the right file was exported."
+            )
         return evidence
 
     def _convert(

@@ -1,7 +1,7 @@
 """The statistics of every column, gathered batch by batch while the parts are written.
 
-Means, extremes and counts are exact. Distinct counts, quantiles and histograms are exact for tables that fit the
-budget below and estimated on an even sample beyond; `approximate` names what was estimated.
+Means, extremes and counts are exact. Distinct counts, quantiles and histograms are exact for tables that
+fit the budget below and estimated on an even sample beyond; `approximate` names what was estimated.
 """
 
 from __future__ import annotations
@@ -227,8 +227,9 @@ class ColumnProfiler:
 
 
 def is_category(count: int, distinct: int, longest: int) -> bool:
-    """Whether text values are labels: some repeat, and there are at most 20, or at most half as many as rows and
-    at most 5 % of them (50 at least, 10,000 at most); none is longer than 256 characters."""
+    """Whether text values are labels: some repeat, and there are at most 20, or at most half as many as
+    rows and at most 5 % of them (50 at least, 10,000 at most); none is longer than 256 characters.
+    """
     if distinct >= count or longest > CATEGORY_LENGTH:
         return False
     if distinct <= SMALL_CATEGORY:

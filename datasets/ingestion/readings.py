@@ -24,7 +24,9 @@ DEFAULT_READINGS: dict[str, Reading] = {
 
 
 def typed_converter(name: str, kind: str, chosen: str | None) -> ColumnConverter:
-    """For a column that arrives typed, as from Parquet; raises Rejected when it cannot become what was chosen."""
+    """For a column that arrives typed, as from Parquet; raises Rejected when it cannot become what was
+    chosen.
+    """
     if chosen is None or chosen == kind or {chosen, kind} <= {"text", "category"}:
         return ColumnConverter.typed(kind)
     if kind == "text":
@@ -35,7 +37,8 @@ def typed_converter(name: str, kind: str, chosen: str | None) -> ColumnConverter
         return ColumnConverter.typed(chosen)
     raise Rejected(
         "unknown_type",
-        f"Column {shown(name)} is {kind} in the Parquet file and cannot become {chosen}. Choose {kind} or text.",
+        f"Column {shown(name)} is {kind} in the Parquet file and cannot become {chosen}. Choose {kind} or "
+        "text.",
         column=name,
     )
 
@@ -49,14 +52,16 @@ def describe_evidence(
     if reading.kind == "text" and evidence.leading_zero and evidence.numeric < evidence.values:
         findings.warn(
             "leading_zeros",
-            f"Column {shown(name)} holds codes such as 00123, whose leading zeros a number would lose; it is kept as "
+            f"Column {shown(name)} holds codes such as 00123, whose leading zeros a number would lose; it "
+            "is kept as "
             "text. Set its type to integer if the zeros mean nothing.",
             column=name,
         )
     if reading.kind == "number" and evidence.overflow:
         findings.warn(
             "integer_overflow",
-            f"Column {shown(name)} holds integers beyond 64 bits; they became numbers with about 16 exact digits. "
+            f"Column {shown(name)} holds integers beyond 64 bits; they became numbers with about 16 exact "
+            "digits. "
             "Set its type to text if they are identifiers.",
             column=name,
         )
@@ -64,7 +69,8 @@ def describe_evidence(
         meaning = "1,234 is a decimal" if reading.key == "decimal_comma" else "1,234 is one thousand and more"
         findings.warn(
             "ambiguous_number",
-            f"Column {shown(name)}: a comma could separate decimals or thousands; it was read so that {meaning}. "
+            f"Column {shown(name)}: a comma could separate decimals or thousands; it was read so that "
+            f"{meaning}. "
             "Write numbers with a decimal point and no separators to be sure.",
             column=name,
         )
@@ -86,7 +92,8 @@ def _describe_mixed(name: str, evidence: ColumnEvidence, source: Source, finding
     findings.warn(
         "mixed_types",
         f"Column {shown(name)} is {100 * evidence.numeric / evidence.values:.1f} % numbers, but {others} of "
-        f"{evidence.values} values are not ({found}), so it is kept as text. Correct them, or set its type to number "
+        f"{evidence.values} values are not ({found}), so it is kept as text. Correct them, or set its "
+        "type to number "
         "to read them as missing.",
         row=source.row_number(evidence.offenders[0][0]),
         column=name,
@@ -106,7 +113,8 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
     if converter.infinite:
         findings.warn(
             "infinite_values",
-            f"Column {shown(name)}: {converter.infinite} infinite values count as missing, since no model can be "
+            f"Column {shown(name)}: {converter.infinite} infinite values count as missing, since no model "
+            "can be "
             "fitted on them. Replace them with a large number if they mean one.",
             column=name,
         )
@@ -117,7 +125,8 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
         )
         findings.warn(
             "unreadable_values",
-            f"Column {shown(name)}: {converter.unreadable} values do not read as {converter.reading.kind} and count "
+            f"Column {shown(name)}: {converter.unreadable} values do not read as {converter.reading.kind} "
+            "and count "
             f"as missing ({found}). Correct them or choose another type.",
             row=source.row_number(converter.unreadable_examples[0][0]),
             column=name,
@@ -127,7 +136,8 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
         findings.warn(
             "formula",
             f"Column {shown(name)}: {converter.formulas} cells look like spreadsheet formulas, first in row "
-            f"{source.row_number(first[0])}: {shown(first[1], 30)}. They are kept as text and never run; exports put "
+            f"{source.row_number(first[0])}: {shown(first[1], 30)}. They are kept as text and never run; "
+            "exports put "
             "an apostrophe before them.",
             row=source.row_number(first[0]),
             column=name,

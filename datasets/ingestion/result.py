@@ -17,8 +17,8 @@ class Problem:
     """One finding about the file.
 
     `row` counts as a spreadsheet numbers its rows: the header is row 1, the first record below it row 2,
-    blank lines count, a line break inside quotes does not. For NDJSON it is the line; for Parquet, which has
-    no header row, the first record is row 1. `detail` states the reason and the fix.
+    blank lines count, a line break inside quotes does not. For NDJSON it is the line; for Parquet, which
+    has no header row, the first record is row 1. `detail` states the reason and the fix.
     """
 
     code: str

@@ -97,7 +97,9 @@ class DuplicateCounter:
     def _of_level(self, hashes: Hashes) -> Hashes:
         if not self._level:
             return hashes
-        followed: Hashes = hashes[(hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0]
+        followed: Hashes = hashes[
+            (hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0
+        ]
         return followed
 
 
@@ -201,7 +203,9 @@ class TopValues:
 
 
 def as_numpy(column: Any) -> Numbers:
-    """The non-missing values of an integer, number or datetime column as float64 (microseconds for the last)."""
+    """The non-missing values of an integer, number or datetime column as float64 (microseconds for the
+    last).
+    """
     present = column.drop_null()
     if pa.types.is_timestamp(column.type):
         present = present.cast(pa.int64())

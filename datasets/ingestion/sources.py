@@ -12,8 +12,8 @@ Batch = Any
 class Source(Protocol):
     """A decoded file.
 
-    `typed` sources bring Arrow values of the types in `kinds`; the others bring strings and `kinds` is empty.
-    `blank` are the positions of columns without a name of their own.
+    `typed` sources bring Arrow values of the types in `kinds`; the others bring strings and `kinds` is
+    empty. `blank` are the positions of columns without a name of their own.
     """
 
     names: list[str]

@@ -33,7 +33,11 @@ def _column(values: list[str], delimiter: str = ",") -> str:
         (["00123", "04567", "04567"], "category", ["00123", "04567", "04567"]),
         (["0x1F", "0x1F"], "category", ["0x1F", "0x1F"]),
         (["2024-01-31", "2024-02-29"], "datetime", ["2024-01-31T00:00:00Z", "2024-02-29T00:00:00Z"]),
-        (["2024-01-31T10:00:00+02:00", "2024-01-31"], "datetime", ["2024-01-31T08:00:00Z", "2024-01-31T00:00:00Z"]),
+        (
+            ["2024-01-31T10:00:00+02:00", "2024-01-31"],
+            "datetime",
+            ["2024-01-31T08:00:00Z", "2024-01-31T00:00:00Z"],
+        ),
         (["2024-01-31 10:00:00.123456789", ""], "datetime", ["2024-01-31T10:00:00.123456Z", None]),
         (["31/01/2024", "01/02/2024"], "datetime", ["2024-01-31T00:00:00Z", "2024-02-01T00:00:00Z"]),
         (["01/31/2024", "02/01/2024 3:05 PM"], "datetime", ["2024-01-31T00:00:00Z", "2024-02-01T15:05:00Z"]),
@@ -99,7 +103,9 @@ def test_a_chosen_type_wins(ingested: Ingest, kind: str, stored: list[object]) -
     assert result.columns[0].type == kind
     assert [row["v"] for row in rows] == stored
     unreadable = [problem for problem in result.problems if problem.code == "unreadable_values"]
-    assert [problem.row for problem in unreadable] == ([] if kind in ("text", "category") else [2 if kind == "datetime" else 3])
+    assert [problem.row for problem in unreadable] == (
+        [] if kind in ("text", "category") else [2 if kind == "datetime" else 3]
+    )
 
 
 def test_a_chosen_text_keeps_missing_markers(ingested: Ingest) -> None:
@@ -124,5 +130,13 @@ def test_category_needs_repetition(ingested: Ingest, labels: int, kind: str) -> 
 
 def test_ndjson_keys_come_in_order_of_appearance(ingested: Ingest) -> None:
     result, rows = ingested('{"b": 1}\n{"a": true, "b": 2.5}\n{"c": "x"}\n', filename="d.ndjson")
-    assert [(column.name, column.type) for column in result.columns] == [("b", "number"), ("a", "boolean"), ("c", "text")]
-    assert rows == [{"b": 1.0, "a": None, "c": None}, {"b": 2.5, "a": True, "c": None}, {"b": None, "a": None, "c": "x"}]
+    assert [(column.name, column.type) for column in result.columns] == [
+        ("b", "number"),
+        ("a", "boolean"),
+        ("c", "text"),
+    ]
+    assert rows == [
+        {"b": 1.0, "a": None, "c": None},
+        {"b": 2.5, "a": True, "c": None},
+        {"b": None, "a": None, "c": "x"},
+    ]

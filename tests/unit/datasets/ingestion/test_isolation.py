@@ -41,7 +41,9 @@ def _impostor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Non
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(f"import json, os, resource, signal, sys, time\nsys.stdin.read()\n{body}\n")
+    (package / "__main__.py").write_text(
+        f"import json, os, resource, signal, sys, time\nsys.stdin.read()\n{body}\n"
+    )
     monkeypatch.setattr(isolation, "PROJECT_ROOT", tmp_path / "impostor")
 
 
@@ -57,8 +59,12 @@ def test_a_good_file_comes_back_with_progress_and_parts(tmp_path: Path) -> None:
     assert result.state == "ready" and result.rows == 1000 and result.bytes == len(CSV)
     assert [fraction for fraction, _ in heard] == sorted(fraction for fraction, _ in heard)
     assert heard[-1] == (1.0, "done")
-    assert read_rows([tmp_path / "parts" / part.path for part in result.parts], 999, 5) == [{"a": 999, "b": "word 4"}]
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [part.path for part in result.parts]
+    assert read_rows([tmp_path / "parts" / part.path for part in result.parts], 999, 5) == [
+        {"a": 999, "b": "word 4"}
+    ]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
+        part.path for part in result.parts
+    ]
 
 
 def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -78,7 +84,10 @@ def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
         ("os.kill(os.getpid(), signal.SIGKILL)", "memory_limit"),
         ("sys.stderr.write('terminate called: std::bad_alloc\\n'); os.abort()", "memory_limit"),
         ("os.kill(os.getpid(), signal.SIGXCPU)", "time_limit"),
-        ("signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGXFSZ)", "output_limit"),
+        (
+            "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGXFSZ)",
+            "output_limit",
+        ),
     ],
 )
 def test_a_dying_child_is_a_rejection(
@@ -96,7 +105,9 @@ def test_a_part_outside_the_destination_is_refused(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "upload").exists()
 
 
-def test_a_hanging_child_and_its_children_are_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_child_and_its_children_are_killed_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     body = "child = os.fork()\nopen(f'pid-{os.getpid()}', 'w').close()\ntime.sleep(600)"
     _impostor(monkeypatch, tmp_path, body)
     begun = time.monotonic()
@@ -131,7 +142,11 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 
 def test_processor_time_is_limited(tmp_path: Path) -> None:
     result = ingest_in_child(
-        _big(tmp_path, 150), tmp_path / "parts", filename="d.csv", content_type="", limits=Limits(cpu_seconds=1)
+        _big(tmp_path, 150),
+        tmp_path / "parts",
+        filename="d.csv",
+        content_type="",
+        limits=Limits(cpu_seconds=1),
     )
     assert _code(result) == "time_limit"
     assert list((tmp_path / "parts").iterdir()) == []
@@ -182,7 +197,9 @@ def test_every_messy_file_ends_alike_in_the_child(messy: object, tmp_path: Path)
 def test_flipped_bytes_in_parquet_never_raise(seed: int, tmp_path: Path) -> None:
     import random
 
-    good = bytearray(next(messy for messy in MESSY_FILES if messy.name == "parquet NaN and infinity").content())
+    good = bytearray(
+        next(messy for messy in MESSY_FILES if messy.name == "parquet NaN and infinity").content()
+    )
     chance = random.Random(seed)
     for _ in range(chance.randint(1, 30)):
         good[chance.randrange(4, len(good) - 8)] = chance.randrange(256)

@@ -9,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datasets.ingestion.hashing import hash_column, mix
 from datasets.ingestion.profile import QUANTILES, TableProfiler
 from datasets.ingestion.sketches import DistinctCounter, DuplicateCounter, Moments, RowSample
-from datasets.ingestion.hashing import hash_column, mix
 from tests.unit.datasets.ingestion.conftest import Ingest
 
 RNG = np.random.default_rng(7)
 
 
-def _profile(columns: dict[str, pa.Array], kinds: list[str], batch: int = 10_000) -> dict[str, dict[str, Any]]:
+def _profile(
+    columns: dict[str, pa.Array], kinds: list[str], batch: int = 10_000
+) -> dict[str, dict[str, Any]]:
     profiler = TableProfiler(list(columns), kinds)
     for piece in pa.table(columns).to_batches(max_chunksize=batch):
         profiler.observe(piece)
@@ -37,7 +39,9 @@ def test_numbers_match_numpy() -> None:
     assert profile["std"] == pytest.approx(present.std(ddof=1), rel=1e-8)
     assert (profile["min"], profile["max"]) == pytest.approx((present.min(), present.max()))
     assert profile["zeros"] == (present == 0).sum() and profile["negatives"] == (present < 0).sum()
-    assert list(profile["quantiles"].values()) == pytest.approx(list(np.quantile(present, QUANTILES)), rel=1e-9)
+    assert list(profile["quantiles"].values()) == pytest.approx(
+        list(np.quantile(present, QUANTILES)), rel=1e-9
+    )
     assert sum(profile["histogram"]["counts"]) == len(present)
     assert len(profile["histogram"]["edges"]) == len(profile["histogram"]["counts"]) + 1 <= 31
     assert "approximate" not in profile
@@ -70,7 +74,10 @@ def test_labels_dates_and_texts() -> None:
         {"when": moments, "word": pa.array(words), "text": pa.array(texts), "flag": pa.array(flags)},
         ["datetime", "text", "text", "boolean"],
     )
-    assert (profile["when"]["min"], profile["when"]["max"]) == ("2024-01-01T00:00:00Z", "2024-04-09T00:00:00Z")
+    assert (profile["when"]["min"], profile["when"]["max"]) == (
+        "2024-01-01T00:00:00Z",
+        "2024-04-09T00:00:00Z",
+    )
     assert sum(profile["when"]["histogram"]["counts"]) == 100
     assert profile["word"]["type"] == "category"
     assert profile["word"]["top"][0] == {"value": "word 0", "count": 34}
@@ -97,7 +104,9 @@ def test_a_wide_profile_stays_small(ingested: Ingest) -> None:
 
 
 def test_hashes_tell_values_apart() -> None:
-    texts = pa.array(["", "a", "b", "ab", "ba", "abcdefgh", "abcdefghi", "abcdefgh\0", None, "é", "x" * 300, "x" * 301])
+    texts = pa.array(
+        ["", "a", "b", "ab", "ba", "abcdefgh", "abcdefghi", "abcdefgh\0", None, "é", "x" * 300, "x" * 301]
+    )
     assert len(set(hash_column(texts).tolist())) == len(texts)
     assert hash_column(texts.slice(3, 4)).tolist() == hash_column(texts)[3:7].tolist()
     numbers = pa.array([0.0, -0.0, 1.0, None])

@@ -17,11 +17,14 @@ from datasets.ingestion.pipeline import ingest
 from datasets.ingestion.rows import read_rows
 
 CELL = st.text(
-    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), include_characters="\n,;\t|\"'"), max_size=12
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), include_characters="\n,;\t|\"'"),
+    max_size=12,
 )
 COLUMNS = ("name", "amount", "note")
 ROWS = st.lists(
-    st.tuples(CELL, st.integers(-(2**63), 2**63 - 1), CELL).map(lambda row: (f"a{row[0]}z", row[1], f"b{row[2]}y")),
+    st.tuples(CELL, st.integers(-(2**63), 2**63 - 1), CELL).map(
+        lambda row: (f"a{row[0]}z", row[1], f"b{row[2]}y")
+    ),
     min_size=1,
     max_size=25,
 )
@@ -37,7 +40,12 @@ ROWS = st.lists(
     compressed=st.booleans(),
 )
 def test_csv_round_trip(
-    rows: list[tuple[str, int, str]], delimiter: str, line_end: str, quoting: int, encoding: str, compressed: bool
+    rows: list[tuple[str, int, str]],
+    delimiter: str,
+    line_end: str,
+    quoting: int,
+    encoding: str,
+    compressed: bool,
 ) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter=delimiter, lineterminator=line_end, quoting=quoting)  # type: ignore[arg-type]

@@ -35,7 +35,9 @@ def parts(tmp_path: Path) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize(("offset", "limit"), [(0, 5), (58, 4), (248, 5), (995, 50), (1000, 5), (5000, 5), (0, 1000), (3, 0)])
+@pytest.mark.parametrize(
+    ("offset", "limit"), [(0, 5), (58, 4), (248, 5), (995, 50), (1000, 5), (5000, 5), (0, 1000), (3, 0)]
+)
 def test_pages_in_stored_order(parts: list[Path], offset: int, limit: int) -> None:
     rows = read_rows(parts, offset, limit)
     assert [row["n"] for row in rows] == list(range(1000))[offset : offset + limit]
@@ -66,7 +68,16 @@ def test_bad_questions_are_refused(parts: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     ("cell", "written"),
-    [("=1+1", "'=1+1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("\tx", "'\tx"), ("\rx", "'\rx"), ("a=1", "a=1"), ("", "")],
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@x", "'@x"),
+        ("\tx", "'\tx"),
+        ("\rx", "'\rx"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
 )
 def test_exports_neutralise_formulas(cell: str, written: str) -> None:
     assert neutralise(cell) == written
