@@ -7,6 +7,7 @@ back from the dead is refused (`LeaseLost`).
 
 import logging
 import os
+import signal
 import socket
 import uuid
 from datetime import timedelta
@@ -17,8 +18,10 @@ from django.conf import settings
 from django.db import models, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Coalesce, Now
-from rq import Queue
+from rq import Queue, Worker
 from rq.serializers import JSONSerializer
+
+from .processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Job(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     state = models.CharField(max_length=20, default="queued", editable=False)
     attempt = models.PositiveIntegerField(default=0, editable=False)
+    failures = models.PositiveIntegerField(default=0, editable=False, help_text="Attempts since the last progress")
     max_attempts = models.PositiveIntegerField(default=5)
     lease_owner = models.CharField(max_length=120, blank=True, editable=False)
     lease_epoch = models.PositiveIntegerField(default=0, editable=False)
@@ -75,6 +79,7 @@ class Job(models.Model):
         taken = cls._default_manager.filter(pk=identifier).waiting().update(
             state=cls.CLAIMED,
             attempt=F("attempt") + 1,
+            failures=F("failures") + 1,
             lease_owner=lease_owner(),
             lease_epoch=F("lease_epoch") + 1,
             lease_expires_at=_lease_end(),
@@ -106,13 +111,13 @@ class Job(models.Model):
         self.write(state=state, finished_at=Now(), lease_expires_at=None, lease_owner="", **fields)
 
     def release(self, *, delay: float = 0, charge: bool = True, **fields: Any) -> None:
-        """Back to the queue; without ``charge`` the attempt does not count (a drained worker)."""
+        """Back to the queue; without ``charge`` it is no failure (a drained worker)."""
         self.write(
             state=self.QUEUED,
             lease_expires_at=None,
             lease_owner="",
             not_before=Now() + timedelta(seconds=delay) if delay else None,
-            **({} if charge else {"attempt": F("attempt") - 1}),
+            **({} if charge else {"failures": F("failures") - 1}),
             **fields,
         )
 
@@ -159,7 +164,7 @@ def reconcile(model: type[Job], *, give_up: Any) -> dict[str, int]:
     """
     taken = ended = 0
     for job in model._default_manager.abandoned():
-        if job.cancel_requested_at or job.attempt >= job.max_attempts:
+        if job.cancel_requested_at or job.failures >= job.max_attempts:
             give_up(job)
             ended += 1
         else:
@@ -184,3 +189,21 @@ def _on_queue(name: str) -> set[str]:
         return set(queue(name).get_job_ids())
     except (redis.RedisError, OSError):
         return set()
+
+
+class PlatformWorker(Worker):
+    """An RQ worker whose work ends with it, and that passes a request to stop on to the work.
+
+    RQ's own worker waits for the job to end and, killed by force, leaves it running as an orphan.
+    """
+
+    max_connection_wait_time = 2.0  # seconds between attempts while Redis is away; RQ's own is a minute
+
+    def setup_work_horse_signals(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with_parent(signal.SIGKILL)
+
+    def handle_warm_shutdown_request(self) -> None:
+        if self.horse_pid:
+            os.kill(self.horse_pid, signal.SIGTERM)

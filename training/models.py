@@ -10,7 +10,7 @@ from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
 from dlplatform.jobs import Job, JobQuerySet
-from registry.models import ModelVersion, RegisteredModel
+from registry.models import ModelVersion
 
 
 class Experiment(TenantModel):
@@ -75,9 +75,7 @@ class Run(Job):
     target = models.CharField(max_length=200)
     features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
     config = models.JSONField(default=dict, help_text="The complete configuration, defaults included")
-    register_as = models.ForeignKey(
-        RegisteredModel, null=True, on_delete=models.SET_NULL, related_name="runs", help_text="Where the result goes"
-    )
+    register_as = models.CharField(max_length=120, help_text="Name of the model that gets the result")
     output_version = models.OneToOneField(
         ModelVersion, null=True, on_delete=models.SET_NULL, related_name="run"
     )

@@ -1,0 +1,207 @@
+"""What changes in the registry: models, commits, refs. The only writers."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from datasets.models import DatasetVersion
+from dlplatform import events
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import Organization, User
+from dlplatform.api import Conflict
+from dlplatform.objects import ObjectStore
+
+from .commits import digest_of, identifier_of
+from .models import ModelVersion, Ref, RefMove, RegisteredModel, VersionParent
+
+REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+RIGHT_TO_MOVE = {Ref.Kind.BRANCH: "model.write", Ref.Kind.TAG: "ref.move", Ref.Kind.ALIAS: "ref.move"}
+
+
+def object_store(organization: UUID) -> ObjectStore:
+    return ObjectStore("models", organization)
+
+
+@transaction.atomic
+def create_model(*, actor: User, organization: Organization, name: str, description: str = "") -> RegisteredModel:
+    require(actor, "model.write", organization)
+    if RegisteredModel.objects.filter(organization=organization, name=name, archived_at=None).exists():
+        raise ValidationError({"name": ValidationError(f"There is a model “{name}” already.", code="unique")})
+    model = RegisteredModel.objects.create(
+        organization=organization, name=name, description=description, created_by=actor
+    )
+    audit.record(actor, "model.create", model, organization, name=name)
+    return model
+
+
+def model_named(*, actor: User, organization: Organization, name: str) -> RegisteredModel:
+    """The model of that name, made now when there is none."""
+    found = RegisteredModel.objects.filter(organization=organization, name=name, archived_at=None).first()
+    return found or create_model(actor=actor, organization=organization, name=name)
+
+
+@transaction.atomic
+def update_model(*, actor: User, model: RegisteredModel, **changes: str) -> RegisteredModel:
+    """Change name or description."""
+    require(actor, "model.write", model)
+    name = changes.get("name")
+    others = RegisteredModel.objects.filter(organization=model.organization, name=name, archived_at=None)
+    if name and others.exclude(pk=model.pk).exists():
+        raise ValidationError({"name": ValidationError(f"There is a model “{name}” already.", code="unique")})
+    for field, value in changes.items():
+        setattr(model, field, value)
+    model.save(update_fields=list(changes))
+    audit.record(actor, "model.change", model, model.organization, **changes)
+    return model
+
+
+@transaction.atomic
+def set_model_archived(*, actor: User, model: RegisteredModel, archived: bool) -> RegisteredModel:
+    """Take a model out of the lists, or bring it back; nothing is lost either way."""
+    require(actor, "model.delete", model)
+    if not archived:
+        _free_name(model)
+    model.archived_at = timezone.now() if archived else None
+    model.save(update_fields=["archived_at"])
+    audit.record(actor, "model.archive" if archived else "model.restore", model, model.organization)
+    return model
+
+
+def _free_name(model: RegisteredModel) -> None:
+    namesakes = RegisteredModel.objects.filter(
+        organization=model.organization, name=model.name, archived_at=None
+    ).exclude(pk=model.pk)
+    if namesakes.exists():
+        raise Conflict(f"Another model is named “{model.name}” now; rename it first.", code="name_taken")
+
+
+def store_directory(organization: UUID, directory: Path) -> dict[str, dict[str, Any]]:
+    """Put every file of a package into the object store; the tree that names them."""
+    store = object_store(organization)
+    tree = {}
+    for path in sorted(item for item in directory.rglob("*") if item.is_file()):
+        stored = store.put_file(path)
+        tree[path.relative_to(directory).as_posix()] = {"sha256": stored.sha256, "size": stored.size}
+    return tree
+
+
+@transaction.atomic
+def commit_version(
+    *,
+    actor: User,
+    model: RegisteredModel,
+    tree: dict[str, dict[str, Any]],
+    task: str,
+    signature: dict[str, Any],
+    metrics: dict[str, Any],
+    lineage: dict[str, Any],
+    message: str,
+    dataset_version: DatasetVersion | None = None,
+    parents: Sequence[ModelVersion] | None = None,
+    branch: str = "main",
+) -> ModelVersion:
+    """Add an immutable version and move the branch to it. Parents default to the branch's head."""
+    require(actor, "model.write", model)
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    if parents is None:
+        head = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).select_related("version").first()
+        parents = [head.version] if head else []
+    created_at = timezone.now()
+    content = {
+        "model": str(model.pk), "tree": tree, "parents": [parent.digest for parent in parents],
+        "author": str(actor.pk), "time": created_at.isoformat(), "message": message, "task": task,
+        "signature": signature, "metrics": metrics, "lineage": lineage,
+        "dataset_version": str(dataset_version.pk) if dataset_version else None,
+    }  # fmt: skip
+    digest = digest_of(content)
+    number = (model.versions.order_by("-number").values_list("number", flat=True).first() or 0) + 1
+    version = ModelVersion.objects.create(
+        id=identifier_of(digest), model=model, number=number, digest=digest, tree=tree, message=message,
+        author=actor, task=task, signature=signature, metrics=metrics, lineage=lineage,
+        dataset_version=dataset_version, created_at=created_at,
+    )  # fmt: skip
+    VersionParent.objects.bulk_create(
+        VersionParent(child=version, parent=parent, position=position) for position, parent in enumerate(parents)
+    )
+    _point(actor, model, Ref.Kind.BRANCH, branch, version, reason=message)
+    audit.record(actor, "version.commit", version, model.organization, number=number, digest=digest)
+    return version
+
+
+@transaction.atomic
+def move_ref(
+    *,
+    actor: User,
+    model: RegisteredModel,
+    kind: str,
+    name: str,
+    version: ModelVersion,
+    reason: str = "",
+    expected: UUID | None = None,
+    check_expected: bool = False,
+) -> Ref:
+    """Point a ref at a version, making it when new. Compare-and-set when ``check_expected``.
+
+    Raises Conflict when a tag would move or the ref is not where the caller expects it.
+    """
+    require(actor, RIGHT_TO_MOVE[Ref.Kind(kind)], model)
+    _check_name(name)
+    if version.model_id != model.pk:
+        raise ValidationError(
+            {"version": ValidationError("This version belongs to another model.", code="does_not_exist")}
+        )
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    current = Ref.objects.filter(model=model, kind=kind, name=name).first()
+    if current and kind == Ref.Kind.TAG and current.version_id != version.pk:
+        raise Conflict(f"The tag “{name}” exists and tags never move; choose another name.", code="tag_exists")
+    if check_expected and (current.version_id if current else None) != expected:
+        raise Conflict(f"“{name}” was moved meanwhile; load the page again and decide anew.", code="ref_moved")
+    return _point(actor, model, kind, name, version, reason)
+
+
+@transaction.atomic
+def delete_ref(*, actor: User, model: RegisteredModel, kind: str, name: str, reason: str = "") -> None:
+    """Remove a branch or an alias; tags stay. The log keeps where it pointed."""
+    require(actor, "ref.move", model)
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    ref = Ref.objects.filter(model=model, kind=kind, name=name).first()
+    if ref is None:
+        raise ValidationError({"name": ValidationError(f"There is no {kind} “{name[:80]}”.", code="does_not_exist")})
+    if kind == Ref.Kind.TAG:
+        raise Conflict("Tags are permanent.", code="tag_exists")
+    RefMove.objects.create(
+        model=model, kind=kind, name=name, from_version=ref.version, to_version=None, actor=actor, reason=reason
+    )
+    ref.delete()
+    audit.record(actor, "ref.delete", model, model.organization, kind=kind, name=name)
+
+
+def _check_name(name: str) -> None:
+    if not REF_NAME.fullmatch(name):
+        raise ValidationError(
+            {"name": ValidationError("Use letters, digits, dot, dash and underscore; at most 80.", code="invalid")}
+        )
+
+
+def _point(actor: User, model: RegisteredModel, kind: str, name: str, version: ModelVersion, reason: str) -> Ref:
+    """Write the ref and its log line; a move to where it is already changes and logs nothing."""
+    ref = Ref.objects.filter(model=model, kind=kind, name=name).first()
+    if ref and ref.version_id == version.pk:
+        return ref
+    RefMove.objects.create(
+        model=model, kind=kind, name=name, from_version=ref.version if ref else None, to_version=version,
+        actor=actor, reason=reason,
+    )  # fmt: skip
+    ref, _ = Ref.objects.update_or_create(model=model, kind=kind, name=name, defaults={"version": version})
+    audit.record(actor, "ref.move", model, model.organization, kind=kind, name=name, version=str(version.pk))
+    transaction.on_commit(
+        lambda: events.publish_state(model.organization_id, "model", model.pk, f"{kind} {name} moved", model.name)
+    )
+    return ref

@@ -1,0 +1,86 @@
+"""Brings a finished run's package into the registry, with its lineage, and ends the run; both or neither."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from django.db import transaction
+
+from dlplatform.engine.description import read_description
+from dlplatform.engine.events import SPOOL
+from dlplatform.engine.job import OUTPUT
+from registry import services as registry
+from registry.models import ModelVersion
+
+from .models import MetricSeries, Run
+from .records import append_event
+from .states import announce
+
+HIDDEN_FILES = {SPOOL, "manifest.json"}
+
+
+def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
+    """Verify the package, store its files, commit it and end the run as succeeded.
+
+    Raises PackageError when the package is not whole, LeaseLost when the run is no longer ours.
+    """
+    from dlplatform.engine.package import verify
+
+    package = directory / OUTPUT
+    verify(package)
+    description = read_description(package)
+    evaluation = json.loads((package / "evaluation.json").read_text())
+    organization = run.experiment.organization
+    tree = registry.store_directory(organization.pk, package)
+    with transaction.atomic():
+        assert run.created_by is not None
+        model = registry.model_named(actor=run.created_by, organization=organization, name=run.register_as)
+        version = registry.commit_version(
+            actor=run.created_by,
+            model=model,
+            tree=tree,
+            task=run.task,
+            signature={"inputs": description["inputs"], "output": description["output"], "target": description["target"]},
+            metrics=metrics,
+            lineage=lineage(run, description),
+            message=f"Run {run.name}",
+            dataset_version=run.dataset_version,
+        )
+        _final_series(run, metrics)
+        append_event(run, "state", state=Run.State.SUCCEEDED, output_version=str(version.pk))
+        run.finish(
+            Run.State.SUCCEEDED, output_version=version, metrics=metrics, evaluation=evaluation, progress=1.0,
+            eta_seconds=0.0, phase="", error=None,
+        )  # fmt: skip
+        announce(run)
+    return version
+
+
+def lineage(run: Run, description: dict[str, Any]) -> dict[str, Any]:
+    """Everything needed to answer "where does this model come from?" and to train it again."""
+    version = run.dataset_version
+    return {
+        "run": str(run.pk),
+        "experiment": run.experiment.name,
+        "dataset": {"id": str(version.dataset_id), "name": version.dataset.name, "version": version.number,
+                    "version_id": str(version.pk), "source_sha256": version.source_sha256},
+        "task": run.task,
+        "target": run.target,
+        "features": run.features,
+        "config": run.config,
+        "settings": description.get("config", {}),
+        "seed": description.get("config", {}).get("seed"),
+        "environment": run.environment,
+        "versions": description.get("versions", {}),
+        "attempts": run.attempt,
+    }  # fmt: skip
+
+
+def _final_series(run: Run, metrics: dict[str, Any]) -> None:
+    """Final metrics become series without points, so that lists sort by them like by any other."""
+    MetricSeries.objects.bulk_create(
+        [MetricSeries(run=run, key=key, last=value, minimum=value, maximum=value) for key, value in metrics.items()],
+        update_conflicts=True,
+        unique_fields=["run", "key"],
+        update_fields=["last", "minimum", "maximum"],
+    )

@@ -1,0 +1,119 @@
+"""The connection to a compute target: start an engine on a job directory there, watch it, stop it.
+
+Only the local one exists: the engine as a fork of the warm worker, which has imported torch already.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from dlplatform.processes import die_with_parent
+
+OUTPUT_FILE = "output.txt"
+
+
+class Connection(Protocol):
+    """What the orchestrator needs of a compute target."""
+
+    def start(self, job_directory: Path) -> None:
+        """Start the engine; returns at once."""
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal that killed it), or None while the engine works."""
+
+    def interrupt(self) -> None:
+        """Ask for a checkpoint and a clean exit (code 75)."""
+
+    def dump_stacks(self) -> str:
+        """What every thread of the engine is doing, in words for a log."""
+
+    def kill(self) -> None:
+        """End the engine and everything it started, at once."""
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the engine has used."""
+
+
+class LocalConnection:
+    """The engine in a forked child: a session of its own, no file handles, no credentials, dies with us."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._code: int | None = None
+        self._directory = Path()
+
+    def start(self, job_directory: Path) -> None:
+        from dlplatform.engine.run import run_job  # imported by the worker before it forked
+
+        self._directory = job_directory
+        parent = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                _become_engine(job_directory, parent)
+                code = run_job(job_directory)
+            finally:
+                # Never back into the parent's code: its database connections and handlers are not ours.
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self._code is None and self._pid is not None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def interrupt(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def dump_stacks(self) -> str:
+        self._send(signal.SIGUSR1)
+        time.sleep(0.5)
+        stacks = self._directory / "stacks.txt"
+        return stacks.read_text(errors="replace")[-8000:] if stacks.exists() else ""
+
+    def kill(self) -> None:
+        if self.poll() is not None or self._pid is None:
+            return
+        try:
+            os.killpg(self._pid, signal.SIGKILL)
+        except ProcessLookupError:
+            self._send(signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while self.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def cpu_seconds(self) -> float:
+        if self._pid is None or self.poll() is not None:
+            return 0.0
+        try:
+            times = psutil.Process(self._pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return float(times.user + times.system)
+
+    def _send(self, sent: signal.Signals) -> None:
+        if self._pid is not None and self.poll() is None:
+            os.kill(self._pid, sent)
+
+
+def _become_engine(job_directory: Path, parent: int) -> None:
+    """Shed what the worker had: its session, signal handlers, environment and open files."""
+    os.setsid()
+    die_with_parent(signal.SIGKILL, parent)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "CUDA_VISIBLE_DEVICES") if name in os.environ}
+    os.environ.clear()
+    os.environ.update(kept)
+    os.chdir(job_directory)
+    output = os.open(job_directory / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.closerange(3, 4096)

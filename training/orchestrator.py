@@ -1,0 +1,242 @@
+"""Takes a run from its claim to its end: job directory, engine, monitor, collector."""
+
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import InterfaceError, OperationalError, connection as database
+
+from datasets.ingestion.leakage import leakage_warnings
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.job import SPEC
+from dlplatform.jobs import LeaseLost
+from dlplatform.objects import CorruptObject, MissingObject, ObjectStore
+
+from . import states
+from .collector import collect
+from .connection import Connection, LocalConnection
+from .models import Run
+from .monitor import Monitor
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.04
+IDLE_POLL_SECONDS = 0.2
+RENEW_SECONDS = 1.0
+CANCEL_GRACE = 4.0
+DRAIN_GRACE = 25.0
+DATABASE_PATIENCE = 120.0
+INTERRUPTED = 75
+
+
+def job_directory(run: Run) -> Path:
+    return settings.JOB_PATH / str(run.pk)
+
+
+class Orchestrator:
+    """Works on one claimed run. Every write to the row carries the epoch of the claim."""
+
+    def __init__(self, run: Run, connect: Callable[[], Connection] = LocalConnection) -> None:
+        self.run = run
+        self.directory = job_directory(run)
+        self.connection = connect()
+        self.monitor = Monitor(run, self.directory)
+        self.cancelled = False
+        self.draining = False
+        self.stalled = False
+        self.doubted = False
+        self._stop_sent: float | None = None
+        self._renewed = 0.0
+
+    def work(self) -> None:
+        """From the claim to the end. Never leaves an engine behind, whatever happens."""
+        signal.signal(signal.SIGTERM, self._drain)
+        try:
+            self._prepare()
+            self.connection.start(self.directory)
+            states.enter(self.run, Run.State.RUNNING)
+            self._follow()
+            self._patiently(self._conclude)
+        except LeaseLost:
+            logger.warning("run %s is held by somebody else now; this worker stops", self.run.pk)
+        except (MissingObject, CorruptObject) as error:
+            states.end(self.run, Run.State.FAILED, states.failure("data_unavailable", reason=error))
+        finally:
+            self.connection.kill()
+
+    def _drain(self, _signal: int, _frame: Any) -> None:
+        self.draining = True
+
+    # --- before -------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Write the job directory; what an earlier attempt left there is kept and resumed from."""
+        (self.directory / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
+        version = self.run.dataset_version
+        store = ObjectStore("datasets", version.dataset.organization_id)
+        parts = []
+        for index, part in enumerate(version.parts):
+            path = self.directory / "data" / f"part-{index:05d}.parquet"
+            if not path.exists() or path.stat().st_size != part["bytes"]:
+                store.fetch(part["sha256"], path)
+            parts.append(path)
+            self._renew()
+        spec = self._spec(parts)
+        temporary = self.directory / f".{SPEC}"
+        temporary.write_text(json.dumps(spec))
+        temporary.replace(self.directory / SPEC)
+
+    def _spec(self, parts: list[Path]) -> dict[str, Any]:
+        run = self.run
+        return {
+            "format": 1,
+            "run": str(run.pk),
+            "attempt": run.attempt,
+            "task": run.task,
+            "target": run.target,
+            "columns": [{"name": column["name"], "type": column["type"]} for column in run.dataset_version.columns],
+            "features": run.features,
+            "data": [path.relative_to(self.directory).as_posix() for path in parts],
+            "config": run.config,
+            "lineage": {
+                "dataset": run.dataset_version.dataset.name,
+                "dataset_version": str(run.dataset_version_id),
+                "dataset_version_number": run.dataset_version.number,
+            },
+        }
+
+    # --- during -------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Until the engine exits: ship its events, keep the lease, pass on cancel and drain, notice a stall."""
+        quiet_since = time.monotonic()
+        while self.connection.poll() is None:
+            if self._patiently(self._look):
+                quiet_since = time.monotonic()
+            idle = time.monotonic() - quiet_since > 2.0
+            time.sleep(IDLE_POLL_SECONDS if idle else POLL_SECONDS)
+        self._patiently(self.monitor.ship)
+
+    def _look(self) -> bool:
+        found = self.monitor.ship()
+        self._renew()
+        self._stop_if_asked()
+        self._stop_if_stalled()
+        if not self.doubted and self.run.metrics:
+            self._doubt()
+        return found
+
+    def _doubt(self) -> None:
+        """Columns that give the target away; looked for once training is under way, not before it starts."""
+        run = self.run
+        self.doubted = True
+        paths = sorted((self.directory / "data").glob("*.parquet"))
+        features = run.features or [c["name"] for c in run.dataset_version.columns if c["name"] != run.target]
+        doubts = leakage_warnings(paths, run.target, features)
+        run.write(warnings=[{"column": doubt.column, "code": doubt.code, "detail": doubt.detail} for doubt in doubts])
+
+    def _renew(self) -> None:
+        if time.monotonic() - self._renewed >= RENEW_SECONDS:
+            self.cancelled = self.run.renew() or self.cancelled
+            self._renewed = time.monotonic()
+
+    def _stop_if_asked(self) -> None:
+        if not (self.cancelled or self.draining):
+            return
+        now = time.monotonic()
+        if self._stop_sent is None:
+            self._stop_sent = now
+            self.connection.interrupt()
+        elif now - self._stop_sent > (CANCEL_GRACE if self.cancelled else DRAIN_GRACE):
+            self.connection.kill()
+
+    def _stop_if_stalled(self) -> None:
+        limit = float(self.run.config.get("stall_timeout") or settings.RUN_STALL_SECONDS)
+        if self.monitor.silence() < limit or self.stalled:
+            return
+        self.stalled = True
+        stacks = self.connection.dump_stacks()
+        self._log("error", f"No progress for {limit:.0f} s. What every thread was doing:\n{stacks}")
+        self.connection.interrupt()
+        time.sleep(1.0)
+        self.connection.kill()
+
+    def _log(self, level: str, message: str) -> None:
+        from .records import append_event, clean_json
+
+        append_event(self.run, "log", level=level, message=json.loads(clean_json(message)))
+
+    def _patiently(self, step: Callable[[], Any]) -> Any:
+        """Do a step that needs the database; while it is away the engine goes on and the spool holds all."""
+        started = time.monotonic()
+        while True:
+            try:
+                return step()
+            except (OperationalError, InterfaceError):
+                if time.monotonic() - started > DATABASE_PATIENCE:
+                    raise
+                database.close()
+                time.sleep(0.3)
+                self._reconnect()
+
+    def _reconnect(self) -> None:
+        try:
+            self.monitor.refresh()
+        except (OperationalError, InterfaceError):
+            database.close()
+
+    # --- after --------------------------------------------------------------------------------------
+
+    def _conclude(self) -> None:
+        """One of: succeeded, cancelled, back to the queue, failed."""
+        code = self.connection.poll()
+        if code == 0 and self.monitor.finished:
+            self._succeed(self.monitor.finished["metrics"])
+        elif self.cancelled:
+            states.end(self.run, Run.State.CANCELLED)
+        elif self.draining:
+            states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
+        elif self.stalled:
+            self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
+        elif self.monitor.failed:
+            error = {key: str(self.monitor.failed[key]) for key in ("code", "sentence", "next_step")}
+            states.end(self.run, Run.State.FAILED, error)
+        else:
+            self._log("error", f"The training process ended without a word ({_how(code)}).")
+            self._retry_or_fail(states.failure("crash_loop", attempts=self.run.attempt))
+
+    def _succeed(self, metrics: dict[str, Any]) -> None:
+        run = self.run
+        if not self.doubted:
+            self._doubt()
+        try:
+            collect(run, self.directory, metrics)
+        except PackageError as error:
+            states.end(run, Run.State.FAILED, states.failure("package_rejected", reason=error))
+            return
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _retry_or_fail(self, error: dict[str, str]) -> None:
+        if self.run.failures >= self.run.max_attempts:
+            states.end(self.run, Run.State.FAILED, error)
+            return
+        delay = min(2.0 ** (self.run.failures - 1), 60.0)
+        states.requeue(
+            self.run, delay=delay, charge=True,
+            reason=f"Attempt {self.run.attempt} of {self.run.max_attempts} failed; trying again from the last checkpoint.",
+        )  # fmt: skip
+
+
+def _how(code: int | None) -> str:
+    if code is not None and code < 0:
+        hint = "; memory may have run out" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    return f"exit code {code}"
+
+

@@ -1,0 +1,228 @@
+"""What changes in training: experiments and runs. The only writers besides the worker that holds a run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from datasets.models import DatasetVersion
+from dlplatform import jobs
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import Organization, User
+from dlplatform.api import Conflict
+from dlplatform.engine.config import ConfigError, parse_config
+
+from . import states
+from .models import Experiment, Run
+from .records import append_event
+
+DEFAULT_EXPERIMENT = "Default"
+LEAST_ROWS = 10
+MOST_CLASSES = 1000
+TARGET_TYPES = {
+    "classification": {"category", "boolean", "integer", "text", "number"},
+    "regression": {"number", "integer"},
+}
+
+
+@transaction.atomic
+def create_experiment(*, actor: User, organization: Organization, name: str, description: str = "") -> Experiment:
+    require(actor, "run.write", organization)
+    if Experiment.objects.filter(organization=organization, name=name).exists():
+        raise ValidationError({"name": ValidationError(f"There is an experiment “{name}” already.", code="unique")})
+    experiment = Experiment.objects.create(
+        organization=organization, name=name, description=description, created_by=actor
+    )
+    audit.record(actor, "experiment.create", experiment, organization, name=name)
+    return experiment
+
+
+def experiment_named(*, actor: User, organization: Organization, name: str) -> Experiment:
+    found = Experiment.objects.filter(organization=organization, name=name).first()
+    return found or create_experiment(actor=actor, organization=organization, name=name)
+
+
+@transaction.atomic
+def create_run(
+    *,
+    actor: User,
+    dataset_version: DatasetVersion,
+    task: str,
+    target: str,
+    features: Sequence[str] | None = None,
+    config: dict[str, Any] | None = None,
+    experiment: Experiment | None = None,
+    name: str = "",
+    register_as: str = "",
+    cloned_from: Run | None = None,
+) -> Run:
+    """Check everything that can be checked, then queue the run. Errors name the field and the fix."""
+    organization = dataset_version.dataset.organization
+    if experiment is None:
+        experiment = experiment_named(actor=actor, organization=organization, name=DEFAULT_EXPERIMENT)
+    require(actor, "run.write", experiment)
+    if experiment.organization_id != organization.pk:
+        raise ValidationError(
+            {"experiment": ValidationError("The experiment and the data belong to different organizations.", code="invalid")}
+        )
+    settings = check(dataset_version, task, target, features, config or {})
+    run = Run.objects.create(
+        experiment=experiment,
+        created_by=actor,
+        name=name or _next_name(dataset_version, experiment),
+        dataset_version=dataset_version,
+        task=task,
+        target=target,
+        features=list(features) if features else None,
+        config=settings,
+        register_as=register_as or dataset_version.dataset.name,
+        cloned_from=cloned_from,
+    )
+    append_event(run, "state", state=run.state)
+    audit.record(actor, "run.create", run, organization, name=run.name)
+    jobs.enqueue(run)
+    states.announce(run)
+    return run
+
+
+def _next_name(version: DatasetVersion, experiment: Experiment) -> str:
+    return f"{version.dataset.name[:100]}-{experiment.runs.count() + 1}"
+
+
+def check(
+    version: DatasetVersion, task: str, target: str, features: Sequence[str] | None, config: dict[str, Any]
+) -> dict[str, Any]:
+    """The complete configuration of a run that can start; ValidationError with every problem otherwise."""
+    if version.state != DatasetVersion.State.READY:
+        raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
+    problems: dict[str, ValidationError] = {}
+    columns = {column["name"]: column["type"] for column in version.columns}
+    if task not in TARGET_TYPES:
+        problems["task"] = ValidationError(f"Choose one of: {', '.join(TARGET_TYPES)}.", code="unknown_choice")
+    elif target not in columns:
+        problems["target"] = ValidationError(
+            f"The data has no column “{target[:80]}”. Its columns: {', '.join(list(columns)[:30])}.", code="does_not_exist"
+        )
+    elif fault := _target_fault(version, task, target, columns[target]):
+        problems["target"] = fault
+    if fault := _feature_fault(features, target, columns):
+        problems["features"] = fault
+    if (version.rows or 0) < LEAST_ROWS:
+        problems["dataset_version"] = ValidationError(
+            f"{version.rows} rows are too few to learn from; at least {LEAST_ROWS} are needed.", code="too_few_rows"
+        )
+    parsed: dict[str, Any] = {}
+    try:
+        parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
+    except ConfigError as error:
+        problems |= {
+            f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems
+        }
+    if problems:
+        raise ValidationError(problems)
+    return parsed
+
+
+def _target_fault(version: DatasetVersion, task: str, target: str, type_: str) -> ValidationError | None:
+    if type_ not in TARGET_TYPES[task]:
+        other = "classification" if task == "regression" else "another column as target"
+        return ValidationError(f"“{target}” is a {type_} column, which {task} cannot predict; choose {other}.", code="wrong_type")
+    profile = version.profile.get(target, {})
+    distinct = profile.get("distinct") or 0
+    if profile.get("count") is not None and profile["count"] == profile.get("missing"):
+        return ValidationError(f"Every value of “{target}” is missing; choose another column.", code="all_missing")
+    if task == "classification" and distinct > MOST_CLASSES:
+        fix = "use regression" if type_ in ("number", "integer") else "choose a column with fewer values"
+        return ValidationError(f"“{target}” has {distinct:,} different values; {fix}.", code="too_many_classes")
+    if distinct == 1:
+        return ValidationError(f"“{target}” has the same value in every row; choose another column.", code="single_class")
+    return None
+
+
+def _feature_fault(features: Sequence[str] | None, target: str, columns: dict[str, str]) -> ValidationError | None:
+    if not features:
+        return None
+    unknown = [name for name in features if name not in columns]
+    if unknown:
+        return ValidationError(f"The data has no column “{unknown[0][:80]}”; remove it.", code="does_not_exist")
+    if target in features:
+        return ValidationError("The target cannot be an input too; remove it from the features.", code="target_in_features")
+    return None
+
+
+def _invalid(field: str, message: str, code: str) -> ValidationError:
+    return ValidationError({field: ValidationError(message, code=code)})
+
+
+@transaction.atomic
+def cancel_run(*, actor: User, run: Run) -> Run:
+    """Cancel: at once while queued; within seconds, after a checkpoint, while it trains."""
+    require(actor, "run.write", run)
+    run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
+    if run.ended:
+        raise Conflict(f"This run is {run.state} already.", code="ended")
+    if run.cancel_requested_at is None:
+        Run.objects.filter(pk=run.pk).update(cancel_requested_at=Now())
+        audit.record(actor, "run.cancel", run, run.experiment.organization)
+    if run.state == Run.State.QUEUED:
+        states.end_unheld(run, Run.State.CANCELLED)
+    run.refresh_from_db()
+    return run
+
+
+@transaction.atomic
+def resume_run(*, actor: User, run: Run) -> Run:
+    """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+    require(actor, "run.write", run)
+    run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
+    if run.state not in (Run.State.FAILED, Run.State.CANCELLED):
+        raise Conflict(f"Only a failed or cancelled run can be resumed; this one is {run.state}.", code="not_resumable")
+    Run.objects.filter(pk=run.pk).update(
+        state=Run.State.QUEUED, failures=0, cancel_requested_at=None, not_before=None, finished_at=None,
+        error=None, queued_at=Now(),
+    )  # fmt: skip
+    run.refresh_from_db()
+    append_event(run, "state", state=run.state)
+    audit.record(actor, "run.resume", run, run.experiment.organization)
+    jobs.enqueue(run)
+    states.announce(run)
+    return run
+
+
+def clone_run(*, actor: User, run: Run, **changes: Any) -> Run:
+    """A new run with the same choices but for ``changes``; settings are merged key by key."""
+    choices: dict[str, Any] = {
+        "dataset_version": run.dataset_version,
+        "task": run.task,
+        "target": run.target,
+        "features": run.features,
+        "experiment": run.experiment,
+        "register_as": run.register_as,
+    }
+    config = run.config | changes.pop("config", {})
+    return create_run(actor=actor, config=config, cloned_from=run, **(choices | changes))
+
+
+@transaction.atomic
+def set_run_archived(*, actor: User, run: Run, archived: bool) -> Run:
+    """Take an ended run out of the lists, or bring it back."""
+    require(actor, "run.write", run)
+    if archived and not run.ended:
+        raise Conflict("Cancel the run before archiving it.", code="not_ended")
+    run.archived_at = timezone.now() if archived else None
+    run.save(update_fields=["archived_at"])
+    audit.record(actor, "run.archive" if archived else "run.restore", run, run.experiment.organization)
+    return run
+
+
+@transaction.atomic
+def rename_run(*, actor: User, run: Run, name: str) -> Run:
+    require(actor, "run.write", run)
+    run.name = name
+    run.save(update_fields=["name"])
+    audit.record(actor, "run.rename", run, run.experiment.organization, name=name)
+    return run

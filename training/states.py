@@ -1,0 +1,98 @@
+"""Changes of a run's state: the row, the event and the hints, always together."""
+
+from typing import Any
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from dlplatform import events
+from dlplatform.engine.errors import CODES
+
+from .models import Run
+from .records import append_event
+
+# Failures that only the platform can see; the engine's own are in dlplatform.engine.errors.
+SENTENCES = {
+    "crash_loop": (
+        "The training process died {attempts} times and was not started again.",
+        "Read the end of the log; lower the batch size if memory may have run out, then resume.",
+    ),
+    "stalled": (
+        "Training made no progress for {seconds} seconds and was stopped.",
+        "The log holds what every thread was doing. Resume to go on from the last checkpoint.",
+    ),
+    "data_unavailable": (
+        "The dataset's files could not be read: {reason}",
+        "Restore the object from a backup, or upload the data again as a new version.",
+    ),
+    "worker_lost": (
+        "The worker was lost {attempts} times in a row.",
+        "Check the machine's memory and the worker's log, then resume.",
+    ),
+    "package_rejected": ("The finished model did not pass its check: {reason}", CODES["internal"]),
+}
+
+
+def failure(code: str, **values: Any) -> dict[str, str]:
+    sentence, next_step = SENTENCES[code]
+    return {"code": code, "sentence": sentence.format(**values), "next_step": next_step}
+
+
+def announce(run: Run) -> None:
+    """Hints to the run's watchers and to the organization's lists, once the change is committed."""
+    organization = run.experiment.organization_id
+    transaction.on_commit(lambda: events.publish_run(run.pk, run.last_sequence))
+    transaction.on_commit(lambda: events.publish_state(organization, "run", run.pk, run.state, run.name))
+
+
+@transaction.atomic
+def enter(run: Run, state: str, **fields: Any) -> None:
+    """Move a run that we hold to another held state."""
+    append_event(run, "state", state=state, attempt=run.attempt)
+    run.write(state=state, **fields)
+    announce(run)
+
+
+@transaction.atomic
+def end(run: Run, state: str, error: dict[str, str] | None = None) -> None:
+    """End a run that we hold as failed or cancelled."""
+    append_event(run, "state", state=state, error=error)
+    run.finish(state, error=error, eta_seconds=None, phase="")
+    announce(run)
+
+
+@transaction.atomic
+def requeue(run: Run, *, delay: float, charge: bool, reason: str) -> None:
+    """Give a run that we hold back to the queue, to be resumed from its last checkpoint."""
+    append_event(run, "log", level="warning", message=reason)
+    append_event(run, "state", state=Run.State.QUEUED, attempt=run.attempt)
+    run.release(delay=delay, charge=charge, phase="", eta_seconds=None)
+    announce(run)
+
+
+@transaction.atomic
+def end_unheld(run: Run, state: str, error: dict[str, str] | None = None) -> bool:
+    """End a run that nobody works on (queued, or abandoned by a dead worker). False when that changed."""
+    changed = (
+        Run.objects.filter(pk=run.pk, lease_epoch=run.lease_epoch, state=run.state)
+        .exclude(state__in=Run.HELD, lease_expires_at__gt=Now())
+        .update(
+            state=state, error=error, finished_at=Now(), lease_owner="", lease_expires_at=None,
+            lease_epoch=F("lease_epoch") + 1, eta_seconds=None, phase="",
+        )
+    )  # fmt: skip
+    if not changed:
+        return False
+    run.refresh_from_db()
+    append_event(run, "state", state=state, error=error)
+    announce(run)
+    return True
+
+
+def give_up(run: Run) -> None:
+    """The reconciler's verdict on an abandoned run that must not be tried again."""
+    if run.cancel_requested_at:
+        end_unheld(run, Run.State.CANCELLED)
+    else:
+        end_unheld(run, Run.State.FAILED, failure("worker_lost", attempts=run.attempt))
