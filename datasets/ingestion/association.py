@@ -106,7 +106,7 @@ def _of_classes(feature: Array, classes: Codes) -> Association | None:
 
 
 def _bins(values: Numbers) -> Codes:
-    """Quantile bins; NaN in one of its own, since a value that is only missing for one class leaks as well."""
+    """Quantile bins; NaN in one of its own, a value only missing for one class leaks as well."""
     present = values[~np.isnan(values)]
     edges = (
         np.unique(np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1])) if len(present) else np.empty(0)

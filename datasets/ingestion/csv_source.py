@@ -169,7 +169,7 @@ class CsvSource:
             yield _text_batch(pending, width)
 
     def _numbered_rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Rows that are not blank, with the number a spreadsheet shows; raises Rejected for broken quoting."""
+        """Filled rows with the number a spreadsheet shows; raises Rejected for broken quoting."""
         csv.field_size_limit(FIELD_CEILING)
         row_number = self._dialect.first_row + int(self._dialect.header) - 1
         with self._prepared.path.open("rb") as raw:

@@ -77,9 +77,8 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
             "no_rows", "The file holds only comments. Add a header row and at least one row below it."
         )
     delimiter, quotechar, escapechar = _best(sample, complete, forced)
-    skip_space = delimiter == " " or (
-        delimiter not in (NO_DELIMITER, "\t") and _spaces_follow(sample, delimiter)
-    )
+    plain = _rows(sample, _options(delimiter, quotechar, escapechar, skip_space=False), complete)
+    skip_space = delimiter == " " or (delimiter != "\t" and _spaces_follow(plain))
     start = prepared.start + len(raw.decode("utf-8", errors="ignore")[:skipped].encode())
     options = _options(delimiter, quotechar, escapechar, skip_space)
     rows = _rows(sample, options, complete)
@@ -186,7 +185,7 @@ def _rows(sample: str, options: dict[str, Any], complete: bool) -> list[list[str
 
 
 def _score(rows: Sequence[Sequence[str]]) -> float:
-    """How table-like a reading is, 0 when nothing separates: share of regular rows by share of typed cells."""
+    """How table-like a reading is, 0 if nothing separates: share of regular rows by share of typed cells."""
     filled = [row for row in rows if row]
     if not filled:
         return 0.0
@@ -203,9 +202,10 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     return float((regular / len(filled)) * (0.3 + typed) * (1 + min(modal, 50) / 500))
 
 
-def _spaces_follow(sample: str, delimiter: str) -> bool:
-    total = sample.count(delimiter)
-    return total > 0 and sample.count(delimiter + " ") > 0.8 * total
+def _spaces_follow(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly every field after the first begins with a space that is no part of it."""
+    cells = [cell for row in rows for cell in row[1:]]
+    return bool(cells) and sum(cell.startswith(" ") for cell in cells) > 0.8 * len(cells)
 
 
 def _drop_leading_blank(rows: list[list[str]]) -> tuple[int, list[list[str]]]:

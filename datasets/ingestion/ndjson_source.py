@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from datasets.ingestion.decoding import PreparedText
 from datasets.ingestion.limits import Limits
-from datasets.ingestion.names import unique_names
+from datasets.ingestion.names import clean_header, unique_names
 from datasets.ingestion.result import Findings, Rejected, Reported, shown
 from datasets.ingestion.sources import Batch, internal_names
 
@@ -209,7 +209,7 @@ class NdjsonSource:
             )
 
     def _error(self, code: str, detail: str, row: int, column: str | None = None) -> None:
-        self._findings.error(code, detail, row=row, column=column)
+        self._findings.error(code, detail, row=row, column=None if column is None else clean_header(column))
         if self._findings.count >= self._limits.problems:
             raise Reported
 
@@ -239,7 +239,7 @@ class NdjsonSource:
                 "which is not "
                 "text. Write the file with another JSON library.",
                 row=self.row_number(first),
-                column=key,
+                column=clean_header(key),
             ) from error
 
     def _check_text(self, key: str, text: str, record: int) -> None:
@@ -251,14 +251,14 @@ class NdjsonSource:
                 f"Line {row}, key {shown(key)}: the value holds {size:,} bytes, the limit is "
                 f"{self._limits.cell_bytes:,}. Shorten it.",
                 row=row,
-                column=key,
+                column=clean_header(key),
             )
         if "\x00" in text:
             raise Rejected(
                 "nul_byte",
                 f"Line {row}, key {shown(key)}: the text holds a NUL character. Remove it.",
                 row=row,
-                column=key,
+                column=clean_header(key),
             )
 
     def _text(self, key: str, value: Any, record: int) -> str | None:
@@ -274,7 +274,7 @@ class NdjsonSource:
                 f"Line {self.row_number(record)}, key {shown(key)}: the value is nested more than "
                 f"{self._limits.nesting} levels deep. Flatten it into plain values.",
                 row=self.row_number(record),
-                column=key,
+                column=clean_header(key),
             )
         self._nested.add(key)
         return json.dumps(value, ensure_ascii=False, default=str)

@@ -90,10 +90,16 @@ class _Ingestion:
     on_progress: Progress
     findings: Findings
     detected: Detected
+    reached: float = 0.0
+
+    def report(self, fraction: float, phase: str) -> None:
+        """Progress that never goes back, whatever the phases measure."""
+        self.reached = max(self.reached, fraction)
+        self.on_progress(self.reached, phase)
 
     def read(self, fraction: float) -> None:
         """Progress of a format that is parsed while it is opened."""
-        self.on_progress(INFER_SHARE / 2 * fraction, "reading")
+        self.report(INFER_SHARE / 2 * fraction, "reading")
 
     def run(self, source: Source) -> IngestResult:
         self._check_types(source.names)
@@ -104,16 +110,18 @@ class _Ingestion:
         rows, parts, profiler = self._convert(source, kept, names, chosen)
         if rows == 0:
             raise _no_rows()
-        self.on_progress(0.97, "profiling")
+        self.report(0.97, "profiling")
         for name, converter in zip(names, chosen, strict=True):
             describe_conversion(name, converter, source, self.findings)
         profile = profiler.finish()
+        for name in names:
+            profile[name]["type"] = self._final_type(name, profile[name])
         columns = [
-            Column(name, self._final_type(name, profile[name]), profile[name]["missing"] > 0)
+            Column(name, profile[name]["type"], profile[name]["missing"] > 0)
             for name in names
         ]
         table_warnings(columns, profile, profiler, self.findings)
-        self.on_progress(1.0, "done")
+        self.report(1.0, "done")
         return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile)
 
     def _check_types(self, names: list[str]) -> None:
@@ -173,7 +181,7 @@ class _Ingestion:
             for column, values in zip(evidence, batch.columns, strict=True):
                 column.observe(values, first_record)
             first_record += batch.num_rows
-            self.on_progress(INFER_SHARE * source.fraction(), "inferring types")
+            self.report(INFER_SHARE * source.fraction(), "inferring types")
         if first_record == 0:
             raise _no_rows()
         if not any(column.values for column in evidence):
@@ -201,7 +209,7 @@ class _Ingestion:
                 writer.write(typed)
                 profiler.observe(typed)
                 rows += batch.num_rows
-                self.on_progress(begun + (0.96 - begun) * source.fraction(), "converting")
+                self.report(begun + (0.96 - begun) * source.fraction(), "converting")
             return rows, writer.close(), profiler
         finally:
             writer.abandon()

@@ -80,7 +80,7 @@ def _project(table: pa.Table, names: list[str]) -> pa.Table:
 def _sorted_records(
     parts: Sequence[Path], order_by: str, descending: bool, offset: int, limit: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions of the wanted rows in sorted order: only the best `offset + limit` keys are held at a time."""
+    """Positions of the wanted rows, sorted: only the best `offset + limit` keys are held at a time."""
     keep = offset + limit
     best = pa.table(
         {

@@ -17,7 +17,7 @@ HASH_SPACE = 2.0**64
 
 
 def sorted_unique(hashes: Hashes) -> Hashes:
-    """Like np.unique, which hashes 64-bit integers nowadays: several times slower than sorting random ones."""
+    """Like np.unique, which hashes 64-bit integers: several times slower than sorting random ones."""
     ordered = np.sort(hashes)
     return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
