@@ -1,6 +1,6 @@
 """Ingestion of a generated 100 MB CSV against Arrow's plain read and write, as one JSON line.
 
-    python benchmarks/ingestion.py [megabytes]
+python benchmarks/ingestion.py [megabytes]
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _block(chance: np.random.Generator, first: int) -> str:
     flags = np.array(["true", "false"])[chance.integers(0, 2, BLOCK_ROWS)]
     times = (np.datetime64("2023-01-01T00:00:00") + chance.integers(0, 10**8, BLOCK_ROWS)).astype(str)
     return "".join(
-        f'{first + i},{measure[i]:.6f},{price[i]:.2f},{count[i]},{city[i]},{flags[i]},{times[i]},'
+        f"{first + i},{measure[i]:.6f},{price[i]:.2f},{count[i]},{city[i]},{flags[i]},{times[i]},"
         f'"order {first + i}, {count[i]} pieces",{count[i] % 3}\n'
         for i in range(BLOCK_ROWS)
     )

@@ -108,9 +108,7 @@ def _of_classes(feature: Array, classes: Codes) -> Association | None:
 def _bins(values: Numbers) -> Codes:
     """Quantile bins; NaN in one of its own, a value only missing for one class leaks as well."""
     present = values[~np.isnan(values)]
-    edges = (
-        np.unique(np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1])) if len(present) else np.empty(0)
-    )
+    edges = np.unique(np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1])) if len(present) else np.empty(0)
     codes: Codes = np.searchsorted(edges, values, side="left").astype(np.int64)
     codes[np.isnan(values)] = len(edges) + 1
     return codes

@@ -21,9 +21,7 @@ GUESS_COLUMNS = 500
 IMBALANCE = 0.01
 
 
-def table_warnings(
-    columns: list[Column], profile: Profile, profiler: TableProfiler, findings: Findings
-) -> None:
+def table_warnings(columns: list[Column], profile: Profile, profiler: TableProfiler, findings: Findings) -> None:
     """Add every warning that one look at the profile gives."""
     _duplicate_rows(profiler, findings)
     for column in columns:
@@ -48,9 +46,7 @@ def _duplicate_rows(profiler: TableProfiler, findings: Findings) -> None:
         )
 
 
-def _column_warnings(
-    column: Column, profile: dict[str, Any], profiler: TableProfiler, findings: Findings
-) -> None:
+def _column_warnings(column: Column, profile: dict[str, Any], profiler: TableProfiler, findings: Findings) -> None:
     name = column.name
     if profile["count"] == 0:
         findings.warn("all_missing", f"Column {shown(name)} has no values at all. Leave it out.", column=name)
@@ -106,9 +102,7 @@ def _unique_share(profile: dict[str, Any]) -> float:
     return 0.97 if "distinct" in profile.get("approximate", ()) else 1.0
 
 
-def _copied_columns(
-    columns: list[Column], profile: Profile, profiler: TableProfiler, findings: Findings
-) -> None:
+def _copied_columns(columns: list[Column], profile: Profile, profiler: TableProfiler, findings: Findings) -> None:
     """Columns equal to an earlier one in every row."""
     seen: dict[tuple[str, int], str] = {}
     for column, summary in zip(columns, profiler.columns, strict=True):
@@ -118,8 +112,7 @@ def _copied_columns(
         if original != column.name:
             findings.warn(
                 "duplicate_column",
-                f"Column {shown(column.name)} equals column {shown(original)} in every row. Leave one of "
-                "them out.",
+                f"Column {shown(column.name)} equals column {shown(original)} in every row. Leave one of them out.",
                 column=column.name,
             )
 
@@ -154,8 +147,7 @@ def _imbalance(target: str, profile: dict[str, Any], findings: Findings) -> None
 def _probable_leaks(target: str, columns: list[Column], profiler: TableProfiler, findings: Findings) -> None:
     """A cheap look at the sampled rows; a run asks `leakage_warnings` about its true target."""
     samples = {
-        column.name: summary.sampled()[:GUESS_ROWS]
-        for column, summary in zip(columns, profiler.columns, strict=True)
+        column.name: summary.sampled()[:GUESS_ROWS] for column, summary in zip(columns, profiler.columns, strict=True)
     }
     truth = samples[target]
     for column in columns[:GUESS_COLUMNS]:

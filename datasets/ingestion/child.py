@@ -30,8 +30,7 @@ UNEXPECTED_PROBLEM = Problem(
 )
 DISK_PROBLEM = Problem(
     code="output_limit",
-    detail="The converted data does not fit the space one ingestion may use. Split the file and "
-    "append the pieces.",
+    detail="The converted data does not fit the space one ingestion may use. Split the file and append the pieces.",
 )
 THREADS = 2
 

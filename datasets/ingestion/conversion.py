@@ -93,9 +93,7 @@ class ColumnConverter:
         if not self.marker_examples:
             hidden = pc.filter(raw, pc.and_(pc.is_valid(raw), pc.is_null(values)))
             found = [text.strip() for text in pc.unique(hidden)[:50].to_pylist()]
-            self.marker_examples = [text for text in dict.fromkeys(found) if text in MISSING and text][
-                :EXAMPLES_KEPT
-            ]
+            self.marker_examples = [text for text in dict.fromkeys(found) if text in MISSING and text][:EXAMPLES_KEPT]
 
     def _count_formulas(self, raw: Array, first_record: int) -> None:
         """Cells a spreadsheet would run; +49 171… and -x are not counted, exports neutralise them all the

@@ -54,9 +54,7 @@ class CsvSource:
         self._blank_records: array[int] | None = None
         self._reported = False
         quotes = prepared.quotes[dialect.quotechar]
-        self.exact = (
-            quotes % 2 == 1 or dialect.delimiter == " " or (dialect.skip_initial_space and quotes > 0)
-        )
+        self.exact = quotes % 2 == 1 or dialect.delimiter == " " or (dialect.skip_initial_space and quotes > 0)
 
     def batches(self) -> Iterator[Batch]:
         self._position = 0
@@ -168,7 +166,7 @@ class CsvSource:
         if pending:
             yield _text_batch(pending, width)
 
-    def _numbered_rows(self) -> Iterator[tuple[int, list[str]]]:
+    def _numbered_rows(self, *, strict: bool = True) -> Iterator[tuple[int, list[str]]]:
         """Filled rows with the number a spreadsheet shows; raises Rejected for broken quoting."""
         csv.field_size_limit(FIELD_CEILING)
         row_number = self._dialect.first_row + int(self._dialect.header) - 1
@@ -176,7 +174,7 @@ class CsvSource:
             raw.seek(self._dialect.data_start)
             text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
             options = self._dialect.reader_options()
-            reader = csv.reader(text, strict=True, **options)
+            reader = csv.reader(text, strict=strict, **options)
             while True:
                 row_number += 1
                 begun = reader.line_num
@@ -245,10 +243,10 @@ class CsvSource:
                 raise self._long_cell(row_number, position, len(cell.encode()))
 
     def _find_blank_records(self) -> array[int]:
-        """For every blank row, how many records precede it."""
+        """For every blank row, how many records precede it; as lenient about quotes as the fast reader."""
         found = array("q")
         first = self._dialect.first_row + int(self._dialect.header)
-        for record, (row_number, _) in enumerate(self._numbered_rows()):
+        for record, (row_number, _) in enumerate(self._numbered_rows(strict=False)):
             found.extend([record] * (row_number - first - record - len(found)))
         return found
 

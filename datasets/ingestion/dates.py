@@ -52,9 +52,7 @@ class IsoDates:
         zoned = pc.and_(pc.match_substring_regex(matching, ZONE), pc.match_substring(matching, ":"))
         local = pc.if_else(zoned, pa.scalar(None, pa.string()), matching)
         offset = pc.if_else(zoned, matching, pa.scalar(None, pa.string()))
-        return pc.coalesce(
-            _cast_or_split(offset, UTC), pc.cast(_cast_or_split(local, pa.timestamp("us")), UTC)
-        )
+        return pc.coalesce(_cast_or_split(offset, UTC), pc.cast(_cast_or_split(local, pa.timestamp("us")), UTC))
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,8 +87,7 @@ def prepare_text(source: Path, work: Path, limits: Limits, findings: Findings) -
     if not bom and not encoding.startswith("utf-8"):
         findings.warn(
             "encoding_guessed",
-            f"The text is not UTF-8; it was read as {encoding}. Check accented letters, or save the file "
-            "as UTF-8.",
+            f"The text is not UTF-8; it was read as {encoding}. Check accented letters, or save the file as UTF-8.",
         )
     return prepared
 
@@ -181,9 +180,7 @@ def _transcode(source: Path, work: Path, encoding: str, bom: int, limits: Limits
     return scan.prepared
 
 
-def _decode(
-    decoder: codecs.IncrementalDecoder, chunk: bytes, encoding: str, lines: int, *, final: bool
-) -> bytes:
+def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, encoding: str, lines: int, *, final: bool) -> bytes:
     try:
         return decoder.decode(chunk, final).encode("utf-8")
     except UnicodeError as error:
@@ -254,15 +251,12 @@ class _Scan:
         if prepared.size > self._limits.bytes:
             raise Rejected(
                 "file_too_large",
-                f"The file holds more than {self._limits.bytes:,} bytes of text. Split it and append the "
-                "pieces.",
+                f"The file holds more than {self._limits.bytes:,} bytes of text. Split it and append the pieces.",
             )
         joined = self._last + chunk[:2]
         returns = b"\r" in chunk or b"\r" in joined
         blanks = (b"\n\n", b"\n\r\n", b"\r\r") if returns else (b"\n\n",)
-        prepared.blank_lines = prepared.blank_lines or any(
-            blank in joined or blank in chunk for blank in blanks
-        )
+        prepared.blank_lines = prepared.blank_lines or any(blank in joined or blank in chunk for blank in blanks)
         prepared.lines += chunk.count(b"\n") or chunk.count(b"\r")
         for quote in prepared.quotes:
             prepared.quotes[quote] += chunk.count(quote.encode())

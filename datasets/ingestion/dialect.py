@@ -73,9 +73,7 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
     skipped, first_row, forced = _preamble(sample, findings)
     sample = sample[skipped:]
     if not sample.strip():
-        raise Rejected(
-            "no_rows", "The file holds only comments. Add a header row and at least one row below it."
-        )
+        raise Rejected("no_rows", "The file holds only comments. Add a header row and at least one row below it.")
     delimiter, quotechar, escapechar = _best(sample, complete, forced)
     plain = _rows(sample, _options(delimiter, quotechar, escapechar, skip_space=False), complete)
     skip_space = delimiter == " " or (delimiter != "\t" and _spaces_follow(plain))
@@ -129,19 +127,17 @@ def _preamble(sample: str, findings: Findings) -> tuple[int, int, str | None]:
             break
         position, row = (end.end() if end else len(sample)), row + 1
     if sample[:position].strip():
-        findings.warn(
-            "preamble_skipped", f"The first {row} lines are comments or blank and were skipped.", row=1
-        )
+        findings.warn("preamble_skipped", f"The first {row} lines are comments or blank and were skipped.", row=1)
     return position, row + 1, None
 
 
 def _is_comment(line: str, sample: str, position: int) -> bool:
     """A `#` line is a comment unless it is a header: `#id,name` above rows with as many fields."""
+    if line.startswith(("# ", "##")):
+        return True
     following = sample[position + len(line) :].lstrip("\r\n").split("\n", 1)[0]
     return not any(
-        0 < line.count(mark) == following.count(mark)
-        for mark in (",", ";", "\t", "|")
-        if not following.startswith("#")
+        0 < line.count(mark) == following.count(mark) for mark in (",", ";", "\t", "|") if not following.startswith("#")
     )
 
 
@@ -235,15 +231,12 @@ def _has_header(rows: Sequence[Sequence[str]]) -> bool:
     if not below:
         return not all(_is_value(cell) for cell in first)
     votes = sum(
-        _vote(cell, [row[position] for row in below if position < len(row)])
-        for position, cell in enumerate(first)
+        _vote(cell, [row[position] for row in below if position < len(row)]) for position, cell in enumerate(first)
     )
     if votes:
         return votes > 0
     return (
-        not _is_value(first[0])
-        if len(first) == 1
-        else not all(_is_value(cell) or not cell.strip() for cell in first)
+        not _is_value(first[0]) if len(first) == 1 else not all(_is_value(cell) or not cell.strip() for cell in first)
     )
 
 

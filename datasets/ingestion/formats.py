@@ -97,14 +97,10 @@ def _zip_rejection(source: Path) -> Rejected:
     if any(name.startswith("xl/") for name in names):
         return Rejected("excel_file", "This is an Excel workbook. Open it and save the sheet as CSV UTF-8.")
     if any(name == "content.xml" for name in names):
-        return Rejected(
-            "excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8."
-        )
+        return Rejected("excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8.")
     if any(name.endswith("data.pkl") for name in names):
         return Rejected("pickle_file", "This is a PyTorch checkpoint, not a table. Upload it as a model.")
-    return Rejected(
-        "archive_file", "This is a zip archive. Unpack it and upload one CSV, NDJSON or Parquet file."
-    )
+    return Rejected("archive_file", "This is a zip archive. Unpack it and upload one CSV, NDJSON or Parquet file.")
 
 
 def _ascii_view(head: bytes) -> str:

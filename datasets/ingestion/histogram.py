@@ -12,9 +12,7 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 TAIL_FACTOR = 5.0
 
 
-def number_histogram(
-    sample: Numbers, low: float, high: float, total: int, whole: bool, bins: int
-) -> dict[str, Any]:
+def number_histogram(sample: Numbers, low: float, high: float, total: int, whole: bool, bins: int) -> dict[str, Any]:
     """{edges, counts}: the counts add up to about `total`, the outermost edges are the extremes.
 
     A column whose outliers would squeeze everything into one bin gets equal bins over its central 98 %, and
@@ -36,11 +34,7 @@ def datetime_histogram(
 
 def _edges(sample: Numbers, low: float, high: float, whole: bool, bins: int) -> Numbers:
     if not high > low:
-        return (
-            np.array([low, np.nextafter(low, np.inf)])
-            if abs(low) > 1e15
-            else np.array([low - 0.5, low + 0.5])
-        )
+        return np.array([low, np.nextafter(low, np.inf)]) if abs(low) > 1e15 else np.array([low - 0.5, low + 0.5])
     if not np.isfinite(high - low):
         # The width itself overflows: halve before subtracting.
         return np.linspace(low / 2, high / 2, bins + 1) * 2

@@ -181,9 +181,7 @@ class _Child:
         return rejected(_death_problem(code, self.log, self.limits))
 
 
-STOPPED = Problem(
-    code="stopped", detail="The ingestion was stopped on request. Start it again when you want it."
-)
+STOPPED = Problem(code="stopped", detail="The ingestion was stopped on request. Start it again when you want it.")
 CRASHED = Problem(
     code="decoder_crashed",
     detail="The file crashed the program that reads it, so it is damaged or made to do so. Write it "
@@ -206,9 +204,7 @@ def _death_problem(code: int, log: bytes, limits: Limits) -> Problem:
     if code == -signal.SIGXCPU:
         return _time_problem(limits)
     if code == -signal.SIGXFSZ:
-        return Problem(
-            code="output_limit", detail="The converted data is too large. Split the file and append it."
-        )
+        return Problem(code="output_limit", detail="The converted data is too large. Split the file and append it.")
     if code == -signal.SIGKILL or any(word in log for word in OUT_OF_MEMORY_WORDS):
         return Problem(
             code="memory_limit",

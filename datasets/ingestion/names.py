@@ -18,9 +18,7 @@ def clean_filename(label: str) -> str:
     if len(kept) > MAX_FILENAME:
         stem, dot, suffix = kept.rpartition(".")
         kept = (
-            stem[: MAX_FILENAME - len(suffix) - 1] + dot + suffix
-            if dot and len(suffix) < 12
-            else kept[:MAX_FILENAME]
+            stem[: MAX_FILENAME - len(suffix) - 1] + dot + suffix if dot and len(suffix) < 12 else kept[:MAX_FILENAME]
         )
     return kept or "upload"
 
@@ -28,9 +26,7 @@ def clean_filename(label: str) -> str:
 def clean_header(cell: str) -> str:
     """One header cell without control or format characters, trimmed, at most 200 characters."""
     spaced = re.sub(r"\s", " ", cell)
-    visible = "".join(
-        char for char in spaced if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
+    visible = "".join(char for char in spaced if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
     single = re.sub(r"\s+", " ", unicodedata.normalize("NFC", visible))
     return single.strip()[:MAX_COLUMN_NAME].strip()
 

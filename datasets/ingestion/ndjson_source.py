@@ -127,9 +127,7 @@ class NdjsonSource:
             done = 0
             for row, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
                 if len(line) >= LINE_BYTES and not line.endswith(b"\n"):
-                    raise Rejected(
-                        "line_too_long", f"Line {row} is longer than 32 MB. {ONE_PER_LINE}", row=row
-                    )
+                    raise Rejected("line_too_long", f"Line {row} is longer than 32 MB. {ONE_PER_LINE}", row=row)
                 done += len(line)
                 if row % 10_000 == 0:
                     self._on_read(done / max(self._prepared.size, 1))
@@ -139,9 +137,7 @@ class NdjsonSource:
     def _listed(self) -> Iterator[tuple[int, Any]]:
         """A JSON list is read whole, so its size is limited."""
         if self._prepared.size > LIST_BYTES:
-            raise Rejected(
-                "json_list_too_large", f"The file is one JSON list of more than 64 MB. {ONE_PER_LINE}"
-            )
+            raise Rejected("json_list_too_large", f"The file is one JSON list of more than 64 MB. {ONE_PER_LINE}")
         content = self._prepared.path.read_bytes()[self._prepared.start :]
         try:
             values = orjson.loads(content)
@@ -195,8 +191,7 @@ class NdjsonSource:
                 if key in keys[:position]:
                     self._error(
                         "duplicate_key",
-                        f"Line {row}: the key {shown(key)} occurs twice in one object. Remove or rename "
-                        "one of them.",
+                        f"Line {row}: the key {shown(key)} occurs twice in one object. Remove or rename one of them.",
                         row,
                         key,
                     )
@@ -204,9 +199,7 @@ class NdjsonSource:
         try:
             json.loads(line, object_pairs_hook=pairs, parse_int=_integer)
         except RecursionError:
-            self._error(
-                "nesting_limit", f"Line {row} is nested too deeply. Flatten it into plain values.", row
-            )
+            self._error("nesting_limit", f"Line {row} is nested too deeply. Flatten it into plain values.", row)
 
     def _error(self, code: str, detail: str, row: int, column: str | None = None) -> None:
         self._findings.error(code, detail, row=row, column=None if column is None else clean_header(column))

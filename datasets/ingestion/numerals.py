@@ -141,7 +141,5 @@ def _unsigned(values: Array) -> Array:
 def _cast_singly(values: Array) -> Array:
     """Nineteen digits may or may not fit 64 bits; there are few of them."""
     limit = 2**63
-    numbers = [
-        None if text is None or not -limit <= int(text) < limit else int(text) for text in values.to_pylist()
-    ]
+    numbers = [None if text is None or not -limit <= int(text) < limit else int(text) for text in values.to_pylist()]
     return pa.array(numbers, pa.int64())

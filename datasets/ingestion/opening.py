@@ -45,9 +45,7 @@ def open_source(
     detected.format = kind = detect_format(head, filename, content_type, source)
     if kind == "parquet":
         if detected.compression:
-            raise Rejected(
-                "compressed_parquet", "Parquet compresses itself: upload the file without gzip around it."
-            )
+            raise Rejected("compressed_parquet", "Parquet compresses itself: upload the file without gzip around it.")
         return open_parquet(source, limits, findings)
     prepared = prepare_text(source, work, limits, findings)
     detected.encoding = prepared.encoding
@@ -85,8 +83,7 @@ def _column_names(dialect: Dialect, findings: Findings) -> tuple[list[str], set[
     for position in blank:
         findings.warn(
             "blank_header",
-            f"Column {position + 1} has no name in the header and was named {shown(names[position])}. "
-            "Name it.",
+            f"Column {position + 1} has no name in the header and was named {shown(names[position])}. Name it.",
             row=dialect.first_row,
             column=names[position],
         )

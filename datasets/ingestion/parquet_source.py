@@ -164,22 +164,18 @@ def _check_footer(path: Path) -> None:
     if size < SMALLEST_FILE or tail[4:] != b"PAR1":
         raise Rejected(
             "truncated_parquet",
-            "The Parquet file is cut off: its end mark is missing, so the transfer or the writer "
-            f"stopped. {DAMAGED}",
+            f"The Parquet file is cut off: its end mark is missing, so the transfer or the writer stopped. {DAMAGED}",
         )
     footer = int.from_bytes(tail[:4], "little")
     if footer > min(size - SMALLEST_FILE, FOOTER_BYTES):
-        raise Rejected(
-            "damaged_parquet", f"The Parquet footer announces more bytes than there are. {DAMAGED}"
-        )
+        raise Rejected("damaged_parquet", f"The Parquet footer announces more bytes than there are. {DAMAGED}")
 
 
 def _check_metadata(metadata: Any, stored: int, limits: Limits) -> None:
     if metadata.num_columns > limits.columns:
         raise Rejected(
             "too_many_columns",
-            f"The file has {metadata.num_columns:,} columns, the limit is {limits.columns:,}. Remove "
-            "columns.",
+            f"The file has {metadata.num_columns:,} columns, the limit is {limits.columns:,}. Remove columns.",
         )
     if metadata.num_rows > limits.rows:
         raise Rejected(

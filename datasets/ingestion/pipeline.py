@@ -53,9 +53,7 @@ def ingest(
     detected = Detected()
     ingestion = _Ingestion(destination, limits, types or {}, on_progress or _silent, findings, detected)
     try:
-        opened = open_source(
-            source, destination, filename, content_type, limits, findings, detected, ingestion.read
-        )
+        opened = open_source(source, destination, filename, content_type, limits, findings, detected, ingestion.read)
         result = ingestion.run(opened)
     except Rejected as rejection:
         findings.add(rejection.problem)
@@ -116,10 +114,7 @@ class _Ingestion:
         profile = profiler.finish()
         for name in names:
             profile[name]["type"] = self._final_type(name, profile[name])
-        columns = [
-            Column(name, profile[name]["type"], profile[name]["missing"] > 0)
-            for name in names
-        ]
+        columns = [Column(name, profile[name]["type"], profile[name]["missing"] > 0) for name in names]
         table_warnings(columns, profile, profiler, self.findings)
         self.report(1.0, "done")
         return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile)
@@ -127,9 +122,7 @@ class _Ingestion:
     def _check_types(self, names: list[str]) -> None:
         for name, kind in self.types.items():
             if name not in names:
-                raise Rejected(
-                    "unknown_column", f"A type was chosen for a column the file does not have: {name!r}."
-                )
+                raise Rejected("unknown_column", f"A type was chosen for a column the file does not have: {name!r}.")
             if kind not in COLUMN_TYPES:
                 raise Rejected(
                     "unknown_type",
@@ -156,11 +149,7 @@ class _Ingestion:
                 converters.append(None)
                 continue
             forced = self.types.get(name)
-            reading = (
-                forced_reading(forced, column, source.delimiter)
-                if forced
-                else column.decide(source.delimiter)
-            )
+            reading = forced_reading(forced, column, source.delimiter) if forced else column.decide(source.delimiter)
             if not forced:
                 describe_evidence(name, column, reading, source, self.findings)
             converters.append(ColumnConverter(reading, forced=forced is not None))
@@ -185,9 +174,7 @@ class _Ingestion:
         if first_record == 0:
             raise _no_rows()
         if not any(column.values for column in evidence):
-            raise Rejected(
-                "no_values", "Every cell of the file is empty. Check that the right file was exported."
-            )
+            raise Rejected("no_values", "Every cell of the file is empty. Check that the right file was exported.")
         return evidence
 
     def _convert(

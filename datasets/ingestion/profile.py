@@ -46,9 +46,7 @@ class TableProfiler:
     def __init__(self, names: list[str], kinds: list[str]) -> None:
         width = max(len(names), 1)
         share = MEMORY_BUDGET // (8 * width)
-        self.columns = [
-            ColumnProfiler(kind, min(MAX_DISTINCT, share), wide=width > WIDE_TABLE) for kind in kinds
-        ]
+        self.columns = [ColumnProfiler(kind, min(MAX_DISTINCT, share), wide=width > WIDE_TABLE) for kind in kinds]
         self.names = names
         self.rows = 0
         self._sample = RowSample(min(MAX_SAMPLE, share))
@@ -74,10 +72,7 @@ class TableProfiler:
     def finish(self) -> dict[str, dict[str, Any]]:
         """The profile by column name; JSON-safe."""
         exact = self._sample.level == 0
-        return {
-            name: column.finish(self.rows, exact)
-            for name, column in zip(self.names, self.columns, strict=True)
-        }
+        return {name: column.finish(self.rows, exact) for name, column in zip(self.names, self.columns, strict=True)}
 
 
 class ColumnProfiler:
@@ -98,14 +93,10 @@ class ColumnProfiler:
 
     def observe(self, values: Any, hashes: Hashes, row_numbers: Hashes) -> None:
         self.missing += values.null_count
-        present = (
-            hashes if not values.null_count else hashes[values.is_valid().to_numpy(zero_copy_only=False)]
-        )
+        present = hashes if not values.null_count else hashes[values.is_valid().to_numpy(zero_copy_only=False)]
         self.distinct.observe(present)
         # Equal in two columns only when all values are, row by row.
-        self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (
-            1 << 64
-        )
+        self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (1 << 64)
         if self.kind in ("text", "boolean"):
             self._observe_labels(values)
         else:
@@ -141,9 +132,7 @@ class ColumnProfiler:
             profile["approximate"] = approximate
         return profile
 
-    def _details(
-        self, distinct: int, count: int, exact_sample: bool, approximate: list[str]
-    ) -> dict[str, Any]:
+    def _details(self, distinct: int, count: int, exact_sample: bool, approximate: list[str]) -> dict[str, Any]:
         if self.kind in ("integer", "number"):
             if not exact_sample:
                 approximate += ["quantiles", "histogram"]
@@ -161,9 +150,7 @@ class ColumnProfiler:
             details["type"] = "category" if repeats else "text"
             if not repeats:
                 details["samples"] = self._examples()
-        details["top"] = [
-            {"value": _label(value), "count": times} for value, times in self._shown_values(details)
-        ]
+        details["top"] = [{"value": _label(value), "count": times} for value, times in self._shown_values(details)]
         return details
 
     def _shown_values(self, details: dict[str, Any]) -> list[tuple[Any, int]]:
@@ -172,9 +159,7 @@ class ColumnProfiler:
     def _observe_labels(self, values: Any) -> None:
         self.top.observe(values)
         if self.kind == "text":
-            self.moments.observe(
-                pc.utf8_length(values.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64)
-            )
+            self.moments.observe(pc.utf8_length(values.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64))
 
     def _observe_numbers(self, numbers: Any) -> None:
         if not len(numbers):

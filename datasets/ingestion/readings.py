@@ -37,8 +37,7 @@ def typed_converter(name: str, kind: str, chosen: str | None) -> ColumnConverter
         return ColumnConverter.typed(chosen)
     raise Rejected(
         "unknown_type",
-        f"Column {shown(name)} is {kind} in the Parquet file and cannot become {chosen}. Choose {kind} or "
-        "text.",
+        f"Column {shown(name)} is {kind} in the Parquet file and cannot become {chosen}. Choose {kind} or text.",
         column=name,
     )
 
@@ -85,9 +84,7 @@ def describe_evidence(
 
 
 def _describe_mixed(name: str, evidence: ColumnEvidence, source: Source, findings: Findings) -> None:
-    found = ", ".join(
-        f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in evidence.offenders
-    )
+    found = ", ".join(f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in evidence.offenders)
     others = evidence.values - evidence.numeric
     findings.warn(
         "mixed_types",
@@ -120,8 +117,7 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
         )
     if converter.unreadable:
         found = ", ".join(
-            f"row {source.row_number(record)}: {shown(text, 30)}"
-            for record, text in converter.unreadable_examples
+            f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in converter.unreadable_examples
         )
         findings.warn(
             "unreadable_values",

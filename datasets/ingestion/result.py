@@ -180,7 +180,5 @@ class Findings:
 
 def shown(value: object, length: int = 60) -> str:
     """A value quoted for a message: control characters replaced, cut to `length` characters."""
-    text = "".join(
-        char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value)[: length + 1]
-    )
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value)[: length + 1])
     return f"“{text[:length]}…”" if len(text) > length else f"“{text}”"

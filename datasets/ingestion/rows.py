@@ -107,9 +107,7 @@ def _top(table: pa.Table, descending: bool, keep: int) -> pa.Table:
     return table.take(order[:keep])
 
 
-def _read_records(
-    parts: Sequence[Path], records: np.ndarray[Any, np.dtype[np.int64]], names: list[str]
-) -> pa.Table:
+def _read_records(parts: Sequence[Path], records: np.ndarray[Any, np.dtype[np.int64]], names: list[str]) -> pa.Table:
     """The given rows in the given order, each row group read at most once."""
     if not len(records):
         return pa.table({})

@@ -97,9 +97,7 @@ class DuplicateCounter:
     def _of_level(self, hashes: Hashes) -> Hashes:
         if not self._level:
             return hashes
-        followed: Hashes = hashes[
-            (hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0
-        ]
+        followed: Hashes = hashes[(hashes >> np.uint64(7)) & ((np.uint64(1) << self._level) - np.uint64(1)) == 0]
         return followed
 
 

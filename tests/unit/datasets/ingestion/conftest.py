@@ -33,9 +33,7 @@ def ingested(tmp_path: Path) -> Ingest:
         source, destination = tmp_path / f"upload{count}", tmp_path / f"parts{count}"
         source.write_bytes(content.encode() if isinstance(content, str) else content)
         destination.mkdir()
-        result = ingest(
-            source, destination, filename=filename, content_type="", limits=limits or Limits(), types=types
-        )
+        result = ingest(source, destination, filename=filename, content_type="", limits=limits or Limits(), types=types)
         return result, read_rows([destination / part.path for part in result.parts], 0, 10_000)
 
     return run

@@ -113,9 +113,7 @@ def test_a_chosen_text_keeps_missing_markers(ingested: Ingest) -> None:
     assert [row["v"] for row in rows] == ["NA", "DE", "?"]
 
 
-@pytest.mark.parametrize(
-    ("types", "code"), [({"nope": "text"}, "unknown_column"), ({"v": "money"}, "unknown_type")]
-)
+@pytest.mark.parametrize(("types", "code"), [({"nope": "text"}, "unknown_column"), ({"v": "money"}, "unknown_type")])
 def test_an_impossible_choice_is_refused(ingested: Ingest, types: dict[str, str], code: str) -> None:
     result, _ = ingested(_column(["1"]), types=types)
     assert (result.state, result.problems[0].code) == ("rejected", code)

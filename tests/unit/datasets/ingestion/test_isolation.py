@@ -41,9 +41,7 @@ def _impostor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Non
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()
-    (package / "__main__.py").write_text(
-        f"import json, os, resource, signal, sys, time\nsys.stdin.read()\n{body}\n"
-    )
+    (package / "__main__.py").write_text(f"import json, os, resource, signal, sys, time\nsys.stdin.read()\n{body}\n")
     monkeypatch.setattr(isolation, "PROJECT_ROOT", tmp_path / "impostor")
 
 
@@ -59,12 +57,8 @@ def test_a_good_file_comes_back_with_progress_and_parts(tmp_path: Path) -> None:
     assert result.state == "ready" and result.rows == 1000 and result.bytes == len(CSV)
     assert [fraction for fraction, _ in heard] == sorted(fraction for fraction, _ in heard)
     assert heard[-1] == (1.0, "done")
-    assert read_rows([tmp_path / "parts" / part.path for part in result.parts], 999, 5) == [
-        {"a": 999, "b": "word 4"}
-    ]
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [
-        part.path for part in result.parts
-    ]
+    assert read_rows([tmp_path / "parts" / part.path for part in result.parts], 999, 5) == [{"a": 999, "b": "word 4"}]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == [part.path for part in result.parts]
 
 
 def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -90,9 +84,7 @@ def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_dying_child_is_a_rejection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, code: str
-) -> None:
+def test_a_dying_child_is_a_rejection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, code: str) -> None:
     _impostor(monkeypatch, tmp_path, body)
     assert _code(_run(tmp_path)) == code
 
@@ -105,9 +97,7 @@ def test_a_part_outside_the_destination_is_refused(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "upload").exists()
 
 
-def test_a_hanging_child_and_its_children_are_killed_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hanging_child_and_its_children_are_killed_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = "child = os.fork()\nopen(f'pid-{os.getpid()}', 'w').close()\ntime.sleep(600)"
     _impostor(monkeypatch, tmp_path, body)
     begun = time.monotonic()
@@ -164,9 +154,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     parent = os.fork()
     if parent == 0:
         os.setsid()
-        ingest_in_child(
-            _big(tmp_path, 150), tmp_path / "parts", filename="d.csv", content_type="", limits=Limits()
-        )
+        ingest_in_child(_big(tmp_path, 150), tmp_path / "parts", filename="d.csv", content_type="", limits=Limits())
         os._exit(0)
     children = _wait_for_children(parent)
     os.kill(parent, signal.SIGKILL)
@@ -197,9 +185,7 @@ def test_every_messy_file_ends_alike_in_the_child(messy: object, tmp_path: Path)
 def test_flipped_bytes_in_parquet_never_raise(seed: int, tmp_path: Path) -> None:
     import random
 
-    good = bytearray(
-        next(messy for messy in MESSY_FILES if messy.name == "parquet NaN and infinity").content()
-    )
+    good = bytearray(next(messy for messy in MESSY_FILES if messy.name == "parquet NaN and infinity").content())
     chance = random.Random(seed)
     for _ in range(chance.randint(1, 30)):
         good[chance.randrange(4, len(good) - 8)] = chance.randrange(256)

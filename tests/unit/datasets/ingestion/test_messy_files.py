@@ -16,9 +16,7 @@ def _ingest(messy: MessyFile, folder: Path) -> IngestResult:
     source, destination = folder / "upload", folder / "parts"
     source.write_bytes(messy.content())
     destination.mkdir()
-    return ingest(
-        source, destination, filename=messy.filename, content_type=messy.content_type, limits=Limits()
-    )
+    return ingest(source, destination, filename=messy.filename, content_type=messy.content_type, limits=Limits())
 
 
 @pytest.mark.parametrize("messy", MESSY_FILES, ids=[messy.name for messy in MESSY_FILES])

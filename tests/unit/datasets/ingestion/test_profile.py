@@ -17,9 +17,7 @@ from tests.unit.datasets.ingestion.conftest import Ingest
 RNG = np.random.default_rng(7)
 
 
-def _profile(
-    columns: dict[str, pa.Array], kinds: list[str], batch: int = 10_000
-) -> dict[str, dict[str, Any]]:
+def _profile(columns: dict[str, pa.Array], kinds: list[str], batch: int = 10_000) -> dict[str, dict[str, Any]]:
     profiler = TableProfiler(list(columns), kinds)
     for piece in pa.table(columns).to_batches(max_chunksize=batch):
         profiler.observe(piece)
@@ -39,9 +37,7 @@ def test_numbers_match_numpy() -> None:
     assert profile["std"] == pytest.approx(present.std(ddof=1), rel=1e-8)
     assert (profile["min"], profile["max"]) == pytest.approx((present.min(), present.max()))
     assert profile["zeros"] == (present == 0).sum() and profile["negatives"] == (present < 0).sum()
-    assert list(profile["quantiles"].values()) == pytest.approx(
-        list(np.quantile(present, QUANTILES)), rel=1e-9
-    )
+    assert list(profile["quantiles"].values()) == pytest.approx(list(np.quantile(present, QUANTILES)), rel=1e-9)
     assert sum(profile["histogram"]["counts"]) == len(present)
     assert len(profile["histogram"]["edges"]) == len(profile["histogram"]["counts"]) + 1 <= 31
     assert "approximate" not in profile
@@ -104,9 +100,7 @@ def test_a_wide_profile_stays_small(ingested: Ingest) -> None:
 
 
 def test_hashes_tell_values_apart() -> None:
-    texts = pa.array(
-        ["", "a", "b", "ab", "ba", "abcdefgh", "abcdefghi", "abcdefgh\0", None, "é", "x" * 300, "x" * 301]
-    )
+    texts = pa.array(["", "a", "b", "ab", "ba", "abcdefgh", "abcdefghi", "abcdefgh\0", None, "é", "x" * 300, "x" * 301])
     assert len(set(hash_column(texts).tolist())) == len(texts)
     assert hash_column(texts.slice(3, 4)).tolist() == hash_column(texts)[3:7].tolist()
     numbers = pa.array([0.0, -0.0, 1.0, None])

@@ -22,9 +22,7 @@ CELL = st.text(
 )
 COLUMNS = ("name", "amount", "note")
 ROWS = st.lists(
-    st.tuples(CELL, st.integers(-(2**63), 2**63 - 1), CELL).map(
-        lambda row: (f"a{row[0]}z", row[1], f"b{row[2]}y")
-    ),
+    st.tuples(CELL, st.integers(-(2**63), 2**63 - 1), CELL).map(lambda row: (f"a{row[0]}z", row[1], f"b{row[2]}y")),
     min_size=1,
     max_size=25,
 )

@@ -1,0 +1,74 @@
+"""Delimiter, encoding and header as people really write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.datasets.ingestion.conftest import Ingest
+
+
+@pytest.mark.parametrize(
+    ("text", "delimiter", "names", "first"),
+    [
+        ("a,b\n1,x\n2,y\n", ",", ["a", "b"], [1, "x"]),
+        ("a\tb\n1\thello there, you\n2\tb, c\n", "\t", ["a", "b"], [1, "hello there, you"]),
+        ('id;name;price\n1;"A;B";1,50\n2;C;2,75\n', ";", ["id", "name", "price"], [1, "A;B", 1.5]),
+        ("a|b\n1|x y\n2|z\n", "|", ["a", "b"], [1, "x y"]),
+        ("x y z\n1 2 3\n4  5 6\n", " ", ["x", "y", "z"], [1, 2, 3]),
+        ("hour:value\n1:2\n3:4\n", ":", ["hour", "value"], [1, 2]),
+        ('39, State, "a, b"\n50, Self, c\n', ",", ["col_1", "col_2", "col_3"], [39, "State", "a, b"]),
+        ('t,u\nx,"a, b, c, d, e"\ny,"f, g, h, i"\n', ",", ["t", "u"], ["x", "a, b, c, d, e"]),
+        ("text\nHello, world\nfoo bar\nbaz, qux, quux\n", None, ["text"], ["Hello, world"]),
+        ("# made, by hand\na,b\n1,2\n3,4\n", ",", ["a", "b"], [1, 2]),
+        ("#id,name\n1,x\n2,y\n", ",", ["#id", "name"], [1, "x"]),
+        ("SEP=|\na|b\n1|x\n", "|", ["a", "b"], [1, "x"]),
+        ("2019,2020\n1.5,2.5\n4.5,5\n", ",", ["col_1", "col_2"], [2019.0, 2020.0]),
+        ("name,city\nbob,rome\nalice,oslo\nbob,oslo\n", ",", ["name", "city"], ["bob", "rome"]),
+        ("\n\na,b\n1,2\n", ",", ["a", "b"], [1, 2]),
+    ],
+)
+def test_dialect(ingested: Ingest, text: str, delimiter: str | None, names: list[str], first: list[object]) -> None:
+    result, rows = ingested(text)
+    assert result.state == "ready", result.problems
+    assert result.detected.delimiter == delimiter
+    assert [column.name for column in result.columns] == names
+    assert list(rows[0].values()) == first
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1251", "Дата,Имя\n2024-01-01,Иван Петров\n2024-01-02,Мария Иванова и другие люди\n"),
+        ("shift_jis", "名前,年齢\n山田太郎さん,30\n鈴木花子さん,25\n東京都千代田区,41\n"),
+        ("cp1252", "name,city\nRené,Besançon\nZoë,Orléans\nJürgen,Köln\n"),
+        ("utf-16", "naïve,b\n1,ž\n"),
+    ],
+)
+def test_encoding(ingested: Ingest, encoding: str, text: str) -> None:
+    result, rows = ingested(text.encode(encoding))
+    header, first = (line.split(",") for line in text.splitlines()[:2])
+    assert [column.name for column in result.columns] == header
+    assert [str(value).removesuffix("T00:00:00Z") for value in rows[0].values()] == first
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("a,b\n\n\n1,x\n2\n", 5),
+        ('a,b\n1,"x\n\ny"\n2\n', 3),
+        ("# c\n\na,b\n1,x\n2\n", 5),
+        ("1,x\n2,y\n3\n", 3),
+        ("a,b\r\n1,x\r\n2\r\n", 3),
+    ],
+)
+def test_rows_count_as_in_a_spreadsheet(ingested: Ingest, text: str, row: int) -> None:
+    result, _ = ingested(text)
+    assert [(problem.code, problem.row) for problem in result.problems if problem.severity == "error"] == [
+        ("ragged_row", row)
+    ]
+
+
+def test_warnings_count_blank_rows_too(ingested: Ingest) -> None:
+    values = "".join(f"{number},x\n" for number in range(60))
+    result, _ = ingested(f"v,w\n\n{values}\n\noops,x\n")
+    assert {problem.code: problem.row for problem in result.problems}["mixed_types"] == 65
