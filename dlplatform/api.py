@@ -5,6 +5,7 @@ from typing import Any
 from django.core.exceptions import ValidationError as DjangoValidationError
 from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.openapi import AutoSchema
+from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.pagination import CursorPagination
@@ -104,3 +105,26 @@ class PagedView(APIView):
         rows = paginator.paginate_queryset(queryset, request, view=self)
         data = serializer(rows, many=True, context={"request": request, **context}).data
         return paginator.get_paginated_response(data)
+
+
+def documented(summary: str, *, answer: Any, status: int = 200, request: Any = None, example: Any = None, **more: Any) -> Any:
+    """Describe one operation in the schema: what it does, what goes in, what comes out, an example of each.
+
+    ``example`` is (request body, answer body), either of them None.
+    """
+    examples = []
+    sent, received = example or (None, None)
+    if sent is not None:
+        examples.append(OpenApiExample("Request", value=sent, request_only=True))
+    if received is not None:
+        examples.append(
+            OpenApiExample("Answer", value=received, response_only=True, status_codes=[str(status)])
+        )
+    return extend_schema(
+        summary=summary,
+        description=more.pop("description", summary + "."),
+        request=request,
+        responses={status: answer},
+        examples=examples,
+        **more,
+    )

@@ -205,3 +205,13 @@ def _point(actor: User, model: RegisteredModel, kind: str, name: str, version: M
         lambda: events.publish_state(model.organization_id, "model", model.pk, f"{kind} {name} moved", model.name)
     )
     return ref
+
+
+def version_of(*, model: RegisteredModel, identifier: UUID) -> ModelVersion:
+    """A version of this model; ValidationError on `version` for any other id."""
+    version = ModelVersion.objects.filter(model=model, pk=identifier).first()
+    if version is None:
+        raise ValidationError(
+            {"version": ValidationError("This model has no version with this id.", code="does_not_exist")}
+        )
+    return version

@@ -6,11 +6,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.db import InterfaceError, OperationalError, connection as database
+from django.db import InterfaceError, OperationalError
+from django.db import connection as database
+from django.utils import timezone
 
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.engine.errors import PackageError
@@ -240,3 +243,15 @@ def _how(code: int | None) -> str:
     return f"exit code {code}"
 
 
+
+
+def sweep_job_directories(age: timedelta) -> int:
+    """Remove directories of runs that are gone or ended longer ago than ``age``; the number removed."""
+    removed = 0
+    for folder in settings.JOB_PATH.glob("*-*-*-*-*"):
+        run = Run.objects.filter(pk=folder.name).only("state", "finished_at").first()
+        old = run is not None and run.ended and run.finished_at and run.finished_at < timezone.now() - age
+        if run is None or old:
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += 1
+    return removed

@@ -1,6 +1,8 @@
 """`Idempotency-Key`: the same key and body give the first answer again; the same key with another body is 422."""
 
+import functools
 import hashlib
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +11,7 @@ from django.utils import timezone
 from rest_framework.exceptions import APIException
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.utils.encoders import JSONEncoder
 
 from dlplatform.api import Conflict
 
@@ -23,31 +26,30 @@ class KeyReused(APIException):
     default_detail = "This Idempotency-Key was used with another request. Use a new key."
 
 
-class Idempotent:
-    """Mixin for API views whose POST creates something. The key's row is taken in the same transaction."""
+def idempotent(post: Any) -> Any:
+    """Decorate a view's POST that creates something: a repeated key is answered from memory.
 
-    def dispatch(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        self._raw_body = request.body if request.method == "POST" else b""
-        return super().dispatch(request, *args, **kwargs)  # type: ignore[misc]
+    The key's row is taken in the same transaction as the creation: both are there, or neither.
+    """
 
-    def answer_once(self, request: Request, create: Any) -> Response:
-        """Call ``create() -> Response`` unless this key was answered before, and remember what it said."""
+    @functools.wraps(post)
+    def once(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
         key = request.headers.get("Idempotency-Key", "")[:200]
         if not key:
-            return create()
-        fingerprint = hashlib.sha256(
-            b"\0".join([request.method.encode(), request.path.encode(), self._raw_body])
-        ).hexdigest()
+            return post(view, request, *args, **kwargs)
+        body = request._request.body  # before the parser consumes the stream
+        fingerprint = hashlib.sha256(b"\0".join([request.method.encode(), request.path.encode(), body])).hexdigest()
         with transaction.atomic():
             first = _claim(request.user, key, fingerprint)
             if first is not None:
                 return _again(first, fingerprint)
-            response = create()
-            response.render() if hasattr(response, "render") and response.is_rendered else None
+            response = post(view, request, *args, **kwargs)
             RememberedAnswer.objects.filter(user=request.user, key=key).update(
-                status=response.status_code, body=_plain(response.data)
+                status=response.status_code, body=json.loads(json.dumps(response.data, cls=JSONEncoder))
             )
             return response
+
+    return once
 
 
 def _claim(user: User, key: str, fingerprint: str) -> RememberedAnswer | None:
@@ -68,11 +70,3 @@ def _again(first: RememberedAnswer, fingerprint: str) -> Response:
         raise Conflict("A request with this Idempotency-Key is still being answered.", code="in_progress")
     return Response(first.body, status=first.status, headers={"Idempotent-Replay": "true"})
 
-
-def _plain(data: Any) -> Any:
-    """The answer as it goes over the wire, so that it can be stored."""
-    import json
-
-    from rest_framework.utils.encoders import JSONEncoder
-
-    return json.loads(json.dumps(data, cls=JSONEncoder))

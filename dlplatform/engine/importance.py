@@ -52,7 +52,7 @@ def _shuffle(
 
 
 def _loss(trainer: Trainer, tensors: Tensors, rows: Tensor) -> float:
-    predicted = predict_rows(trainer.network, tensors, rows).double().cpu().numpy()
+    predicted = predict_rows(trainer.network, tensors, rows)[0].double().cpu().numpy()
     target = trainer.dataset.target
     actual = target.values[rows.cpu().numpy()].reshape(-1)
     flat = predicted.reshape(len(actual), -1)

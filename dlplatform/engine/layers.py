@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 HEAD_SCALE = 1.0
 
 

@@ -37,12 +37,6 @@ def _ratio(above: Array, below: Array) -> Array:
     return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
-def quick_classification(actual: Array, probabilities: Array) -> dict[str, float]:
-    """What is worth measuring after every epoch."""
-    accuracy = float((probabilities.argmax(1) == actual).mean())
-    return {"loss": log_loss(actual, probabilities), "accuracy": accuracy}
-
-
 def classification(actual: Array, probabilities: Array) -> dict[str, float | None]:
     """accuracy, balanced_accuracy, f1_macro, log_loss and roc_auc (one-vs-rest mean for K > 2).
 

@@ -146,10 +146,16 @@ class InputEncoder(nn.Module):
 
 
 class TabularNetwork(nn.Module):
-    """Batch → (G, M, B, outputs): logits of classes, or the standardised target."""
+    """Batch → (G, M, B, outputs): logits of classes, or the standardised target.
+
+    Of a tabm network the first output is that of the linear model alone, and the other members correct it:
+    their gradient does not reach it. How far the correction is trusted (``trust``, 0 to 1) is chosen on
+    validation rows, so that the whole is no worse than the linear model where that is the right one.
+    """
 
     target_center: Tensor
     target_scale: Tensor
+    trust: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
@@ -164,6 +170,7 @@ class TabularNetwork(nn.Module):
             return
         width = self.encoder.width
         if shape.architecture == "tabm":
+            self.register_buffer("trust", torch.empty(1))
             self.embedding = PiecewiseLinearEmbedding(
                 groups, shape.inputs.numbers, shape.bins, shape.embedding_size
             )
@@ -187,6 +194,7 @@ class TabularNetwork(nn.Module):
         self.target_center.copy_(torch.from_numpy(statistics.target_center))
         self.target_scale.copy_(torch.from_numpy(statistics.target_scale))
         if self.shape.architecture == "tabm":
+            self.trust.fill_(1.0)
             self.embedding.left.copy_(torch.from_numpy(statistics.left).unsqueeze(2))
             self.embedding.inverse_width.copy_(torch.from_numpy(statistics.inverse_width).unsqueeze(2))
 
@@ -199,7 +207,8 @@ class TabularNetwork(nn.Module):
             return self._deep(plain)
         embedded = self.embedding(numbers.transpose(1, 2).contiguous())
         deep = self._deep(torch.cat([embedded, rest], -1) if rest.shape[-1] else embedded)
-        return deep + self.linear(plain).unsqueeze(1)  # type: ignore[no-any-return]
+        linear = self.linear(plain).unsqueeze(1)
+        return torch.cat([linear, deep + linear.detach()], 1)
 
     def _deep(self, inputs: Tensor) -> Tensor:
         state = inputs.unsqueeze(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dlplatform.engine.dataset import Tensors
 from dlplatform.engine.network import TabularNetwork
 
 EVALUATION_ROWS = 1024
+TRUST_STEPS = 5
 
 
 class Objective(nn.Module):
@@ -48,23 +50,38 @@ def class_weights(setting: str, codes: np.ndarray[Any, Any], classes: int) -> np
     return normalised
 
 
-def mean_prediction(network: TabularNetwork, outputs: Tensor) -> Tensor:
-    """(G, M, B, K) outputs → (G, B, K) class probabilities or (G, B, 1) targets, averaged over members."""
+def mean_prediction(network: TabularNetwork, outputs: Tensor, trust: Tensor | None = None) -> Tensor:
+    """(G, M, B, K) outputs → (G, B, K) class probabilities or (G, B, 1) targets, averaged over members.
+
+    ``trust`` replaces the network's own trust in its deep members.
+    """
+    outputs = outputs.float()
+    if network.shape.architecture == "tabm":
+        linear = outputs[:, :1]
+        outputs = torch.lerp(linear, outputs[:, 1:], network.trust if trust is None else trust)
     if network.shape.outputs > 1:
-        return outputs.float().softmax(-1).mean(1)
-    return outputs.float().mean(1) * network.target_scale.view(-1, 1, 1) + network.target_center.view(
-        -1, 1, 1
-    )
+        return outputs.softmax(-1).mean(1)
+    scale, center = network.target_scale.view(-1, 1, 1), network.target_center.view(-1, 1, 1)
+    return outputs.mean(1) * scale + center
+
+
+def trust_candidates(network: TabularNetwork) -> list[Tensor | None]:
+    """Values to choose the trust in the deep members from; none to choose without a linear member."""
+    if network.shape.architecture != "tabm":
+        return [None]
+    return [torch.tensor([step / TRUST_STEPS], device=network.trust.device) for step in range(TRUST_STEPS + 1)]
 
 
 @torch.no_grad()
-def predict_rows(network: TabularNetwork, tensors: Tensors, rows: Tensor) -> Tensor:
-    """Predictions (G, B, K) of each group for its own rows (G, B), in evaluation mode."""
+def predict_rows(
+    network: TabularNetwork, tensors: Tensors, rows: Tensor, trusts: Sequence[Tensor | None] = (None,)
+) -> Tensor:
+    """Predictions (T, G, B, K) of each group for its own rows (G, B), in evaluation mode, for each trust."""
     training = network.training
     network.eval()
-    parts = [
-        mean_prediction(network, network(tensors.batch(part)))
-        for part in torch.split(rows, EVALUATION_ROWS, dim=1)
-    ]
+    parts = []
+    for part in torch.split(rows, EVALUATION_ROWS, dim=1):
+        outputs = network(tensors.batch(part))
+        parts.append(torch.stack([mean_prediction(network, outputs, trust) for trust in trusts]))
     network.train(training)
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=2)

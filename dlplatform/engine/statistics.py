@@ -16,7 +16,7 @@ from dlplatform.engine.preprocessing import SPECIAL, UNKNOWN, Floats, Inputs, In
 from dlplatform.engine.split import Index, Split
 
 # Values beyond about this many standard deviations are squeezed (RealMLP; Holzmüller et al., 2024).
-CLIP: Final = 3.0
+CLIP: Final = 6.0
 QUANTILE_ROWS: Final = 100_000
 
 

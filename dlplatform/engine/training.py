@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
 from dlplatform.engine.errors import EngineError, Interrupted
 from dlplatform.engine.network import NetworkShape, TabularNetwork, build_network
-from dlplatform.engine.objective import Objective, class_weights, predict_rows
+from dlplatform.engine.objective import Objective, class_weights, predict_rows, trust_candidates
 from dlplatform.engine.optimization import build_optimizer, learning_rate
 from dlplatform.engine.reporter import INTERVAL, Reporter
 from dlplatform.engine.statistics import fit_statistics
@@ -31,6 +32,8 @@ MINIMUM_GAP: Final = 1.0
 CHECKPOINT_SHARE: Final = 0.03
 
 _CONFIG_OF_SHAPE: Final = ("layers", "width", "dropout", "bins", "embedding_size")
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass
@@ -219,7 +222,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         self._check_losses()
         state = self.state
-        actual, predicted = self.validate()
+        actual, predicted = self._choose_trust()
         values = self._validation_values(actual, predicted)
         loss = values["validation/loss"]
         if loss is None or not math.isfinite(loss):
@@ -247,25 +250,48 @@ class Trainer:
         patience = self.config.early_stopping
         return patience is not False and self.state.stale >= int(patience)
 
-    def validate(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def validate(self) -> tuple[Array, Array]:
         """(actual (n,), predicted (n, K)) of all validation rows, each by the groups that never saw it,
         in the order of the split's validation parts."""
-        predicted = predict_rows(self.network, self.tensors, self.validation_rows).double().cpu().numpy()
-        parts = self.dataset.split.validation
-        kept = np.concatenate([predicted[group, : len(rows)] for group, rows in enumerate(parts)])
-        return self.dataset.target.values[np.concatenate(parts)], kept
+        return self._held_out_target(), self._held_out_predictions([None])[0]
 
-    def _validation_values(
-        self, actual: np.ndarray[Any, Any], predicted: np.ndarray[Any, Any]
-    ) -> dict[str, float | None]:
+    def _held_out_target(self) -> Array:
+        return self.dataset.target.values[np.concatenate(self.dataset.split.validation)]
+
+    def _held_out_predictions(self, trusts: Sequence[Tensor | None]) -> list[Array]:
+        predicted = predict_rows(self.network, self.tensors, self.validation_rows, trusts).double().cpu().numpy()
+        parts = self.dataset.split.validation
+        return [
+            np.concatenate([each[group, : len(rows)] for group, rows in enumerate(parts)]) for each in predicted
+        ]
+
+    def _choose_trust(self) -> tuple[Array, Array]:
+        """Set the trust in the deep members that gives the lowest validation loss; as `validate`."""
+        actual = self._held_out_target()
+        candidates = trust_candidates(self.network)
+        predictions = self._held_out_predictions(candidates)
+        losses = [self._validation_loss(actual, predicted) for predicted in predictions]
+        best = int(np.argmin(losses))
+        chosen = candidates[best]
+        if chosen is not None:
+            self.network.trust.copy_(chosen)
+        return actual, predictions[best]
+
+    def _validation_loss(self, actual: Array, predicted: Array) -> float:
+        """Log loss, or the mean squared error in units of the target's variance."""
         if self.dataset.target.classes:
-            quick = metrics.quick_classification(actual, predicted)
-            return {f"validation/{name}": value for name, value in quick.items()}
+            return metrics.log_loss(actual, predicted)
+        spread = float(self.network.target_scale.double().mean())
+        return float((((actual - predicted[:, 0]) / spread) ** 2).mean())
+
+    def _validation_values(self, actual: Array, predicted: Array) -> dict[str, float | None]:
+        values: dict[str, float | None] = {"validation/loss": self._validation_loss(actual, predicted)}
+        if self.dataset.target.classes:
+            values["validation/accuracy"] = float((predicted.argmax(1) == actual).mean())
+            return values
         unit = self.dataset.target.unit
         measured = metrics.regression(actual * unit, predicted[:, 0] * unit)
-        spread = float(self.network.target_scale.double().mean())
-        loss = float((((actual - predicted[:, 0]) / spread) ** 2).mean())
-        return {"validation/loss": loss, **{f"validation/{name}": value for name, value in measured.items()}}
+        return values | {f"validation/{name}": value for name, value in measured.items()}
 
     def _checkpoint_if_due(self, improved: bool) -> None:
         since = time.monotonic() - self._last_checkpoint

@@ -1,0 +1,45 @@
+"""The web process as one ASGI application: static files, large uploads, Django, WebSockets."""
+
+import os
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dlplatform.settings")
+
+from django.core.asgi import get_asgi_application
+
+django_application = get_asgi_application()
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from datasets.uploads import UploadEndpoint
+from django.conf import settings
+from django.contrib.staticfiles.finders import get_finders
+from django.urls import path
+from servestatic import ServeStaticASGI
+from training.sockets import organization_socket, run_socket
+
+sockets = URLRouter(
+    [
+        path("ws/runs/<uuid:run>", run_socket),
+        path("ws/organizations/<slug:slug>", organization_socket),
+    ]
+)
+
+
+def with_static_files(wrapped: Any) -> ServeStaticASGI:
+    """Static files straight from the packages they come in: nothing has to be collected before a start."""
+    server = ServeStaticASGI(wrapped, max_age=3600, allow_all_origins=False, autorefresh=settings.DEBUG)
+    for finder in get_finders():
+        for relative, storage in finder.list(["*.map"]):
+            prefix = getattr(storage, "prefix", "")
+            url = settings.STATIC_URL + (f"{prefix}/{relative}" if prefix else relative)
+            if url not in server.files:
+                server.add_file_to_dictionary(url, storage.path(relative))
+    return server
+
+
+application = ProtocolTypeRouter(
+    {
+        "http": with_static_files(UploadEndpoint(django_application)),
+        "websocket": sockets,
+    }
+)

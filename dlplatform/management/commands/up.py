@@ -1,0 +1,139 @@
+"""`manage.py up`: everything on one machine, with one command and one Ctrl-C."""
+
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connection, connections
+from django.db.migrations.executor import MigrationExecutor
+
+from dlplatform import embedded
+from dlplatform.processes import Child, Supervisor
+
+START_SECONDS = 90.0
+
+
+class Command(BaseCommand):
+    help = "Start PostgreSQL, Valkey, web, inference, workers and the scheduler; Ctrl-C stops them."
+    requires_system_checks: list[str] = []
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            with embedded.only_one(settings.DLP_HOME):
+                self._run()
+        except embedded.StartError as error:
+            raise CommandError(str(error)) from None
+
+    def _run(self) -> None:
+        _require_free_ports()
+        supervisor = Supervisor(settings.DLP_HOME / "logs", self._say)
+        try:
+            self._start(supervisor)
+            self._say("Ctrl-C stops everything. Logs: " + str(supervisor.logs))
+            while True:
+                time.sleep(0.5)
+                supervisor.restart_the_dead()
+        except KeyboardInterrupt:
+            self._say("Stopping …")
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            supervisor.stop()
+
+    def _start(self, supervisor: Supervisor) -> None:
+        for service in _embedded_services(settings.DLP_HOME):
+            _start_service(supervisor, service)
+        created = _prepare_database(settings.DLP_HOME)
+        for child in _own_processes():
+            supervisor.start(child)
+        _wait_until_ready(supervisor)
+        address = f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
+        self._say(f"DL Platform is ready: {address}")
+        if created:
+            self._say(f"Sign in as {created[0]} with the password {created[1]} (shown only this once)")
+
+    def _say(self, text: str) -> None:
+        self.stdout.write(text)
+        self.stdout.flush()
+
+
+def _require_free_ports() -> None:
+    for name, port in (("PORT", settings.PORT), ("SERVE_PORT", settings.SERVE_PORT)):
+        if not embedded.port_is_free(settings.HOST, port):
+            raise embedded.StartError(f"Port {port} is in use by another program; choose a free one: {name}=… make run")
+
+
+def _embedded_services(home: Path) -> list[embedded.Postgres | embedded.Valkey]:
+    """The servers to start ourselves: those whose address came from our own environment file."""
+    ours = embedded.read_environment(home)
+    services: list[embedded.Postgres | embedded.Valkey] = []
+    if ours.get("DATABASE_URL") == settings.DATABASE_URL:
+        services.append(embedded.Postgres(home, settings.DATABASE_URL))
+    if ours.get("REDIS_URL") == settings.REDIS_URL:
+        services.append(embedded.Valkey(home, settings.REDIS_URL))
+    return services
+
+
+def _start_service(supervisor: Supervisor, service: embedded.Postgres | embedded.Valkey) -> None:
+    described = service.prepare()
+    supervisor.start(
+        Child(
+            described.name,
+            described.command,
+            described.user,
+            described.group,
+            described.stop_signal,
+            grace=30.0,
+            environment=described.environment,
+        )
+    )
+    service.wait_until_ready()
+
+
+def _prepare_database(home: Path) -> tuple[str, str] | None:
+    """Migrate when there is something to migrate; make the first admin when there is nobody."""
+    from django.core.management import call_command
+
+    from dlplatform.accounts.bootstrap import first_admin
+
+    executor = MigrationExecutor(connection)
+    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        call_command("migrate", interactive=False, verbosity=0)
+    created = first_admin()
+    connections.close_all()
+    return created
+
+
+def _own_processes() -> list[Child]:
+    """Web, inference, workers, scheduler; and the samples, which end by themselves."""
+    manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
+    pool = {"DATABASE_POOL_SIZE": os.environ.get("DATABASE_POOL_SIZE", "16")}
+    return [
+        Child("web", [*manage, "web"], environment=pool, grace=15.0),
+        Child("worker", [*manage, "worker"], grace=40.0),
+        Child("scheduler", [*manage, "scheduler"], grace=5.0),
+        Child("serve", [*manage, "serve"], grace=10.0),
+    ]
+
+
+def _wait_until_ready(supervisor: Supervisor) -> None:
+    host = "127.0.0.1" if settings.HOST == "0.0.0.0" else settings.HOST  # noqa: S104
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        supervisor.restart_the_dead()
+        try:
+            request = urllib.request.Request(f"http://{host}:{settings.PORT}/readyz", headers={"Host": "localhost"})
+            with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise embedded.StartError(f"The web process did not become ready; see {supervisor.logs / 'web.log'}")

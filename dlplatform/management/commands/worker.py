@@ -1,0 +1,86 @@
+"""`manage.py worker`: workers that have imported torch before they fork, so that a run starts at once."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import connections
+from rq.serializers import JSONSerializer
+
+from dlplatform.jobs import PlatformWorker, connection
+from dlplatform.processes import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+
+class Command(BaseCommand):
+    help = "Start workers: --count for training, and one more that only ingests data."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--count", type=int, default=settings.MAX_WORKERS, help="Workers that train")
+        parser.add_argument("--queue", action="append", help="Serve only this queue (datasets, training)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        self.stopping = False
+        self.children: dict[int, list[str]] = {}
+        _preload()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        queues = options["queue"] or ["training"]
+        for _ in range(options["count"]):
+            self._fork(queues)
+        if not options["queue"]:
+            self._fork(["datasets"])
+        self._watch()
+
+    def _stop(self, *_: Any) -> None:
+        self.stopping = True
+        for pid in list(self.children):
+            os.kill(pid, signal.SIGTERM)
+
+    def _fork(self, queues: list[str]) -> None:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self.children[pid] = queues
+            return
+        code = 1
+        try:
+            die_with_parent(signal.SIGTERM, parent)
+            _serve(queues)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _watch(self) -> None:
+        """Replace a worker that died; end when all have ended after a request to stop."""
+        while self.children:
+            pid, status = os.wait()
+            queues = self.children.pop(pid)
+            if not self.stopping:
+                logger.warning("worker %s ended (%s); starting another", pid, os.waitstatus_to_exitcode(status))
+                time.sleep(0.5)
+                self._fork(queues)
+
+
+def _preload() -> None:
+    """Everything that a run needs, once, before forking; no thread and no connection may survive the fork."""
+    import datasets.jobs  # noqa: F401
+    import training.jobs  # noqa: F401
+    from dlplatform.engine import package, run  # noqa: F401
+
+    run.warm_up()
+    connections.close_all()
+
+
+def _serve(queues: list[str]) -> None:
+    """One RQ worker: forks for every job, so that nothing of a job stays behind."""
+    logging.getLogger("rq").setLevel(logging.WARNING)
+    worker = PlatformWorker(queues, connection=connection(), serializer=JSONSerializer)
+    worker.work(with_scheduler=False, logging_level="WARNING")
+    sys.stdout.flush()

@@ -1,0 +1,257 @@
+"""REST API of the registry: models, versions, files, refs, predictions."""
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Count, QuerySet
+from django.http import Http404, HttpResponseBase
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.idempotency import idempotent
+from dlplatform.accounts.organizations import resolve
+from dlplatform.api import PagedView, documented
+
+from . import services
+from .files import file_response
+from .models import ModelVersion, Ref, RefMove, RegisteredModel
+from .serializers import (
+    ModelChange,
+    ModelIn,
+    ModelOut,
+    PredictIn,
+    PredictOut,
+    RefMoveIn,
+    RefMoveOut,
+    RefOut,
+    VersionDetail,
+    VersionOut,
+)
+from .serving import client
+
+REF = {"kind": "alias", "name": "production", "version": "9c1d…", "number": 3, "updated_at": "2026-11-20T09:30:00Z"}
+MODEL = {
+    "id": "4f2a…", "name": "breast cancer", "description": "", "organization": "main",
+    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "versions": 3, "refs": [REF],
+}  # fmt: skip
+VERSION = {
+    "id": "9c1d…", "model": "4f2a…", "model_name": "breast cancer", "number": 3, "digest": "9c1d22…",
+    "message": "Run breast cancer-3", "author": "maria", "task": "classification",
+    "metrics": {"accuracy": 0.982}, "dataset_version": "77aa…", "created_at": "2026-11-20T09:30:00Z",
+}  # fmt: skip
+MOVE = {
+    "kind": "alias", "name": "production", "from_version": None, "to_version": "9c1d…", "actor": "maria",
+    "reason": "better recall", "moved_at": "2026-11-20T09:30:00Z",
+}  # fmt: skip
+INSTANCES = {"instances": [{"mean radius": 14.1, "mean texture": 20.3}]}
+PREDICTIONS = {
+    "predictions": [{"label": "benign", "probabilities": {"benign": 0.97, "malignant": 0.03}}], "version": "9c1d…",
+}  # fmt: skip
+
+
+def visible_models(user: Any) -> QuerySet[RegisteredModel]:
+    return (
+        RegisteredModel.objects.visible_to(user)
+        .select_related("organization")
+        .prefetch_related("refs__version")
+        .annotate(version_count=Count("versions"))
+    )
+
+
+class ModelsView(PagedView):
+    policy = {"GET": "read", "POST": "model.write"}
+
+    @documented(
+        "List models", answer=ModelOut(many=True), example=(None, MODEL), tags=["models"],
+        parameters=[
+            OpenApiParameter("search", str, description="Part of the name"),
+            OpenApiParameter("archived", bool, description="Archived models instead of the live ones"),
+        ],
+    )  # fmt: skip
+    def get(self, request: Request) -> Response:
+        archived = request.query_params.get("archived") in ("1", "true")
+        rows = visible_models(request.user).filter(archived_at__isnull=not archived)
+        if search := request.query_params.get("search", "").replace("\0", ""):
+            rows = rows.filter(name__icontains=search)
+        return self.paged(request, rows, ModelOut)
+
+    @documented(
+        "Create a model", request=ModelIn, answer=ModelOut, status=201, example=({"name": "breast cancer"}, MODEL),
+        tags=["models"],
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request) -> Response:
+        given = ModelIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        organization = resolve(request.user, given.validated_data.pop("organization", None))
+        model = services.create_model(actor=request.user, organization=organization, **given.validated_data)
+        return Response(ModelOut(visible_models(request.user).get(pk=model.pk)).data, status=201)
+
+
+class ModelView(APIView):
+    policy = {"GET": "read", "PATCH": "model.write", "DELETE": "model.delete"}
+
+    @documented("Get a model", answer=ModelOut, example=(None, MODEL), tags=["models"])
+    def get(self, request: Request, model: UUID) -> Response:
+        found = visible_models(request.user).filter(pk=model).first()
+        if found is None:
+            raise Http404
+        return Response(ModelOut(found).data)
+
+    @documented(
+        "Change a model's name or description", request=ModelChange, answer=ModelOut,
+        example=({"description": "Screening model."}, MODEL), tags=["models"],
+    )  # fmt: skip
+    def patch(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        require(request.user, "model.write", found)
+        given = ModelChange(data=request.data, partial=True)
+        given.is_valid(raise_exception=True)
+        services.update_model(actor=request.user, model=found, **given.validated_data)
+        return self.get(request, model)
+
+    @documented("Archive a model", answer=None, status=204, tags=["models"],
+                description="Takes it out of the lists; nothing is lost.")  # fmt: skip
+    def delete(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        services.set_model_archived(actor=request.user, model=found, archived=True)
+        return Response(status=204)
+
+
+class ModelVersionsView(PagedView):
+    policy = {"GET": "read"}
+    ordering = "-number"
+
+    @documented("List a model's versions", answer=VersionOut(many=True), example=(None, VERSION), tags=["models"])
+    def get(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        return self.paged(request, found.versions.select_related("model", "author"), VersionOut)
+
+
+class RefsView(PagedView):
+    policy = {"GET": "read"}
+    ordering = ("kind", "name", "id")
+
+    @documented("List a model's refs", answer=RefOut(many=True), example=(None, REF), tags=["refs"])
+    def get(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        return self.paged(request, found.refs.select_related("version"), RefOut)
+
+
+class RefLogView(PagedView):
+    policy = {"GET": "read"}
+    ordering = "-id"
+
+    @documented("Log of all moves of a model's refs", answer=RefMoveOut(many=True), example=(None, MOVE), tags=["refs"])
+    def get(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        return self.paged(request, RefMove.objects.filter(model=found).select_related("actor"), RefMoveOut)
+
+
+class RefView(APIView):
+    # A branch needs less than an alias, which the service decides; here the caller needs at least this.
+    policy = {"GET": "read", "PUT": "read", "DELETE": "read"}
+
+    @documented("Where a ref points", answer=RefOut, example=(None, REF), tags=["refs"])
+    def get(self, request: Request, model: UUID, kind: str, name: str) -> Response:
+        return Response(RefOut(_ref(request, model, kind, name)).data)
+
+    @documented(
+        "Point a ref at a version", request=RefMoveIn, answer=RefOut, tags=["refs"],
+        description="Makes the ref when it is new. With `expected`, moves it only from there (409 otherwise). "
+                    "Tags never move.",
+        example=({"version": "9c1d…", "reason": "better recall"}, REF),
+    )  # fmt: skip
+    def put(self, request: Request, model: UUID, kind: str, name: str) -> Response:
+        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
+        require(request.user, services.RIGHT_TO_MOVE[Ref.Kind(_kind(kind))], found)
+        given = RefMoveIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data
+        version = services.version_of(model=found, identifier=wanted["version"])
+        ref = services.move_ref(
+            actor=request.user, model=found, kind=kind, name=name, version=version,
+            reason=wanted.get("reason", ""), expected=wanted.get("expected"), check_expected="expected" in wanted,
+        )  # fmt: skip
+        return Response(RefOut(ref).data)
+
+    @documented("Remove a branch or an alias", answer=None, status=204, tags=["refs"])
+    def delete(self, request: Request, model: UUID, kind: str, name: str) -> Response:
+        ref = _ref(request, model, kind, name)
+        services.delete_ref(actor=request.user, model=ref.model, kind=kind, name=name)
+        return Response(status=204)
+
+
+class VersionView(APIView):
+    policy = {"GET": "read"}
+
+    @documented("Get a model version with its tree, signature and lineage", answer=VersionDetail,
+                example=(None, VERSION), tags=["model versions"])  # fmt: skip
+    def get(self, request: Request, version: UUID) -> Response:
+        return Response(VersionDetail(_version(request, version)).data)
+
+
+class VersionFileView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "Download a file of a version", tags=["model versions"],
+        description="Streamed and verified; supports `Range` and `If-None-Match`.",
+        answer=OpenApiResponse(OpenApiTypes.BINARY, description="The file's bytes"),
+    )  # fmt: skip
+    def get(self, request: Request, version: UUID, path: str) -> HttpResponseBase:
+        found = _version(request, version)
+        entry = found.tree.get(path)
+        if entry is None:
+            raise Http404
+        store = services.object_store(found.model.organization_id)
+        label = path.rsplit("/", 1)[-1]
+        return file_response(request._request, store, sha256=entry["sha256"], size=entry["size"], label=label)
+
+
+class VersionPredictView(APIView):
+    policy = {"POST": "predict"}
+
+    @documented("Predict with a model version", request=PredictIn, answer=PredictOut, example=(INSTANCES, PREDICTIONS),
+                tags=["predictions"])  # fmt: skip
+    def post(self, request: Request, version: UUID) -> Response:
+        return _predict(request, _version(request, version))
+
+
+class RefPredictView(APIView):
+    policy = {"POST": "predict"}
+
+    @documented(
+        "Predict with the version that a ref points to", request=PredictIn, answer=PredictOut,
+        example=(INSTANCES, PREDICTIONS), tags=["predictions"],
+    )  # fmt: skip
+    def post(self, request: Request, model: UUID, kind: str, name: str) -> Response:
+        return _predict(request, _ref(request, model, kind, name).version)
+
+
+def _predict(request: Request, version: ModelVersion) -> Response:
+    require(request.user, "predict", version)
+    given = PredictIn(data=request.data)
+    given.is_valid(raise_exception=True)
+    predictions = client.predict(version.pk, given.validated_data["instances"])
+    return Response({"predictions": predictions, "version": str(version.pk)})
+
+
+def _version(request: Request, identifier: UUID) -> ModelVersion:
+    rows = ModelVersion.objects.select_related("model__organization", "author").prefetch_related("parent_edges")
+    return visible_or_404(rows, request.user, pk=identifier)
+
+
+def _kind(kind: str) -> str:
+    if kind not in Ref.Kind.values:
+        raise Http404
+    return kind
+
+
+def _ref(request: Request, model: UUID, kind: str, name: str) -> Ref:
+    rows = Ref.objects.select_related("version", "model__organization")
+    return visible_or_404(rows, request.user, model_id=model, kind=_kind(kind), name=name)

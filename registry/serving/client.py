@@ -1,0 +1,67 @@
+"""How the web process asks the inference process. Imports no torch."""
+
+import hashlib
+import hmac
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import httpx
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.http import Http404
+from rest_framework.exceptions import APIException
+
+from dlplatform.api import Unavailable
+
+SECRET_HEADER = "X-Platform-Secret"
+TIMEOUT = httpx.Timeout(30.0, connect=2.0)
+
+
+class Unusable(APIException):
+    """The version is there but its package cannot be loaded."""
+
+    status_code = 422
+    default_code = "model_unusable"
+
+
+class PredictionRefused(ValidationError):
+    """An instance does not fit the model's inputs; ``attr`` says which row and column."""
+
+    def __init__(self, attr: str, detail: str, code: str) -> None:
+        super().__init__({attr: ValidationError(detail, code=code)})
+
+
+def shared_secret() -> str:
+    """Known to the processes of one installation, since they share SECRET_KEY."""
+    return hmac.new(settings.SECRET_KEY.encode(), b"inference process", hashlib.sha256).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _client() -> httpx.Client:
+    limits = httpx.Limits(max_connections=32, max_keepalive_connections=8)
+    return httpx.Client(base_url=settings.SERVE_URL, timeout=TIMEOUT, limits=limits, trust_env=False)
+
+
+def predict(version: UUID, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions for rows, in order. Raises ValidationError, Http404, Unusable or Unavailable."""
+    try:
+        answer = _client().post(
+            f"/internal/versions/{version}/predict",
+            json={"instances": instances},
+            headers={SECRET_HEADER: shared_secret()},
+        )
+    except httpx.HTTPError:
+        raise Unavailable from None
+    if answer.status_code == 200:
+        return answer.json()["predictions"]
+    if answer.status_code == 404:
+        raise Http404
+    if answer.status_code == 413:
+        raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
+    if answer.status_code in (400, 422):
+        problem = answer.json()
+        if answer.status_code == 422:
+            raise Unusable(problem["detail"])
+        raise PredictionRefused(problem["attr"], problem["detail"], problem["code"])
+    raise Unavailable
