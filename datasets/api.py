@@ -1,0 +1,192 @@
+"""REST API of datasets. Uploads themselves are received by ``datasets.uploads``, in one pass over the stream."""
+
+from typing import Any
+from uuid import UUID
+
+from django.db.models import Prefetch, QuerySet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.exceptions import ErrorDetail, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.idempotency import idempotent
+from dlplatform.accounts.organizations import resolve
+from dlplatform.api import Conflict, PagedView, documented
+
+from . import services
+from .ingestion.rows import read_rows
+from .models import Dataset, DatasetVersion
+from .serializers import DatasetChange, DatasetIn, DatasetOut, RowsOut, VersionDetail, VersionSummary
+
+VERSION = {
+    "id": "77aa…", "number": 1, "state": "ready", "progress": 1.0, "phase": "", "rows": 569, "bytes": 41872,
+    "filename": "breast_cancer.csv", "created_at": "2026-11-20T09:30:00Z",
+}  # fmt: skip
+DATASET = {
+    "id": "1d0c…", "name": "breast cancer", "description": "", "organization": "main",
+    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "latest_version": VERSION,
+}  # fmt: skip
+MAX_ROWS = 200
+
+
+def visible_datasets(user: Any) -> QuerySet[Dataset]:
+    newest = DatasetVersion.objects.order_by("dataset_id", "-number").distinct("dataset_id").defer("profile", "problems")
+    return (
+        Dataset.objects.visible_to(user)
+        .select_related("organization")
+        .prefetch_related(Prefetch("versions", queryset=newest, to_attr="newest"))
+    )
+
+
+class DatasetsView(PagedView):
+    policy = {"GET": "read", "POST": "dataset.write"}
+
+    @documented(
+        "List datasets", answer=DatasetOut(many=True), example=(None, DATASET), tags=["datasets"],
+        parameters=[
+            OpenApiParameter("search", str, description="Part of the name"),
+            OpenApiParameter("archived", bool, description="Archived datasets instead of the live ones"),
+        ],
+    )  # fmt: skip
+    def get(self, request: Request) -> Response:
+        archived = request.query_params.get("archived") in ("1", "true")
+        rows = visible_datasets(request.user).filter(archived_at__isnull=not archived)
+        if search := request.query_params.get("search", "").replace("\0", ""):
+            rows = rows.filter(name__icontains=search)
+        return self.paged(request, rows, DatasetOut)
+
+    @documented(
+        "Create a dataset", request=DatasetIn, answer=DatasetOut, status=201, tags=["datasets"],
+        example=({"name": "breast cancer"}, {**DATASET, "latest_version": None}),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request) -> Response:
+        given = DatasetIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        organization = resolve(request.user, given.validated_data.pop("organization", None))
+        dataset = services.create_dataset(actor=request.user, organization=organization, **given.validated_data)
+        return Response(DatasetOut(dataset).data, status=201)
+
+
+class DatasetView(APIView):
+    policy = {"GET": "read", "PATCH": "dataset.write", "DELETE": "dataset.delete"}
+
+    @documented("Get a dataset", answer=DatasetOut, example=(None, DATASET), tags=["datasets"])
+    def get(self, request: Request, dataset: UUID) -> Response:
+        return Response(DatasetOut(visible_or_404(Dataset.objects, request.user, pk=dataset)).data)
+
+    @documented(
+        "Change a dataset's name or description", request=DatasetChange, answer=DatasetOut, tags=["datasets"],
+        example=({"description": "Wisconsin, 1995"}, DATASET),
+    )  # fmt: skip
+    def patch(self, request: Request, dataset: UUID) -> Response:
+        found = visible_or_404(Dataset.objects, request.user, pk=dataset)
+        require(request.user, "dataset.write", found)
+        given = DatasetChange(data=request.data, partial=True)
+        given.is_valid(raise_exception=True)
+        changed = services.update_dataset(actor=request.user, dataset=found, **given.validated_data)
+        return Response(DatasetOut(changed).data)
+
+    @documented("Archive a dataset", answer=None, status=204, tags=["datasets"],
+                description="Takes it out of the lists; nothing is lost.")  # fmt: skip
+    def delete(self, request: Request, dataset: UUID) -> Response:
+        found = visible_or_404(Dataset.objects, request.user, pk=dataset)
+        services.set_dataset_archived(actor=request.user, dataset=found, archived=True)
+        return Response(status=204)
+
+
+class VersionsView(PagedView):
+    # POST is answered by datasets.uploads before Django sees it; it stands here for the schema and the matrix.
+    policy = {"GET": "read", "POST": "dataset.write"}
+    ordering = "-number"
+
+    @documented("List a dataset's versions", answer=VersionSummary(many=True), example=(None, VERSION),
+                tags=["datasets"])  # fmt: skip
+    def get(self, request: Request, dataset: UUID) -> Response:
+        found = visible_or_404(Dataset.objects, request.user, pk=dataset)
+        return self.paged(request, found.versions.defer("profile", "problems"), VersionSummary)
+
+    @documented(
+        "Upload a new version", answer=VersionSummary, status=202, tags=["datasets"],
+        request={"multipart/form-data": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}},
+                 "application/octet-stream": OpenApiTypes.BINARY},
+        description="CSV, NDJSON or Parquet: as the multipart field `file`, or as the raw body with its content type "
+                    "and `?filename=`. The body is streamed. A worker ingests it; poll the version, or listen on "
+                    "`/ws/organizations/{slug}`.",
+        parameters=[OpenApiParameter("filename", str, description="Label of a raw body, such as data.csv")],
+        example=(None, {**VERSION, "state": "queued"}),
+    )  # fmt: skip
+    def post(self, request: Request, dataset: UUID) -> Response:
+        raise Conflict("Uploads are answered by the platform's own ASGI server; start it with `manage.py web`.")
+
+
+class VersionView(APIView):
+    policy = {"GET": "read", "DELETE": "dataset.write"}
+
+    @documented("Get a version with columns, profile and problems", answer=VersionDetail, example=(None, VERSION),
+                tags=["datasets"])  # fmt: skip
+    def get(self, request: Request, dataset: UUID, number: int) -> Response:
+        return Response(VersionDetail(_version(request, dataset, number)).data)
+
+    @documented("Cancel the ingestion of a version", answer=VersionSummary, status=200, tags=["datasets"])
+    def delete(self, request: Request, dataset: UUID, number: int) -> Response:
+        version = _version(request, dataset, number)
+        return Response(VersionSummary(services.cancel_version(actor=request.user, version=version)).data)
+
+
+class RowsView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "A page of rows", answer=RowsOut, tags=["datasets"],
+        example=(None, {"next": None, "previous": None, "results": [{"mean radius": 14.1, "diagnosis": "benign"}]}),
+        parameters=[
+            OpenApiParameter("limit", int, description="Rows a page, at most 200"),
+            OpenApiParameter("offset", int, description="Rows to skip"),
+            OpenApiParameter("ordering", str, description="A column; with a leading minus, descending"),
+        ],
+    )  # fmt: skip
+    def get(self, request: Request, dataset: UUID, number: int) -> Response:
+        version = _version(request, dataset, number)
+        if version.state != DatasetVersion.State.READY:
+            raise Conflict(f"This version is {version.state}; it has no rows to show.", code="not_ready")
+        limit = _whole(request, "limit", 50, 1, MAX_ROWS)
+        offset = _whole(request, "offset", 0, 0, 2**40)
+        ordering = request.query_params.get("ordering", "")
+        column = ordering.removeprefix("-")
+        if column and column not in {one["name"] for one in version.columns}:
+            raise ValidationError({"ordering": [ErrorDetail("The data has no column of this name.", "does_not_exist")]})
+        rows = read_rows(
+            services.local_parts(version), offset, limit, order_by=column or None, descending=ordering.startswith("-")
+        )
+        return Response(
+            {
+                "next": _link(request, offset + limit) if offset + limit < (version.rows or 0) else None,
+                "previous": _link(request, max(offset - limit, 0)) if offset else None,
+                "results": rows,
+            }
+        )
+
+
+def _version(request: Request, dataset: UUID, number: int) -> DatasetVersion:
+    rows = DatasetVersion.objects.select_related("dataset__organization")
+    return visible_or_404(rows, request.user, dataset_id=dataset, number=number)
+
+
+def _whole(request: Request, name: str, default: int, low: int, high: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal() or not low <= int(text[:15]) <= high:
+        message = f"Give a whole number from {low} to {high}."
+        raise ValidationError({name: [ErrorDetail(message, "invalid")]})
+    return int(text[:15])
+
+
+def _link(request: Request, offset: int) -> str:
+    parameters = request.query_params.copy()
+    parameters["offset"] = str(offset)
+    return request.build_absolute_uri(f"{request.path}?{parameters.urlencode()}")

@@ -1,0 +1,111 @@
+"""RQ entry point of datasets: ingest one version."""
+
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+
+from dlplatform.jobs import LeaseLost
+
+from . import services
+from .ingestion.isolation import ingest_in_child
+from .ingestion.limits import Limits
+from .ingestion.result import IngestResult
+from .models import DatasetVersion
+
+RENEW_SECONDS = 1.0
+
+
+def ingest(version: str) -> None:
+    """Work on a version, unless it is gone, held, ended or not yet due."""
+    claimed = DatasetVersion.claim(UUID(version))
+    if claimed is not None:
+        Ingestion(claimed).work()
+
+
+class Ingestion:
+    """One claimed version: the file comes out of the store, a child reads it, its parts go into the store."""
+
+    def __init__(self, version: DatasetVersion) -> None:
+        self.version = version
+        self.store = services.object_store(version.dataset.organization_id)
+        self.cancelled = False
+        self.draining = False
+        self._renewed = 0.0
+        self._progress: tuple[float, str] = (0.0, "reading")
+
+    def work(self) -> None:
+        signal.signal(signal.SIGTERM, self._drain)
+        services.announce(self.version)
+        settings.JOB_PATH.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=settings.JOB_PATH))
+        try:
+            self._conclude(self._ingest(folder), folder / "parts")
+        except LeaseLost:
+            return
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _drain(self, _signal: int, _frame: Any) -> None:
+        self.draining = True
+
+    def _ingest(self, folder: Path) -> IngestResult:
+        source = folder / "source"
+        self.store.fetch(self.version.source_sha256, source)
+        return ingest_in_child(
+            source,
+            folder / "parts",
+            filename=self.version.filename,
+            content_type=self.version.content_type,
+            limits=Limits(bytes=settings.UPLOAD_MAX_BYTES),
+            on_progress=self._note,
+            should_stop=self._stop,
+        )
+
+    def _note(self, fraction: float, phase: str) -> None:
+        self._progress = (min(max(fraction, 0.0), 1.0), phase[:60])
+
+    def _stop(self) -> bool:
+        """Asked ten times a second while the child works; once a second it keeps the lease."""
+        if time.monotonic() - self._renewed >= RENEW_SECONDS:
+            self._renewed = time.monotonic()
+            self.cancelled = self.version.renew() or self.cancelled
+            fraction, phase = self._progress
+            self.version.write(progress=fraction, phase=phase)
+            services.announce(self.version)
+        return self.cancelled or self.draining
+
+    def _conclude(self, result: IngestResult, parts: Path) -> None:
+        version = self.version
+        if self.cancelled:
+            version.finish(DatasetVersion.State.CANCELLED, phase="")
+        elif self.draining:
+            version.release(charge=False, progress=0.0, phase="")
+        else:
+            self._finish(result, parts)
+        services.announce(version)
+
+    def _finish(self, result: IngestResult, parts: Path) -> None:
+        stored = []
+        for part in result.parts:
+            kept = self.store.put_file(parts / part.path)
+            stored.append({"sha256": kept.sha256, "rows": part.rows, "bytes": kept.size})
+            self.version.renew()
+        answer = result.to_dict()
+        self.version.finish(
+            result.state,
+            progress=1.0,
+            phase="",
+            rows=result.rows,
+            bytes=sum(part["bytes"] for part in stored),
+            columns=answer["columns"],
+            parts=stored,
+            profile=answer["profile"],
+            problems=answer["problems"],
+            detected={**answer["detected"], "problem_count": result.problem_count},
+        )

@@ -1,0 +1,58 @@
+"""JSON in and out of the datasets API."""
+
+from rest_framework import serializers
+
+from dlplatform.api import SafeCharField, Strict
+
+from .models import Dataset, DatasetVersion
+
+
+class DatasetIn(Strict):
+    name = SafeCharField(max_length=120, help_text="Unique within the organization")
+    description = SafeCharField(required=False, allow_blank=True, max_length=10_000, help_text="Markdown")
+    organization = serializers.SlugField(required=False, help_text="Slug; default: your default organization")
+
+
+class DatasetChange(Strict):
+    name = SafeCharField(max_length=120, required=False, help_text="New name")
+    description = SafeCharField(required=False, allow_blank=True, max_length=10_000, help_text="Markdown")
+
+
+class VersionSummary(serializers.ModelSerializer):
+    class Meta:
+        model = DatasetVersion
+        fields = ["id", "number", "state", "progress", "phase", "rows", "bytes", "filename", "created_at"]
+
+
+class DatasetOut(serializers.ModelSerializer):
+    organization = serializers.CharField(source="organization.slug")
+    latest_version = serializers.SerializerMethodField(help_text="The newest version, or null")
+
+    class Meta:
+        model = Dataset
+        fields = ["id", "name", "description", "organization", "created_at", "archived_at", "latest_version"]
+
+    def get_latest_version(self, dataset: Dataset) -> dict | None:
+        versions = getattr(dataset, "newest", None)
+        version = versions[0] if versions else (dataset.latest_version() if versions is None else None)
+        return VersionSummary(version).data if version else None
+
+
+class VersionDetail(VersionSummary):
+    dataset = serializers.UUIDField(source="dataset_id")
+    columns = serializers.JSONField(help_text="[{name, type, nullable}]")
+    profile = serializers.JSONField(help_text="Statistics by column")
+    problems = serializers.JSONField(help_text="[{row, column, code, severity, detail}]")
+    detected = serializers.JSONField(help_text="Format, delimiter, encoding, header")
+
+    class Meta(VersionSummary.Meta):
+        fields = [
+            *VersionSummary.Meta.fields, "dataset", "source_sha256", "source_bytes", "columns", "profile",
+            "problems", "detected", "finished_at",
+        ]  # fmt: skip
+
+
+class RowsOut(serializers.Serializer):
+    next = serializers.CharField(allow_null=True)
+    previous = serializers.CharField(allow_null=True)
+    results = serializers.ListField(child=serializers.DictField(), help_text="Rows: {column: value}")
