@@ -60,9 +60,7 @@ class Dataset:
     config: TrainingConfig
 
 
-def prepare(
-    spec: JobSpec, table: Table, log: Callable[[str, str], None], beat: Callable[[], None]
-) -> Dataset:
+def prepare(spec: JobSpec, table: Table, log: Callable[[str, str], None], beat: Callable[[], None]) -> Dataset:
     """Drop rows without a target, settle the "auto" settings, split, fit and encode.
 
     Raises EngineError: too_few_rows, single_class, target_missing, bad_data.
@@ -91,9 +89,7 @@ def _check_rows(rows: int, target: str) -> None:
     if not rows:
         raise EngineError("target_missing", f"The target column {target!r} holds no values.")
     if rows < MINIMUM_ROWS:
-        raise EngineError(
-            "too_few_rows", f"Only {rows} rows have a target; at least {MINIMUM_ROWS} are needed."
-        )
+        raise EngineError("too_few_rows", f"Only {rows} rows have a target; at least {MINIMUM_ROWS} are needed.")
 
 
 def _size(target: Target, inputs: int) -> Size:
@@ -106,16 +102,12 @@ def _code_target(spec: JobSpec, table: Table) -> Target:
     column, values = spec.target, table.columns[spec.target.name]
     if column.type == "datetime":
         fix = "Choose another target, or turn it into a number or a category first."
-        raise EngineError(
-            "bad_data", f"The target {column.name!r} is a datetime, which cannot be predicted.", fix
-        )
+        raise EngineError("bad_data", f"The target {column.name!r} is a datetime, which cannot be predicted.", fix)
     if spec.task == "classification":
         return _code_classes(column, values)
     if column.type in STRING_LIKE:
         fix = "Use classification, or choose a numeric target."
-        raise EngineError(
-            "bad_data", f"The target {column.name!r} holds {column.type} values, not numbers.", fix
-        )
+        raise EngineError("bad_data", f"The target {column.name!r} holds {column.type} values, not numbers.", fix)
     numbers = np.asarray(values, np.float64)
     offset = float(np.median(numbers))
     unit = float(np.max(np.abs(numbers - offset))) or 1.0

@@ -13,7 +13,9 @@ from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
 
+SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
+LARGE_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
         folds=folds,
         epochs=epochs,
         batch_size=_or(config.batch_size, _batch_size(size.rows)),
-        learning_rate=_or(config.learning_rate, _learning_rate(config.architecture)),
+        learning_rate=_or(config.learning_rate, _learning_rate(config.architecture, size.rows)),
         weight_decay=_or(config.weight_decay, 0.01),
         validation_fraction=_or(config.validation_fraction, 1 / folds if folds > 1 else 0.15),
-        early_stopping=_or(config.early_stopping, max(8, math.ceil(epochs / 4))),
+        early_stopping=_or(config.early_stopping, max(8, min(30, math.ceil(epochs / 4)))),
         label_smoothing=_or(config.label_smoothing, 0.0),
     )
 
@@ -66,8 +68,8 @@ def _folds(config: TrainingConfig, size: Size) -> int:
 
 
 def _epochs(rows: int) -> int:
-    """About 3,000 steps on small data, 20 epochs at least."""
-    return max(20, min(100, 100_000 // max(rows, 1)))
+    """From 150 on the smallest data to 20 on large data."""
+    return max(20, min(150, 150_000 // max(rows, 1)))
 
 
 def _batch_size(rows: int) -> int:
@@ -75,19 +77,22 @@ def _batch_size(rows: int) -> int:
     return 2 ** round(math.log2(min(1024, max(32, rows / 32))))
 
 
-def _learning_rate(architecture: str) -> float:
-    return 0.01 if architecture == "linear" else 0.002
+def _learning_rate(architecture: str, rows: int) -> float:
+    """Few rows overfit before a fast learner can be stopped."""
+    if architecture == "linear":
+        return 0.01
+    return 0.0005 if rows < SMALL_ROWS else 0.001
 
 
 def _default_params(architecture: str, size: Size) -> dict[str, Any]:
     if architecture == "linear":
         return {}
-    width = 128 if size.rows < CROSS_FIT_ROWS else 256
+    width = 64 if size.rows < SMALL_ROWS else 128 if size.rows < CROSS_FIT_ROWS else 256
     shared = {"layers": 2, "width": width, "dropout": 0.1}
     if architecture == "mlp":
         return shared
-    bins = max(4, min(32, size.rows // 32))
-    return {"members": 32 if size.rows < CROSS_FIT_ROWS else 16, **shared, "bins": bins, "embedding_size": 8}
+    members = 16 if size.rows < LARGE_ROWS else 8
+    return {"members": members, **shared, "bins": max(4, min(32, size.rows // 32)), "embedding_size": 8}
 
 
 def _members(params: dict[str, Any], folds: int) -> dict[str, int]:

@@ -35,16 +35,12 @@ def original_units(dataset: Dataset, values: Array) -> Array:
     return values * dataset.target.unit + dataset.target.offset
 
 
-def evaluate(
-    dataset: Dataset, actual: Array, predicted: Array, importance: list[dict[str, Any]]
-) -> dict[str, Any]:
+def evaluate(dataset: Dataset, actual: Array, predicted: Array, importance: list[dict[str, Any]]) -> dict[str, Any]:
     """The body of ``evaluation.json``."""
     shared = {
         "task": dataset.task,
         "rows": len(actual),
-        "held_out": "every row, by the models that did not train on it"
-        if dataset.split.groups > 1
-        else "one part",
+        "held_out": "every row, by the models that did not train on it" if dataset.split.groups > 1 else "one part",
         "metrics": measure(dataset, actual, predicted),
         "baseline": baseline(dataset, actual),
         "importance": importance,

@@ -41,9 +41,7 @@ def permutation_importance(trainer: Trainer) -> list[dict[str, Any]]:
     return sorted(importance, key=lambda entry: -entry["increase"])
 
 
-def _shuffle(
-    tensors: Tensors, kind: str, columns: slice, rows: Tensor, generator: torch.Generator
-) -> Tensors:
+def _shuffle(tensors: Tensors, kind: str, columns: slice, rows: Tensor, generator: torch.Generator) -> Tensors:
     values: Tensor = getattr(tensors, kind).clone()
     flat = rows.flatten()
     source = flat[torch.randperm(len(flat), generator=generator).to(flat.device)]

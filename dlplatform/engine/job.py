@@ -40,14 +40,10 @@ def read_spec(job_dir: Path) -> JobSpec:
     """
     raw = _read_json(job_dir / SPEC)
     if raw.get("format") != FORMAT:
-        raise EngineError(
-            "bad_config", f"The job has format {raw.get('format')!r}; this engine reads {FORMAT}."
-        )
+        raise EngineError("bad_config", f"The job has format {raw.get('format')!r}; this engine reads {FORMAT}.")
     task = raw.get("task")
     if task not in TASKS:
-        raise EngineError(
-            "bad_config", f"The task {task!r} is unknown; it must be one of: {', '.join(TASKS)}."
-        )
+        raise EngineError("bad_config", f"The task {task!r} is unknown; it must be one of: {', '.join(TASKS)}.")
     columns = _columns(raw.get("columns"))
     target = raw.get("target")
     if target not in columns:

@@ -171,9 +171,7 @@ class TabularNetwork(nn.Module):
         width = self.encoder.width
         if shape.architecture == "tabm":
             self.register_buffer("trust", torch.empty(1))
-            self.embedding = PiecewiseLinearEmbedding(
-                groups, shape.inputs.numbers, shape.bins, shape.embedding_size
-            )
+            self.embedding = PiecewiseLinearEmbedding(groups, shape.inputs.numbers, shape.bins, shape.embedding_size)
             width += shape.inputs.numbers * (shape.embedding_size - 1)
         widths = [width, *[shape.width] * shape.layers]
         self.hidden = nn.ModuleList(

@@ -165,9 +165,7 @@ def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
         tensors = build_network(shape).state_dict()
     total = sum(math.prod(tensor.shape) * _DTYPES[tensor.dtype][1] for tensor in tensors.values())
     if total > MAXIMUM_BYTES:
-        raise PackageError(
-            f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}."
-        )
+        raise PackageError(f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}.")
     return tensors
 
 
@@ -216,11 +214,7 @@ def _check_limits(shape: NetworkShape) -> None:
     for name, (value, low, high) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
-    if (
-        isinstance(shape.dropout, bool)
-        or not isinstance(shape.dropout, int | float)
-        or not 0 <= shape.dropout < 1
-    ):
+    if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
         raise PackageError(f"{MODEL} gives an impossible dropout.")
 
 

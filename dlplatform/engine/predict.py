@@ -82,16 +82,12 @@ class Predictor:
         for coding in self._codings:
             name, type_ = coding.column.name, coding.column.type
             values = [parse_value(row, name, type_, each.get(name)) for row, each in enumerate(instances)]
-            columns[name] = (
-                pa.array(values, pa.string()) if type_ in STRING_LIKE else np.array(values, np.float64)
-            )
+            columns[name] = pa.array(values, pa.string()) if type_ in STRING_LIKE else np.array(values, np.float64)
         return Table(columns, len(instances))
 
     def _check_names(self, row: int, instance: Any) -> None:
         if not isinstance(instance, Mapping):
-            raise PredictionInputError(
-                row, None, "not_an_object", "A row must be an object of column values."
-            )
+            raise PredictionInputError(row, None, "not_an_object", "A row must be an object of column values.")
         for name in instance:
             if name not in self._accepted:
                 shown = str(name)[:80]
@@ -100,9 +96,7 @@ class Predictor:
                 raise PredictionInputError(row, shown, "unknown_column", message)
         for coding in self._codings:
             if coding.column.name not in instance and not coding.nullable:
-                message = (
-                    f"The column {coding.column.name!r} is missing; give a value, or null if it is unknown."
-                )
+                message = f"The column {coding.column.name!r} is missing; give a value, or null if it is unknown."
                 raise PredictionInputError(row, coding.column.name, "missing_column", message)
 
 
@@ -168,7 +162,5 @@ def _parse_datetime(row: int, name: str, value: Any) -> float:
             message = f"The column {name!r} takes a date or time such as 2026-03-01T12:00:00Z."
             raise PredictionInputError(row, name, "bad_datetime", message) from None
     else:
-        raise PredictionInputError(
-            row, name, "wrong_type", f"The column {name!r} takes a date or time as text."
-        )
+        raise PredictionInputError(row, name, "wrong_type", f"The column {name!r} takes a date or time as text.")
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -120,9 +120,7 @@ class Preprocessor:
             if coding.width and coding.nullable:
                 indicators.append(position)
             position += coding.width
-        vocabularies = [
-            len(each.vocabulary) + SPECIAL for each in self.codings if each.column.type == "category"
-        ]
+        vocabularies = [len(each.vocabulary) + SPECIAL for each in self.codings if each.column.type == "category"]
         texts = sum(coding.column.type == "text" for coding in self.codings)
         return InputSizes(position, tuple(indicators), tuple(vocabularies), texts)
 

@@ -83,9 +83,7 @@ def _fit_bins(values: Floats, bins: int) -> tuple[Floats, Floats]:
     left, inverse_width = np.zeros(bins, np.float32), np.zeros(bins, np.float32)
     sample = values[:: max(1, len(values) // QUANTILE_ROWS)]
     distinct = np.unique(sample)
-    edges = (
-        distinct if len(distinct) <= bins + 1 else np.unique(np.quantile(sample, np.linspace(0, 1, bins + 1)))
-    )
+    edges = distinct if len(distinct) <= bins + 1 else np.unique(np.quantile(sample, np.linspace(0, 1, bins + 1)))
     used = len(edges) - 1
     left[:used] = edges[:-1]
     inverse_width[:used] = 1 / np.maximum(np.diff(edges), 1e-3)

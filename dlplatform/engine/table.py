@@ -61,9 +61,7 @@ def read_table(paths: Sequence[Path], columns: Sequence[Column]) -> Table:
     try:
         whole = pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
-        raise EngineError(
-            "bad_data", "The data files do not have the same columns.", detail=str(error)
-        ) from error
+        raise EngineError("bad_data", "The data files do not have the same columns.", detail=str(error)) from error
     return Table({column.name: _values(whole, column) for column in columns}, whole.num_rows)
 
 
@@ -77,9 +75,7 @@ def _read_part(path: Path, names: list[str]) -> pa.Table:
                 raise EngineError("bad_data", f"Column {name!r} {how_often} in {path.name}.")
         return file.read(columns=names)
     except (pa.ArrowException, OSError) as error:
-        raise EngineError(
-            "bad_data", f"{path.name} is not a readable Parquet file.", detail=str(error)
-        ) from error
+        raise EngineError("bad_data", f"{path.name} is not a readable Parquet file.", detail=str(error)) from error
 
 
 def _values(table: pa.Table, column: Column) -> Values:

@@ -131,9 +131,7 @@ class Trainer:
     def _run_steps(self) -> None:
         state = self.state
         order = self._epoch_order(state.epoch)
-        edges = [
-            step * self.rows_per_epoch // self.steps_per_epoch for step in range(self.steps_per_epoch + 1)
-        ]
+        edges = [step * self.rows_per_epoch // self.steps_per_epoch for step in range(self.steps_per_epoch + 1)]
         interval = self._log_interval()
         while state.position < self.steps_per_epoch:
             first, last = edges[state.position], edges[state.position + 1]
@@ -261,9 +259,7 @@ class Trainer:
     def _held_out_predictions(self, trusts: Sequence[Tensor | None]) -> list[Array]:
         predicted = predict_rows(self.network, self.tensors, self.validation_rows, trusts).double().cpu().numpy()
         parts = self.dataset.split.validation
-        return [
-            np.concatenate([each[group, : len(rows)] for group, rows in enumerate(parts)]) for each in predicted
-        ]
+        return [np.concatenate([each[group, : len(rows)] for group, rows in enumerate(parts)]) for each in predicted]
 
     def _choose_trust(self) -> tuple[Array, Array]:
         """Set the trust in the deep members that gives the lowest validation loss; as `validate`."""
@@ -314,9 +310,7 @@ class Trainer:
             self.environment,
         )
         path = f"{saved.path.parent.name}/{saved.path.name}"
-        self.reporter.writer.emit(
-            "checkpoint", step=self.state.step, path=path, sha256=saved.sha256, best=best
-        )
+        self.reporter.writer.emit("checkpoint", step=self.state.step, path=path, sha256=saved.sha256, best=best)
         self._last_checkpoint = time.monotonic()
         self._checkpoint_cost = self._last_checkpoint - began
 
@@ -342,9 +336,7 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor], state: State) -> None:
         self.network.load_state_dict(_under("model/", tensors))
         # Copies, so that no tensor keeps the alignment it had in the file: kernels may depend on it.
-        self.best = {
-            name: tensor.to(self.device, copy=True) for name, tensor in _under("best/", tensors).items()
-        }
+        self.best = {name: tensor.to(self.device, copy=True) for name, tensor in _under("best/", tensors).items()}
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in _under("optimizer/", tensors).items():
             index, name = key.split("/")
@@ -365,6 +357,4 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _stack_padded(parts: tuple[np.ndarray[Any, Any], ...]) -> Tensor:
     """Rows of different length → (G, longest), short ones repeating their first position."""
     longest = max(len(part) for part in parts)
-    return torch.from_numpy(
-        np.stack([np.append(part, [part[0]] * (longest - len(part))) for part in parts])
-    ).long()
+    return torch.from_numpy(np.stack([np.append(part, [part[0]] * (longest - len(part))) for part in parts])).long()
