@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import Conflict, PagedView, documented
+from dlplatform.api import Conflict, PagedView, documented, whole_parameter
 
 from . import services
 from .ingestion.rows import read_rows
@@ -33,7 +33,9 @@ MAX_ROWS = 200
 
 
 def visible_datasets(user: Any) -> QuerySet[Dataset]:
-    newest = DatasetVersion.objects.order_by("dataset_id", "-number").distinct("dataset_id").defer("profile", "problems")
+    newest = (
+        DatasetVersion.objects.order_by("dataset_id", "-number").distinct("dataset_id").defer("profile", "problems")
+    )
     return (
         Dataset.objects.visible_to(user)
         .select_related("organization")
@@ -153,8 +155,8 @@ class RowsView(APIView):
         version = _version(request, dataset, number)
         if version.state != DatasetVersion.State.READY:
             raise Conflict(f"This version is {version.state}; it has no rows to show.", code="not_ready")
-        limit = _whole(request, "limit", 50, 1, MAX_ROWS)
-        offset = _whole(request, "offset", 0, 0, 2**40)
+        limit = whole_parameter(request, "limit", 50, 1, MAX_ROWS)
+        offset = whole_parameter(request, "offset", 0, 0, 2**40)
         ordering = request.query_params.get("ordering", "")
         column = ordering.removeprefix("-")
         if column and column not in {one["name"] for one in version.columns}:
@@ -174,16 +176,6 @@ class RowsView(APIView):
 def _version(request: Request, dataset: UUID, number: int) -> DatasetVersion:
     rows = DatasetVersion.objects.select_related("dataset__organization")
     return visible_or_404(rows, request.user, dataset_id=dataset, number=number)
-
-
-def _whole(request: Request, name: str, default: int, low: int, high: int) -> int:
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not text.isdecimal() or not low <= int(text[:15]) <= high:
-        message = f"Give a whole number from {low} to {high}."
-        raise ValidationError({name: [ErrorDetail(message, "invalid")]})
-    return int(text[:15])
 
 
 def _link(request: Request, offset: int) -> str:

@@ -125,7 +125,9 @@ def give_up(version: DatasetVersion) -> None:
     if version.cancel_requested_at:
         end_unheld(version, DatasetVersion.State.CANCELLED)
         return
-    detail = "The worker was lost again and again while reading this file. Check the machine's memory, then upload again."
+    detail = (
+        "The worker was lost again and again while reading this file. Check the machine's memory, then upload again."
+    )
     problem = {"row": None, "column": None, "code": "worker_lost", "severity": "error", "detail": detail}
     end_unheld(version, DatasetVersion.State.REJECTED, [problem])
 
@@ -134,9 +136,7 @@ def announce(version: DatasetVersion) -> None:
     """A hint to the organization's lists and pages, once the change is committed."""
     organization, identifier = version.dataset.organization_id, version.pk
     state, name = version.state, version.dataset.name
-    transaction.on_commit(
-        lambda: events.publish_state(organization, "dataset_version", identifier, state, name)
-    )
+    transaction.on_commit(lambda: events.publish_state(organization, "dataset_version", identifier, state, name))
 
 
 def local_parts(version: DatasetVersion) -> list[Path]:

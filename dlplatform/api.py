@@ -1,11 +1,10 @@
-"""What every API view shares: errors, paging, strict input, the OpenAPI schema."""
+"""What every API view shares: errors, paging, strict input, the description of an operation."""
 
 from typing import Any
 
 from django.core.exceptions import ValidationError as DjangoValidationError
+from drf_spectacular.utils import OpenApiExample, extend_schema, inline_serializer
 from drf_standardized_errors.handler import ExceptionHandler
-from drf_standardized_errors.openapi import AutoSchema
-from drf_spectacular.utils import OpenApiExample, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.pagination import CursorPagination
@@ -59,14 +58,6 @@ class Paging(CursorPagination):
     invalid_cursor_message = "This cursor is not one that the API gave; start again without it."
 
 
-class Schema(AutoSchema):
-    """Names operations after the view, so that generated clients read well."""
-
-    def get_operation_id(self) -> str:
-        explicit = getattr(self.view, "operation_ids", {}).get(self.method)
-        return explicit or super().get_operation_id()
-
-
 class Strict(serializers.Serializer):
     """Input that refuses fields it does not know: a typo must not be silently ignored."""
 
@@ -77,7 +68,9 @@ class Strict(serializers.Serializer):
                 known = ", ".join(name for name, field in self.fields.items() if not field.read_only)
                 raise ValidationError(
                     {
-                        str(name)[:100]: [ErrorDetail(f"There is no field of this name. Fields: {known}.", "unknown_field")]
+                        str(name)[:100]: [
+                            ErrorDetail(f"There is no field of this name. Fields: {known}.", "unknown_field")
+                        ]
                         for name in sorted(unknown, key=str)
                     }
                 )
@@ -107,24 +100,56 @@ class PagedView(APIView):
         return paginator.get_paginated_response(data)
 
 
-def documented(summary: str, *, answer: Any, status: int = 200, request: Any = None, example: Any = None, **more: Any) -> Any:
+def _is_list(answer: Any) -> bool:
+    return isinstance(answer, serializers.ListSerializer)
+
+
+def _page_of(answer: Any) -> Any:
+    """A list in the schema is a page, as `Paging` answers it."""
+    if not _is_list(answer):
+        return answer
+    return inline_serializer(
+        name=f"PageOf{type(answer.child).__name__.removesuffix('Out')}",
+        fields={
+            "next": serializers.URLField(allow_null=True, help_text="The next page, or null"),
+            "previous": serializers.URLField(allow_null=True, help_text="The page before, or null"),
+            "results": answer,
+        },
+    )
+
+
+def documented(
+    summary: str, *, answer: Any, status: int = 200, request: Any = None, example: Any = None, **more: Any
+) -> Any:
     """Describe one operation in the schema: what it does, what goes in, what comes out, an example of each.
 
     ``example`` is (request body, answer body), either of them None.
     """
+    if _is_list(answer):
+        name = type(answer.child).__name__.removesuffix("Out")
+        more.setdefault("operation_id", f"list_{name.lower()}s")
     examples = []
     sent, received = example or (None, None)
     if sent is not None:
         examples.append(OpenApiExample("Request", value=sent, request_only=True))
     if received is not None:
-        examples.append(
-            OpenApiExample("Answer", value=received, response_only=True, status_codes=[str(status)])
-        )
+        received = {"next": None, "previous": None, "results": [received]} if _is_list(answer) else received
+        examples.append(OpenApiExample("Answer", value=received, response_only=True, status_codes=[str(status)]))
     return extend_schema(
         summary=summary,
         description=more.pop("description", summary + "."),
         request=request,
-        responses={status: answer},
+        responses={status: _page_of(answer)},
         examples=examples,
         **more,
     )
+
+
+def whole_parameter(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A whole number from the query string, within limits; ValidationError names the parameter otherwise."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal()) or not low <= int(text[:19]) <= high:
+        raise ValidationError({name: [ErrorDetail(f"Give a whole number from {low} to {high}.", "invalid")]})
+    return int(text[:19])

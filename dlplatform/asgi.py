@@ -10,11 +10,12 @@ from django.core.asgi import get_asgi_application
 django_application = get_asgi_application()
 
 from channels.routing import ProtocolTypeRouter, URLRouter
-from datasets.uploads import UploadEndpoint
 from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
 from django.urls import path
 from servestatic import ServeStaticASGI
+
+from datasets.uploads import UploadEndpoint
 from training.sockets import organization_socket, run_socket
 
 sockets = URLRouter(

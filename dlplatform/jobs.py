@@ -76,15 +76,19 @@ class Job(models.Model):
     @classmethod
     def claim(cls, identifier: uuid.UUID) -> Self | None:
         """Take the lease of a waiting job; None when it is gone, held, ended or not yet due."""
-        taken = cls._default_manager.filter(pk=identifier).waiting().update(
-            state=cls.CLAIMED,
-            attempt=F("attempt") + 1,
-            failures=F("failures") + 1,
-            lease_owner=lease_owner(),
-            lease_epoch=F("lease_epoch") + 1,
-            lease_expires_at=_lease_end(),
-            not_before=None,
-            started_at=Coalesce(F("started_at"), Now()),
+        taken = (
+            cls._default_manager.filter(pk=identifier)
+            .waiting()
+            .update(
+                state=cls.CLAIMED,
+                attempt=F("attempt") + 1,
+                failures=F("failures") + 1,
+                lease_owner=lease_owner(),
+                lease_epoch=F("lease_epoch") + 1,
+                lease_expires_at=_lease_end(),
+                not_before=None,
+                started_at=Coalesce(F("started_at"), Now()),
+            )
         )
         return cls._default_manager.get(pk=identifier) if taken else None
 

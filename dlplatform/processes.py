@@ -97,7 +97,7 @@ class Supervisor:
                 extra_groups=[] if child.user is not None else None,
                 start_new_session=True,
                 cwd="/" if child.user is not None else None,
-                preexec_fn=lambda: die_with_parent(ending, parent),  # noqa: PLW1509 - one thread here
+                preexec_fn=lambda: die_with_parent(ending, parent),
             )
         child.starts.append(time.monotonic())
 

@@ -15,7 +15,9 @@ API_PREFIX = "/api/"
 PLOTLY_FILES = {"plotly.min.js"}
 
 
-def page(request: HttpRequest, template: str, context: dict[str, Any], *, partial: str | None = None, status: int = 200) -> HttpResponse:
+def page(
+    request: HttpRequest, template: str, context: dict[str, Any], *, partial: str | None = None, status: int = 200
+) -> HttpResponse:
     """Render the whole page, or only its changing part when HTMX asks for that part."""
     htmx = getattr(request, "htmx", None)
     chosen = partial if partial and htmx and not htmx.boosted else template

@@ -14,9 +14,7 @@ from dlplatform.objects import CHUNK, CorruptObject, ObjectStore
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
-def file_response(
-    request: HttpRequest, store: ObjectStore, *, sha256: str, size: int, label: str
-) -> HttpResponseBase:
+def file_response(request: HttpRequest, store: ObjectStore, *, sha256: str, size: int, label: str) -> HttpResponseBase:
     """200 with the whole object, 206 with the asked range, 304 for a known ETag, 416 for a range outside."""
     etag = f'"{sha256}"'
     if request.headers.get("If-None-Match") == etag:

@@ -40,7 +40,11 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
             model=model,
             tree=tree,
             task=run.task,
-            signature={"inputs": description["inputs"], "output": description["output"], "target": description["target"]},
+            signature={
+                "inputs": description["inputs"],
+                "output": description["output"],
+                "target": description["target"],
+            },
             metrics=metrics,
             lineage=lineage(run, description),
             message=f"Run {run.name}",

@@ -108,7 +108,9 @@ def _become_engine(job_directory: Path, parent: int) -> None:
     die_with_parent(signal.SIGKILL, parent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "CUDA_VISIBLE_DEVICES") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "CUDA_VISIBLE_DEVICES") if name in os.environ
+    }
     os.environ.clear()
     os.environ.update(kept)
     os.chdir(job_directory)

@@ -76,9 +76,7 @@ class Run(Job):
     features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
     config = models.JSONField(default=dict, help_text="The complete configuration, defaults included")
     register_as = models.CharField(max_length=120, help_text="Name of the model that gets the result")
-    output_version = models.OneToOneField(
-        ModelVersion, null=True, on_delete=models.SET_NULL, related_name="run"
-    )
+    output_version = models.OneToOneField(ModelVersion, null=True, on_delete=models.SET_NULL, related_name="run")
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
 

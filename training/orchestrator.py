@@ -243,8 +243,6 @@ def _how(code: int | None) -> str:
     return f"exit code {code}"
 
 
-
-
 def sweep_job_directories(age: timedelta) -> int:
     """Remove directories of runs that are gone or ended longer ago than ``age``; the number removed."""
     removed = 0

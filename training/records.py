@@ -158,9 +158,7 @@ def append_event(run: Run, type_: str, **payload: Any) -> int:
     """Number and write one event of the platform's own (a change of state). Call inside a transaction."""
     Run.objects.filter(pk=run.pk).update(last_sequence=F("last_sequence") + 1)
     run.last_sequence = Run.objects.values_list("last_sequence", flat=True).get(pk=run.pk)
-    RunEvent.objects.create(
-        run=run, sequence=run.last_sequence, type=type_, time=timezone.now(), payload=payload
-    )
+    RunEvent.objects.create(run=run, sequence=run.last_sequence, type=type_, time=timezone.now(), payload=payload)
     return run.last_sequence
 
 

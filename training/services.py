@@ -67,7 +67,11 @@ def create_run(
     require(actor, "run.write", experiment)
     if experiment.organization_id != organization.pk:
         raise ValidationError(
-            {"experiment": ValidationError("The experiment and the data belong to different organizations.", code="invalid")}
+            {
+                "experiment": ValidationError(
+                    "The experiment and the data belong to different organizations.", code="invalid"
+                )
+            }
         )
     settings = check(dataset_version, task, target, features, config or {})
     run = Run.objects.create(
@@ -105,7 +109,8 @@ def check(
         problems["task"] = ValidationError(f"Choose one of: {', '.join(TARGET_TYPES)}.", code="unknown_choice")
     elif target not in columns:
         problems["target"] = ValidationError(
-            f"The data has no column “{target[:80]}”. Its columns: {', '.join(list(columns)[:30])}.", code="does_not_exist"
+            f"The data has no column “{target[:80]}”. Its columns: {', '.join(list(columns)[:30])}.",
+            code="does_not_exist",
         )
     elif fault := _target_fault(version, task, target, columns[target]):
         problems["target"] = fault
@@ -119,9 +124,7 @@ def check(
     try:
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
-        problems |= {
-            f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems
-        }
+        problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
     if problems:
         raise ValidationError(problems)
     return parsed
@@ -130,7 +133,9 @@ def check(
 def _target_fault(version: DatasetVersion, task: str, target: str, type_: str) -> ValidationError | None:
     if type_ not in TARGET_TYPES[task]:
         other = "classification" if task == "regression" else "another column as target"
-        return ValidationError(f"“{target}” is a {type_} column, which {task} cannot predict; choose {other}.", code="wrong_type")
+        return ValidationError(
+            f"“{target}” is a {type_} column, which {task} cannot predict; choose {other}.", code="wrong_type"
+        )
     profile = version.profile.get(target, {})
     distinct = profile.get("distinct") or 0
     if profile.get("count") is not None and profile["count"] == profile.get("missing"):
@@ -139,7 +144,9 @@ def _target_fault(version: DatasetVersion, task: str, target: str, type_: str) -
         fix = "use regression" if type_ in ("number", "integer") else "choose a column with fewer values"
         return ValidationError(f"“{target}” has {distinct:,} different values; {fix}.", code="too_many_classes")
     if distinct == 1:
-        return ValidationError(f"“{target}” has the same value in every row; choose another column.", code="single_class")
+        return ValidationError(
+            f"“{target}” has the same value in every row; choose another column.", code="single_class"
+        )
     return None
 
 
@@ -150,7 +157,9 @@ def _feature_fault(features: Sequence[str] | None, target: str, columns: dict[st
     if unknown:
         return ValidationError(f"The data has no column “{unknown[0][:80]}”; remove it.", code="does_not_exist")
     if target in features:
-        return ValidationError("The target cannot be an input too; remove it from the features.", code="target_in_features")
+        return ValidationError(
+            "The target cannot be an input too; remove it from the features.", code="target_in_features"
+        )
     return None
 
 

@@ -220,4 +220,3 @@ class MemberView(APIView):
 
 def _roles(user: User) -> dict[UUID, str]:
     return dict(Membership.objects.filter(user=user).values_list("organization_id", "role"))
-

@@ -69,4 +69,3 @@ def _again(first: RememberedAnswer, fingerprint: str) -> Response:
     if first.status is None:
         raise Conflict("A request with this Idempotency-Key is still being answered.", code="in_progress")
     return Response(first.body, status=first.status, headers={"Idempotent-Replay": "true"})
-

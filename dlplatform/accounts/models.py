@@ -111,9 +111,7 @@ class ApiKey(models.Model):
 class AuditEntry(models.Model):
     """Who changed what. Rows are only ever added."""
 
-    organization = models.ForeignKey(
-        Organization, null=True, on_delete=models.SET_NULL, related_name="audit_entries"
-    )
+    organization = models.ForeignKey(Organization, null=True, on_delete=models.SET_NULL, related_name="audit_entries")
     actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="audit_entries")
     action = models.CharField(max_length=60)
     object_type = models.CharField(max_length=60)

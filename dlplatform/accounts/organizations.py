@@ -29,7 +29,11 @@ def resolve(user: User, slug: str | None) -> Organization:
     found = default_for(user)
     if found is None:
         raise ValidationError(
-            {"organization": ValidationError("You belong to no organization yet; ask an admin to add you.", code="required")}
+            {
+                "organization": ValidationError(
+                    "You belong to no organization yet; ask an admin to add you.", code="required"
+                )
+            }
         )
     return found
 

@@ -36,7 +36,9 @@ def set_member(*, actor: User, organization: Organization, username: str, role: 
     require(actor, "organization.manage", organization)
     user = User.objects.filter(username=username, is_active=True).first()
     if user is None:
-        raise ValidationError({"user": ValidationError(f"There is no active user “{username[:150]}”.", code="does_not_exist")})
+        raise ValidationError(
+            {"user": ValidationError(f"There is no active user “{username[:150]}”.", code="does_not_exist")}
+        )
     list(Membership.objects.select_for_update().filter(organization=organization))
     membership = Membership.objects.filter(organization=organization, user=user).first()
     if membership and membership.role == Role.ADMIN and role != Role.ADMIN:
@@ -44,7 +46,9 @@ def set_member(*, actor: User, organization: Organization, username: str, role: 
     membership, created = Membership.objects.update_or_create(
         organization=organization, user=user, defaults={"role": Role(role)}
     )
-    audit.record(actor, "member.add" if created else "member.change", membership, organization, user=username, role=role)
+    audit.record(
+        actor, "member.add" if created else "member.change", membership, organization, user=username, role=role
+    )
     return membership
 
 

@@ -114,15 +114,16 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        if start[:1] == b"\x80" or start[:2] == b"PK":
+        start, first = file.read(8), file.read(1)
+        # The length of a good header may begin with the same bytes as a pickle; its JSON does not.
+        if first != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
             raise PackageError(f"{path.name} is a pickle or a zip archive, not a safetensors file.")
         if size > MAXIMUM_BYTES:
             raise PackageError(f"{path.name} is larger than {MAXIMUM_BYTES >> 30} GB.")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(MAXIMUM_HEADER, size - 8):
             raise PackageError(f"{path.name} is not a whole safetensors file.")
-        raw = file.read(length)
+        raw = first + file.read(length - 1)
     try:
         header = orjson.loads(raw)
         header.pop("__metadata__", None)

@@ -14,7 +14,7 @@ from rest_framework.exceptions import APIException
 
 from dlplatform.api import Unavailable
 
-SECRET_HEADER = "X-Platform-Secret"
+SECRET_HEADER = "X-Platform-Secret"  # noqa: S105 - the name of a header
 TIMEOUT = httpx.Timeout(30.0, connect=2.0)
 
 

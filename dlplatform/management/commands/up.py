@@ -55,7 +55,9 @@ class Command(BaseCommand):
         for child in _own_processes():
             supervisor.start(child)
         _wait_until_ready(supervisor)
-        address = f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
+        address = (
+            f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
+        )
         self._say(f"DL Platform is ready: {address}")
         if created:
             self._say(f"Sign in as {created[0]} with the password {created[1]} (shown only this once)")

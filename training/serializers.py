@@ -1,0 +1,97 @@
+"""JSON in and out of the training API."""
+
+from rest_framework import serializers
+
+from dlplatform.api import SafeCharField, Strict
+
+from .models import Experiment, Run
+
+
+class ExperimentIn(Strict):
+    name = SafeCharField(max_length=120, help_text="Unique within the organization")
+    description = SafeCharField(required=False, allow_blank=True, max_length=10_000, help_text="Markdown")
+    organization = serializers.SlugField(required=False, help_text="Slug; default: your default organization")
+
+
+class ExperimentOut(serializers.ModelSerializer):
+    organization = serializers.CharField(source="organization.slug")
+
+    class Meta:
+        model = Experiment
+        fields = ["id", "name", "description", "organization", "created_at"]
+
+
+class RunIn(Strict):
+    dataset_version = serializers.UUIDField(help_text="A version that is ready")
+    task = serializers.ChoiceField(choices=Run.Task.choices, help_text="classification or regression")
+    target = serializers.CharField(max_length=200, help_text="Column to predict")
+    features = serializers.ListField(
+        child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
+        help_text="Input columns; default: all but the target",
+    )  # fmt: skip
+    config = serializers.DictField(required=False, help_text="Settings; every key has a good default")
+    experiment = serializers.UUIDField(required=False, allow_null=True, help_text="Default: the experiment Default")
+    name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Default: dataset and a number")
+    register_as = SafeCharField(
+        max_length=120,
+        required=False,
+        allow_blank=True,
+        help_text="Model that gets the result; default: the dataset's name",
+    )
+
+
+class RunChanges(Strict):
+    """What a clone changes; the rest is as in the original."""
+
+    dataset_version = serializers.UUIDField(required=False, help_text="Another version of the data")
+    target = serializers.CharField(max_length=200, required=False, help_text="Column to predict")
+    features = serializers.ListField(
+        child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
+        help_text="Input columns",
+    )  # fmt: skip
+    config = serializers.DictField(required=False, help_text="Settings to change, key by key")
+    name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Name of the new run")
+    register_as = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Model for the result")
+
+
+class RunOut(serializers.ModelSerializer):
+    """A run as lists show it."""
+
+    experiment = serializers.UUIDField(source="experiment_id")
+    experiment_name = serializers.CharField(source="experiment.name")
+    dataset_version = serializers.UUIDField(source="dataset_version_id")
+    dataset = serializers.CharField(source="dataset_version.dataset.name")
+    output_version = serializers.UUIDField(source="output_version_id", allow_null=True)
+    created_by = serializers.CharField(source="created_by.username", default=None)
+
+    class Meta:
+        model = Run
+        fields = [
+            "id", "name", "state", "progress", "phase", "step", "total_steps", "epoch", "eta_seconds",
+            "rows_per_second", "metrics", "error", "attempt", "experiment", "experiment_name", "dataset_version",
+            "dataset", "task", "target", "output_version", "created_by", "created_at", "started_at", "finished_at",
+        ]  # fmt: skip
+
+
+class RunDetail(RunOut):
+    class Meta(RunOut.Meta):
+        fields = [
+            *RunOut.Meta.fields, "features", "config", "register_as", "environment", "evaluation", "warnings",
+            "heartbeat_at", "last_sequence", "cloned_from", "archived_at",
+        ]  # fmt: skip
+
+
+class SeriesOut(serializers.Serializer):
+    series = serializers.DictField(help_text="{metric: [[step, value], …]}")
+
+
+class LogLineOut(serializers.Serializer):
+    sequence = serializers.IntegerField()
+    time = serializers.DateTimeField()
+    level = serializers.CharField(help_text="info, warning or error")
+    message = serializers.CharField()
+
+
+class LogsOut(serializers.Serializer):
+    results = LogLineOut(many=True)
+    after = serializers.IntegerField(help_text="Give this as `?after=` to go on")
