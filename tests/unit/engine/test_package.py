@@ -121,6 +121,16 @@ def test_damage_is_refused_before_loading(copy: Path, name: str) -> None:
         package.verify(copy)
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(copy: Path) -> None:
+    content = (copy / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    padded = length + (0x80 - length) % 256
+    header = content[8 : 8 + length].ljust(padded)
+    (copy / "model.safetensors").write_bytes(struct.pack("<Q", padded) + header + content[8 + length :])
+    assert (copy / "model.safetensors").read_bytes()[0] == 0x80
+    assert package.load(copy)
+
+
 def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PackageError, match="not a directory"):
         package.verify(tmp_path / "none")
