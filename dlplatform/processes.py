@@ -64,6 +64,7 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     starts: list[float] = field(default_factory=list)
     not_before: float = 0.0
+    once: bool = False
 
 
 class Supervisor:
@@ -105,7 +106,7 @@ class Supervisor:
         """One look at all children; a child that keeps dying is started again more and more slowly."""
         now = time.monotonic()
         for child in self.children:
-            if child.process is None or child.process.poll() is None:
+            if child.once or child.process is None or child.process.poll() is None:
                 continue
             if child.not_before == 0.0:
                 recent = [start for start in child.starts if now - start < RESTART_WINDOW]

@@ -201,7 +201,6 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
     "django.contrib.staticfiles.finders.AppDirectoriesFinder",
-    "dlplatform.web.PlotlyFinder",
 ]
 
 # --- who is calling -----------------------------------------------------------------------------------

@@ -1,18 +1,13 @@
-"""What every page shares: page or HTMX partial, errors in words, trailing slashes, static files of wheels."""
+"""What every page shares: page or HTMX partial, errors in words, trailing slashes."""
 
-from collections.abc import Callable, Iterable
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from django.contrib.staticfiles.finders import BaseFinder
 from django.core.exceptions import ValidationError
-from django.core.files.storage import FileSystemStorage
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import render
 
 API_PREFIX = "/api/"
-PLOTLY_FILES = {"plotly.min.js"}
 
 
 def page(
@@ -66,24 +61,3 @@ class ContentTypeOfErrors:
                 status=response.status_code,
             )
         return response
-
-
-class PlotlyFinder(BaseFinder):
-    """plotly.min.js, and only that, out of the plotly wheel's package data, as `plotly/plotly.min.js`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        spec = find_spec("plotly")
-        assert spec is not None and spec.origin is not None
-        self.storage = FileSystemStorage(location=str(Path(spec.origin).parent / "package_data"))
-        self.storage.prefix = "plotly"  # type: ignore[attr-defined]
-
-    def find(self, path: str, find_all: bool = False, **kwargs: Any) -> Any:
-        folder, _, name = path.partition("/")
-        if folder == "plotly" and name in PLOTLY_FILES:
-            found = self.storage.path(name)
-            return [found] if find_all else found
-        return []
-
-    def list(self, ignore_patterns: Iterable[str] | None) -> Iterable[tuple[str, Any]]:
-        for name in PLOTLY_FILES:
-            yield name, self.storage

@@ -23,5 +23,5 @@ def first_admin() -> tuple[str, str] | None:
     user = User.objects.create_superuser(username=settings.DLP_ADMIN_USERNAME, password=password, email="")
     organization = Organization.objects.create(name=FIRST_ORGANIZATION, slug="main")
     Membership.objects.create(organization=organization, user=user, role=Role.ADMIN)
-    shown = "set in DLP_ADMIN_PASSWORD" if settings.DLP_ADMIN_PASSWORD else password
+    shown = "the one in DLP_ADMIN_PASSWORD" if settings.DLP_ADMIN_PASSWORD else f"{password} (shown only this once)"
     return user.username, shown

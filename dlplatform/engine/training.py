@@ -6,6 +6,7 @@ in the checkpoint, and nothing depends on the clock but when checkpoints and pro
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from dlplatform.engine.statistics import fit_statistics
 # Seconds between two checkpoints at least, and the share of the time they may take.
 MINIMUM_GAP: Final = 1.0
 CHECKPOINT_SHARE: Final = 0.03
+# The weights are averaged over about the epochs divided by this.
+AVERAGE_SHARE: Final = 20
 
 _CONFIG_OF_SHAPE: Final = ("layers", "width", "dropout", "bins", "embedding_size")
 
@@ -89,6 +92,7 @@ class Trainer:
         self.steps_per_epoch = max(1, math.ceil(self.rows_per_epoch / self.config.batch_size))
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.losses = torch.zeros(self.steps_per_epoch, device=device)
+        self.averaged = copy.deepcopy(self.network)
         self.best: dict[str, Tensor] = {}
         torch.manual_seed(self.config.seed)
         self._last_checkpoint = time.monotonic()
@@ -122,6 +126,7 @@ class Trainer:
         while not self.state.done:
             self.run_epoch()
         self.network.load_state_dict(self.best)
+        self.averaged.load_state_dict(self.best)
 
     def run_epoch(self) -> None:
         """What is left of the current epoch, its validation, and a checkpoint when one is due."""
@@ -220,6 +225,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         self._check_losses()
         state = self.state
+        self._average()
         actual, predicted = self._choose_trust()
         values = self._validation_values(actual, predicted)
         loss = values["validation/loss"]
@@ -234,6 +240,17 @@ class Trainer:
         state.done = state.epoch >= int(self.config.epochs) or self._stale()
         self._checkpoint_if_due(improved)
 
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged weights towards those of this epoch.
+
+        An average over the last epochs generalises better than any of them (Izmailov et al., 2018). It
+        spans a twentieth of the epochs; the first epoch counts in full.
+        """
+        keep = max(0.0, 1 - AVERAGE_SHARE / int(self.config.epochs)) if self.state.epoch else 0.0
+        for average, current in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
+            average.lerp_(current, 1 - keep)
+
     def _judge(self, loss: float) -> bool:
         """Remember the weights if this epoch is the best so far."""
         state = self.state
@@ -241,7 +258,7 @@ class Trainer:
             state.stale += 1
             return False
         state.best_loss, state.best_epoch, state.stale = loss, state.epoch, 0
-        self.best = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.best = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
         return True
 
     def _stale(self) -> bool:
@@ -257,20 +274,20 @@ class Trainer:
         return self.dataset.target.values[np.concatenate(self.dataset.split.validation)]
 
     def _held_out_predictions(self, trusts: Sequence[Tensor | None]) -> list[Array]:
-        predicted = predict_rows(self.network, self.tensors, self.validation_rows, trusts).double().cpu().numpy()
+        predicted = predict_rows(self.averaged, self.tensors, self.validation_rows, trusts).double().cpu().numpy()
         parts = self.dataset.split.validation
         return [np.concatenate([each[group, : len(rows)] for group, rows in enumerate(parts)]) for each in predicted]
 
     def _choose_trust(self) -> tuple[Array, Array]:
         """Set the trust in the deep members that gives the lowest validation loss; as `validate`."""
         actual = self._held_out_target()
-        candidates = trust_candidates(self.network)
+        candidates = trust_candidates(self.averaged)
         predictions = self._held_out_predictions(candidates)
         losses = [self._validation_loss(actual, predicted) for predicted in predictions]
         best = int(np.argmin(losses))
         chosen = candidates[best]
         if chosen is not None:
-            self.network.trust.copy_(chosen)
+            self.averaged.trust.copy_(chosen)
         return actual, predictions[best]
 
     def _validation_loss(self, actual: Array, predicted: Array) -> float:
@@ -316,6 +333,7 @@ class Trainer:
 
     def _tensors_of_state(self) -> dict[str, Tensor]:
         tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         for index, entry in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in entry.items()}
@@ -335,6 +353,7 @@ class Trainer:
 
     def _restore(self, tensors: dict[str, Tensor], state: State) -> None:
         self.network.load_state_dict(_under("model/", tensors))
+        self.averaged.load_state_dict(_under("average/", tensors))
         # Copies, so that no tensor keeps the alignment it had in the file: kernels may depend on it.
         self.best = {name: tensor.to(self.device, copy=True) for name, tensor in _under("best/", tensors).items()}
         entries: dict[int, dict[str, Tensor]] = {}

@@ -55,12 +55,14 @@ class Command(BaseCommand):
         for child in _own_processes():
             supervisor.start(child)
         _wait_until_ready(supervisor)
+        if created and settings.DLP_SAMPLES:
+            supervisor.start(Child("samples", _manage("samples"), once=True))
         address = (
             f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
         )
         self._say(f"DL Platform is ready: {address}")
         if created:
-            self._say(f"Sign in as {created[0]} with the password {created[1]} (shown only this once)")
+            self._say(f"Sign in as {created[0]}; password: {created[1]}")
 
     def _say(self, text: str) -> None:
         self.stdout.write(text)
@@ -114,15 +116,18 @@ def _prepare_database(home: Path) -> tuple[str, str] | None:
     return created
 
 
+def _manage(command: str) -> list[str]:
+    return [sys.executable, str(settings.BASE_DIR / "manage.py"), command]
+
+
 def _own_processes() -> list[Child]:
-    """Web, inference, workers, scheduler; and the samples, which end by themselves."""
-    manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
+    """Web, workers, scheduler, inference."""
     pool = {"DATABASE_POOL_SIZE": os.environ.get("DATABASE_POOL_SIZE", "16")}
     return [
-        Child("web", [*manage, "web"], environment=pool, grace=15.0),
-        Child("worker", [*manage, "worker"], grace=40.0),
-        Child("scheduler", [*manage, "scheduler"], grace=5.0),
-        Child("serve", [*manage, "serve"], grace=10.0),
+        Child("web", _manage("web"), environment=pool, grace=15.0),
+        Child("worker", _manage("worker"), grace=40.0),
+        Child("scheduler", _manage("scheduler"), grace=5.0),
+        Child("serve", _manage("serve"), grace=10.0),
     ]
 
 

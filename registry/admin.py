@@ -1,0 +1,57 @@
+"""Django admin of the registry: history is read-only."""
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+
+from dlplatform.accounts.admin import ReadOnly
+
+from . import services
+from .models import ModelVersion, Ref, RefMove, RegisteredModel
+
+
+@admin.register(RegisteredModel)
+class RegisteredModelAdmin(ModelAdmin):
+    list_display = ["name", "organization", "created_by", "created_at", "archived_at"]
+    list_filter = ["organization", "archived_at"]
+    search_fields = ["name", "description", "id"]
+    list_select_related = ["organization", "created_by"]
+    readonly_fields = ["id", "organization", "created_by", "created_at", "archived_at"]
+    actions = ["archive"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+    @admin.action(description="Archive the chosen models")
+    def archive(self, request: HttpRequest, queryset: QuerySet[RegisteredModel]) -> None:
+        for model in queryset.filter(archived_at=None).select_related("organization"):
+            services.set_model_archived(actor=request.user, model=model, archived=True)  # type: ignore[arg-type]
+
+
+@admin.register(ModelVersion)
+class ModelVersionAdmin(ReadOnly):
+    list_display = ["model", "number", "task", "author", "message", "created_at"]
+    list_filter = ["task", "model__organization"]
+    search_fields = ["model__name", "message", "id", "digest"]
+    list_select_related = ["model", "author"]
+
+
+@admin.register(Ref)
+class RefAdmin(ReadOnly):
+    list_display = ["model", "kind", "name", "version", "updated_at"]
+    list_filter = ["kind", "model__organization"]
+    search_fields = ["model__name", "name"]
+    list_select_related = ["model", "version__model"]
+
+
+@admin.register(RefMove)
+class RefMoveAdmin(ReadOnly):
+    list_display = ["moved_at", "model", "kind", "name", "from_version", "to_version", "actor", "reason"]
+    list_filter = ["kind", "model__organization"]
+    search_fields = ["model__name", "name", "reason"]
+    list_select_related = ["model", "from_version__model", "to_version__model", "actor"]
+    date_hierarchy = "moved_at"
