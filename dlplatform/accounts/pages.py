@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Page, Paginator
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils.http import url_has_allowed_host_and_scheme
 
@@ -22,6 +22,13 @@ PAGE_ROWS = 50
 def organization_of(request: HttpRequest) -> Organization | None:
     """The organization in force for this request; asked of the database once a request."""
     return context(request)["organization"]
+
+
+def organization_or_404(request: HttpRequest) -> Organization:
+    organization = organization_of(request)
+    if organization is None:
+        raise Http404
+    return organization
 
 
 def no_organization(request: HttpRequest) -> HttpResponse:

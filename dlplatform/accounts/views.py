@@ -16,7 +16,7 @@ from . import services
 from .access import visible_or_404
 from .forms import ApiKeyForm, MemberForm, SignInForm
 from .models import ApiKey, Organization
-from .pages import no_organization, organization_of, refusals_as_messages, said
+from .pages import no_organization, organization_of, organization_or_404, refusals_as_messages, said
 from .roles import Role
 
 
@@ -77,7 +77,7 @@ def _added(request: HttpRequest, organization: Organization, form: MemberForm) -
 
 @require_POST
 def member(request: HttpRequest, username: str) -> HttpResponse:
-    organization = organization_of(request)
+    organization = organization_or_404(request)
     form = MemberForm({"user": username, "role": request.POST.get("role")})
     with refusals_as_messages(request):
         if not form.is_valid():
@@ -90,8 +90,9 @@ def member(request: HttpRequest, username: str) -> HttpResponse:
 
 @require_POST
 def member_remove(request: HttpRequest, username: str) -> HttpResponse:
+    organization = organization_or_404(request)
     with refusals_as_messages(request):
-        services.remove_member(actor=request.user, organization=organization_of(request), username=username)
+        services.remove_member(actor=request.user, organization=organization, username=username.replace("\0", ""))
         said(request, f"{username} is no longer a member.")
     return redirect("home" if username == request.user.username else "members")
 

@@ -1,0 +1,160 @@
+"""Builders of rows. Each makes a valid row; a test names only what it is about."""
+
+from pathlib import Path
+from typing import Any
+
+import factory
+from django.utils import timezone
+
+from datasets import services as dataset_services
+from datasets.ingestion.limits import Limits
+from datasets.ingestion.pipeline import ingest
+from datasets.models import Dataset, DatasetVersion
+from dlplatform.accounts.models import ApiKey, Membership, Organization, User
+from dlplatform.accounts.roles import Role
+from registry.commits import digest_of, identifier_of
+from registry.models import ModelVersion, Ref, RegisteredModel
+from training.models import Experiment, Run
+
+PASSWORD = "password-1234"
+
+
+class UserFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = User
+        skip_postgeneration_save = True
+
+    username = factory.Sequence(lambda number: f"person-{number}")
+    password = factory.django.Password(PASSWORD)
+
+
+class OrganizationFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Organization
+
+    name = factory.Sequence(lambda number: f"Organization {number}")
+    slug = factory.Sequence(lambda number: f"organization-{number}")
+
+
+class MembershipFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Membership
+
+    organization = factory.SubFactory(OrganizationFactory)
+    user = factory.SubFactory(UserFactory)
+    role = Role.TRAINER
+
+
+class ApiKeyFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = ApiKey
+
+    user = factory.SubFactory(UserFactory)
+    name = "a key"
+    prefix = factory.Sequence(lambda number: f"{number:012x}")
+    digest = "0" * 64
+    scopes = ["read"]
+
+
+class DatasetFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Dataset
+
+    organization = factory.SubFactory(OrganizationFactory)
+    name = factory.Sequence(lambda number: f"dataset {number}")
+
+
+class DatasetVersionFactory(factory.django.DjangoModelFactory):
+    """Ready, with two columns in its description and no stored parts; see `ready_version` for real data."""
+
+    class Meta:
+        model = DatasetVersion
+
+    dataset = factory.SubFactory(DatasetFactory)
+    number = factory.Sequence(lambda number: number + 1)
+    state = DatasetVersion.State.READY
+    rows = 100
+    bytes = 1000
+    source_sha256 = "a" * 64
+    source_bytes = 1000
+    columns = [
+        {"name": "x", "type": "number", "nullable": False},
+        {"name": "y", "type": "category", "nullable": False},
+    ]
+    profile = {"y": {"count": 100, "missing": 0, "distinct": 2}}
+
+
+class ExperimentFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Experiment
+
+    organization = factory.SubFactory(OrganizationFactory)
+    name = factory.Sequence(lambda number: f"experiment {number}")
+
+
+class RunFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Run
+
+    experiment = factory.SubFactory(ExperimentFactory)
+    dataset_version = factory.SubFactory(
+        DatasetVersionFactory, dataset__organization=factory.SelfAttribute("...experiment.organization")
+    )
+    name = factory.Sequence(lambda number: f"run {number}")
+    task = Run.Task.CLASSIFICATION
+    target = "y"
+    register_as = "a model"
+
+
+class RegisteredModelFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = RegisteredModel
+
+    organization = factory.SubFactory(OrganizationFactory)
+    name = factory.Sequence(lambda number: f"model {number}")
+
+
+class ModelVersionFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = ModelVersion
+
+    model = factory.SubFactory(RegisteredModelFactory)
+    number = factory.Sequence(lambda number: number + 1)
+    digest = factory.LazyAttribute(lambda row: digest_of({"model": str(row.model.pk), "number": row.number}))
+    id = factory.LazyAttribute(lambda row: identifier_of(row.digest))
+    tree = {}
+    task = "classification"
+    created_at = factory.LazyFunction(timezone.now)
+
+
+class RefFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Ref
+
+    kind = Ref.Kind.ALIAS
+    name = "production"
+    version = factory.SubFactory(ModelVersionFactory)
+    model = factory.SelfAttribute("version.model")
+
+
+def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:
+    """A version with real stored parts, ingested in this process from the rows."""
+    import csv
+
+    source = folder / "rows.csv"
+    with source.open("w", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = ingest(source, folder / "parts", filename="rows.csv", content_type="text/csv", limits=Limits())
+    assert result.state == "ready", result.problems
+    store = dataset_services.object_store(dataset.organization_id)
+    parts = []
+    for part in result.parts:
+        stored = store.put_file(folder / "parts" / part.path)
+        parts.append({"sha256": stored.sha256, "rows": part.rows, "bytes": stored.size})
+    answer = result.to_dict()
+    return DatasetVersionFactory(
+        dataset=dataset, rows=result.rows, columns=answer["columns"], profile=answer["profile"], parts=parts,
+        problems=answer["problems"], detected=answer["detected"], **more,
+    )  # fmt: skip
