@@ -45,7 +45,7 @@ class DatasetGroupPermission(GroupObjectPermissionBase):
     content_object = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="grouppermissions")
 
 
-class DatasetVersionQuerySet(JobQuerySet, TenantQuerySet):
+class DatasetVersionQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
     pass
 
 

@@ -37,7 +37,9 @@ def create_dataset(*, actor: User, organization: Organization, name: str, descri
 
 def _check_name_is_free(organization: Organization, name: str, but: Dataset | None = None) -> None:
     namesakes = Dataset.objects.filter(organization=organization, name=name, archived_at=None)
-    if namesakes.exclude(pk=but.pk if but else None).exists():
+    if but is not None:
+        namesakes = namesakes.exclude(pk=but.pk)
+    if namesakes.exists():
         message = f"There is a dataset “{name}” already; upload a new version of it, or choose another name."
         raise ValidationError({"name": ValidationError(message, code="unique")})
 

@@ -95,7 +95,7 @@ class PagedView(APIView):
     def paged(self, request: Request, queryset: Any, serializer: Any, **context: Any) -> Response:
         paginator = Paging()
         paginator.ordering = self.ordering  # type: ignore[assignment]
-        rows = paginator.paginate_queryset(queryset, request, view=self)
+        rows: Any = paginator.paginate_queryset(queryset, request, view=self)
         data = serializer(rows, many=True, context={"request": request, **context}).data
         return paginator.get_paginated_response(data)
 

@@ -45,6 +45,8 @@ class JobQuerySet(models.QuerySet[Any]):
 class Job(models.Model):
     """A row that is worked on by one worker at a time. Subclasses name their states."""
 
+    objects: Any = JobQuerySet.as_manager()
+
     QUEUED: ClassVar[str] = "queued"
     CLAIMED: ClassVar[str] = "running"
     HELD: ClassVar[tuple[str, ...]] = ("running",)
@@ -77,7 +79,7 @@ class Job(models.Model):
     def claim(cls, identifier: uuid.UUID) -> Self | None:
         """Take the lease of a waiting job; None when it is gone, held, ended or not yet due."""
         taken = (
-            cls._default_manager.filter(pk=identifier)
+            cls.objects.filter(pk=identifier)
             .waiting()
             .update(
                 state=cls.CLAIMED,
@@ -90,16 +92,17 @@ class Job(models.Model):
                 started_at=Coalesce(F("started_at"), Now()),
             )
         )
-        return cls._default_manager.get(pk=identifier) if taken else None
+        found: Self | None = cls.objects.get(pk=identifier) if taken else None
+        return found
 
     def _mine(self) -> models.QuerySet[Any]:
-        return type(self)._default_manager.filter(pk=self.pk, lease_epoch=self.lease_epoch, state__in=self.HELD)
+        return type(self).objects.filter(pk=self.pk, lease_epoch=self.lease_epoch, state__in=self.HELD)
 
     def renew(self) -> bool:
         """Prolong the lease. True when a cancel was asked for; LeaseLost when somebody else holds it."""
         if not self._mine().update(lease_expires_at=_lease_end()):
             raise LeaseLost(str(self.pk))
-        row = type(self)._default_manager.only("cancel_requested_at").get(pk=self.pk)
+        row = type(self).objects.only("cancel_requested_at").get(pk=self.pk)
         return row.cancel_requested_at is not None
 
     def write(self, **fields: Any) -> None:
@@ -167,13 +170,13 @@ def reconcile(model: type[Job], *, give_up: Any) -> dict[str, int]:
     ``give_up(job)`` ends a job whose attempts are spent. Returns counts for the log.
     """
     taken = ended = 0
-    for job in model._default_manager.abandoned():
+    for job in model.objects.abandoned():
         if job.cancel_requested_at or job.failures >= job.max_attempts:
             give_up(job)
             ended += 1
         else:
             taken += _take_back(model, job)
-    waiting = list(model._default_manager.waiting().order_by("queued_at")[:500])
+    waiting = list(model.objects.waiting().order_by("queued_at")[:500])
     on_queue = _on_queue(model.QUEUE)
     forgotten = [job for job in waiting if str(job.pk) not in on_queue]
     for job in forgotten:
@@ -183,7 +186,7 @@ def reconcile(model: type[Job], *, give_up: Any) -> dict[str, int]:
 
 def _take_back(model: type[Job], job: Job) -> int:
     """Only if the lease is still the one that ran out: two reconcilers may look at the same row."""
-    return model._default_manager.filter(
+    return model.objects.filter(
         pk=job.pk, lease_epoch=job.lease_epoch, state__in=model.HELD, lease_expires_at__lt=Now()
     ).update(state=model.QUEUED, lease_owner="", lease_expires_at=None, lease_epoch=F("lease_epoch") + 1)
 

@@ -36,7 +36,7 @@ class ExperimentGroupPermission(GroupObjectPermissionBase):
     content_object = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="grouppermissions")
 
 
-class RunQuerySet(JobQuerySet, TenantQuerySet):
+class RunQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
     pass
 
 

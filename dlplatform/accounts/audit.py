@@ -12,7 +12,7 @@ def record(actor: User | None, action: str, obj: Model, organization: Organizati
         organization=organization,
         actor=actor,
         action=action,
-        object_type=obj._meta.model_name,
+        object_type=str(obj._meta.model_name),
         object_id=str(obj.pk),
         detail=detail,
     )
