@@ -81,7 +81,7 @@ def _learning_rate(architecture: str, rows: int) -> float:
     """Few rows overfit before a fast learner can be stopped."""
     if architecture == "linear":
         return 0.01
-    return 0.0005 if rows < SMALL_ROWS else 0.001
+    return 0.001 if rows < SMALL_ROWS else 0.002
 
 
 def _default_params(architecture: str, size: Size) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dlplatform.engine.config import TrainingConfig
 
-LINEAR_RATE = 5.0
+LINEAR_RATE = 2.0
 UNDECAYED = ("bias", "before", "after", "shift", "slope")
 
 
