@@ -17,7 +17,7 @@ import redis
 from django.conf import settings
 from django.db import models, transaction
 from django.db.models import F, Q
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Coalesce, Greatest, Now
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
@@ -124,7 +124,7 @@ class Job(models.Model):
             lease_expires_at=None,
             lease_owner="",
             not_before=Now() + timedelta(seconds=delay) if delay else None,
-            **({} if charge else {"failures": F("failures") - 1}),
+            **({} if charge else {"failures": Greatest(F("failures") - 1, 0)}),
             **fields,
         )
 

@@ -146,6 +146,7 @@ def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+    (folder / "parts").mkdir()
     result = ingest(source, folder / "parts", filename="rows.csv", content_type="text/csv", limits=Limits())
     assert result.state == "ready", result.problems
     store = dataset_services.object_store(dataset.organization_id)

@@ -1,0 +1,83 @@
+"""Real runs on small data, in this process: the orchestrator here, the engine in a fork as in production."""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.models import Organization, User
+from tests import factories
+from training import services
+from training.models import Run
+
+# One thread: this process may have used torch before, and a fork does not inherit its pool of threads.
+QUICK = {"architecture": "mlp", "epochs": 3, "threads": 1, "importance": False, "seed": 3}
+LONG = QUICK | {"epochs": 10_000, "early_stopping": False, "checkpoint_seconds": 0.2, "batch_size": 16}
+
+
+def flower_rows(count: int = 240) -> list[dict[str, Any]]:
+    generator = random.Random(5)
+    rows = []
+    for index in range(count):
+        kind = index % 3
+        rows.append(
+            {
+                "length": round(generator.gauss(5 + kind, 0.5), 2),
+                "width": round(generator.gauss(3 - kind / 2, 0.3), 2),
+                "colour": generator.choice(["red", "blue"]),
+                "kind": "abc"[kind],
+            }
+        )
+    return rows
+
+
+@pytest.fixture
+def flowers(organization: Organization, tmp_path: Path) -> DatasetVersion:
+    dataset = factories.DatasetFactory(organization=organization, name="flowers")
+    folder = tmp_path / "flowers"
+    folder.mkdir()
+    return factories.ready_version(dataset, flower_rows(), folder, number=1)
+
+
+@pytest.fixture
+def queue_run(flowers: DatasetVersion, trainer: User) -> Callable[..., Run]:
+    """``queue_run(config, …)``: a queued run on the flowers."""
+
+    def make(config: dict[str, Any] | None = None, **more: Any) -> Run:
+        wanted = {"task": "classification", "target": "kind"} | more
+        return services.create_run(actor=trainer, dataset_version=flowers, config=config or QUICK, **wanted)
+
+    return make
+
+
+@pytest.fixture
+def meanwhile() -> Callable[..., threading.Thread]:
+    """``meanwhile(condition, act)``: in a thread, do something once a condition on the database holds."""
+    started: list[threading.Thread] = []
+
+    def start(condition: Callable[[], Any], act: Callable[[], Any], seconds: float = 30) -> threading.Thread:
+        def work() -> None:
+            deadline = time.monotonic() + seconds
+            try:
+                while time.monotonic() < deadline:
+                    if condition():
+                        act()
+                        return
+                    time.sleep(0.05)
+            finally:
+                connection.close()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        started.append(thread)
+        return thread
+
+    yield start
+    for thread in started:
+        thread.join(30)
