@@ -1,3 +1,17 @@
-"""Pages."""
+"""Pages of datasets."""
 
-urlpatterns: list = []
+from django.urls import path
+
+from .views import changes, dataset, lists
+
+urlpatterns = [
+    path("datasets/", lists.dataset_list, name="datasets"),
+    path("datasets/new", changes.dataset_new, name="dataset-new"),
+    path("datasets/<uuid:dataset>/", dataset.dataset_page, name="dataset"),
+    path("datasets/<uuid:dataset>/upload", changes.dataset_upload, name="dataset-upload"),
+    path("datasets/<uuid:dataset>/edit", changes.dataset_edit, name="dataset-edit"),
+    path("datasets/<uuid:dataset>/archive", changes.dataset_archive, name="dataset-archive"),
+    path("datasets/<uuid:dataset>/restore", changes.dataset_restore, name="dataset-restore"),
+    path("datasets/<uuid:dataset>/versions/<int:number>/cancel", changes.version_cancel, name="version-cancel"),
+    path("datasets/<uuid:dataset>/versions/<int:number>/rows.csv", changes.version_csv, name="version-csv"),
+]

@@ -122,7 +122,7 @@ MIDDLEWARE = [
 
 ROOT_URLCONF = "dlplatform.urls"
 ASGI_APPLICATION = "dlplatform.asgi.application"
-APPEND_SLASH = False
+APPEND_SLASH = True  # pages: /runs leads to /runs/; the API needs none either way
 
 TEMPLATES = [
     {

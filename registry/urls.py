@@ -1,3 +1,17 @@
-"""Pages."""
+"""Pages of the registry."""
 
-urlpatterns: list = []
+from django.urls import path
+
+from .views import lists, model, version
+
+urlpatterns = [
+    path("models/", lists.model_list, name="models"),
+    path("models/<uuid:model>/", model.model_page, name="model"),
+    path("models/<uuid:model>/edit", model.model_edit, name="model-edit"),
+    path("models/<uuid:model>/archive", model.model_archive, name="model-archive"),
+    path("models/<uuid:model>/restore", model.model_restore, name="model-restore"),
+    path("models/<uuid:model>/refs", model.ref_move, name="ref-move"),
+    path("models/<uuid:model>/refs/<str:kind>/<str:name>/remove", model.ref_delete, name="ref-delete"),
+    path("model-versions/<uuid:version>/", version.version_page, name="model-version"),
+    path("model-versions/<uuid:version>/try", version.version_try, name="version-try"),
+]

@@ -1,3 +1,20 @@
-"""Pages."""
+"""Pages of training."""
 
-urlpatterns: list = []
+from django.urls import path
+
+from .views import compare, experiments, home, new_run, run, runs
+
+urlpatterns = [
+    path("", home.home, name="home"),
+    path("runs/", runs.run_list, name="runs"),
+    path("runs/new", new_run.run_new, name="run-new"),
+    path("runs/compare", compare.compare, name="compare"),
+    path("runs/<uuid:run>/", run.run_page, name="run"),
+    path("runs/<uuid:run>/log.txt", run.run_log, name="run-log"),
+    path("runs/<uuid:run>/cancel", run.run_cancel, name="run-cancel"),
+    path("runs/<uuid:run>/resume", run.run_resume, name="run-resume"),
+    path("runs/<uuid:run>/archive", run.run_archive, name="run-archive"),
+    path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
+    path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
+    path("experiments/", experiments.experiment_list, name="experiments"),
+]

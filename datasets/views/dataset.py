@@ -1,0 +1,112 @@
+"""The page of one dataset: a version's columns, rows and problems, and who uses it."""
+
+from typing import Any
+from uuid import UUID
+
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse
+
+from datasets import services
+from datasets.ingestion.rows import read_rows
+from datasets.models import Dataset, DatasetVersion
+from dlplatform.accounts.access import may, visible_or_404
+from dlplatform.objects import CorruptObject, MissingObject
+from dlplatform.web import page
+
+TABS = ("columns", "rows", "problems", "usage")
+PAGE_ROWS = 50
+MOST_COLUMNS = 200
+SHOWN_COLUMNS = 60
+TOP_SHOWN = 3
+USERS_SHOWN = 50
+
+
+def dataset_or_404(request: HttpRequest, identifier: UUID) -> Dataset:
+    return visible_or_404(Dataset.objects.select_related("organization", "created_by"), request.user, pk=identifier)
+
+
+def version_or_404(dataset: Dataset, number: int) -> DatasetVersion:
+    version = dataset.versions.filter(number=number).first()
+    if version is None:
+        raise Http404
+    return version
+
+
+def dataset_page(request: HttpRequest, dataset: UUID) -> HttpResponse:
+    found = dataset_or_404(request, dataset)
+    versions = list(found.versions.defer("profile", "problems", "columns", "parts", "detected"))
+    version = _shown_version(request, found, versions)
+    tab = request.GET.get("tab", "")
+    context: dict[str, Any] = {
+        "section": "datasets",
+        "dataset": found,
+        "versions": versions,
+        "version": version,
+        "tab": tab if tab in TABS else _first_tab(version),
+        "can_write": may(request.user, "dataset.write", found),
+        "can_archive": may(request.user, "dataset.delete", found),
+    }
+    if version is not None:
+        context |= PANELS[context["tab"]](request, version)
+    return page(request, "datasets/dataset.html", context, partial="datasets/_dataset.html")
+
+
+def _shown_version(request: HttpRequest, dataset: Dataset, versions: list[DatasetVersion]) -> DatasetVersion | None:
+    wanted = request.GET.get("version", "")
+    if wanted.isdecimal() and len(wanted) < 10:
+        return version_or_404(dataset, int(wanted))
+    return dataset.versions.first() if versions else None
+
+
+def _first_tab(version: DatasetVersion | None) -> str:
+    return "problems" if version and version.state == DatasetVersion.State.REJECTED else "columns"
+
+
+def _columns(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
+    described = [
+        {**column, "profile": version.profile.get(column["name"], {})} for column in version.columns[:MOST_COLUMNS]
+    ]
+    for column in described:
+        count = column["profile"].get("count") or 1
+        top = column["profile"].get("top", [])[:TOP_SHOWN]
+        column["top"] = [{**one, "share": one["count"] / count} for one in top]
+        column["median"] = column["profile"].get("quantiles", {}).get("0.5")
+    return {"columns": described, "columns_left_out": max(len(version.columns) - MOST_COLUMNS, 0)}
+
+
+def _rows(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
+    """One page of the stored rows. The paginator counts; the rows themselves come from the Parquet parts."""
+    names = [column["name"] for column in version.columns]
+    sort = request.GET.get("sort", "")
+    column = sort.removeprefix("-")
+    sort = sort if column in names else ""
+    shown = Paginator(range(version.rows or 0), PAGE_ROWS).get_page(request.GET.get("page"))
+    columns = names[:SHOWN_COLUMNS]
+    context = {"page": shown, "sort": sort, "columns": version.columns[:SHOWN_COLUMNS],
+               "columns_left_out": max(len(names) - SHOWN_COLUMNS, 0)}  # fmt: skip
+    if version.state != DatasetVersion.State.READY:
+        return {**context, "rows": []}
+    try:
+        found = read_rows(
+            services.local_parts(version), max(shown.start_index() - 1, 0), PAGE_ROWS,
+            order_by=column if sort else None, descending=sort.startswith("-"), columns=columns,
+        )  # fmt: skip
+    except (OSError, MissingObject, CorruptObject):
+        return {**context, "rows": [], "unreadable": True}
+    return {**context, "rows": [[row[name] for name in columns] for row in found]}
+
+
+def _problems(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
+    return {}
+
+
+def _usage(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
+    runs = version.runs.defer("evaluation", "environment", "config", "features", "warnings")
+    models = version.model_versions.select_related("model").defer("tree", "signature", "lineage")
+    return {
+        "runs": runs.select_related("experiment").order_by("-created_at")[:USERS_SHOWN],
+        "model_versions": models.order_by("-created_at")[:USERS_SHOWN],
+    }
+
+
+PANELS = {"columns": _columns, "rows": _rows, "problems": _problems, "usage": _usage}

@@ -1,0 +1,106 @@
+"""Forms of the model pages: name and description, moving a ref, trying a model."""
+
+import re
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from .models import Ref
+
+PREFIX = "input-"
+ERROR_PLACE = re.compile(r"instances\.0(?:\.(.*))?", re.DOTALL)
+
+
+class ModelForm(forms.Form):
+    name = forms.CharField(max_length=120)
+    description = forms.CharField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
+
+
+class RefForm(forms.Form):
+    kind = forms.ChoiceField(choices=Ref.Kind.choices, initial=Ref.Kind.ALIAS)
+    name = forms.CharField(max_length=80)
+    version = forms.UUIDField()
+    expected = forms.UUIDField(required=False)
+    reason = forms.CharField(max_length=2000, required=False)
+
+
+class TryForm(forms.Form):
+    """One field for each input column of a model, by position, since a column may have any name."""
+
+    def __init__(self, *args: Any, inputs: list[dict[str, Any]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inputs = inputs
+        for position, column in enumerate(inputs):
+            self.fields[f"{PREFIX}{position}"] = _field(column)
+
+    @staticmethod
+    def example(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {f"{PREFIX}{position}": _shown(column.get("example")) for position, column in enumerate(inputs)}
+
+    def instance(self) -> dict[str, Any]:
+        """The row as the model takes it; blank is a missing value."""
+        return {
+            column["name"]: _value(column["type"], self.cleaned_data.get(f"{PREFIX}{position}", ""))
+            for position, column in enumerate(self.inputs)
+        }
+
+    def add_refusal(self, refused: ValidationError) -> None:
+        """Show what the model says about `instances.0.COLUMN` beside that column's field."""
+        names = {column["name"]: f"{PREFIX}{position}" for position, column in enumerate(self.inputs)}
+        for place, errors in refused.error_dict.items():
+            matched = ERROR_PLACE.fullmatch(place)
+            self.add_error(names.get(matched[1] or "") if matched else None, errors)
+
+
+def _field(column: dict[str, Any]) -> forms.Field:
+    label = column["name"]
+    if column["type"] == "boolean":
+        choices = [("", "missing"), ("true", "true"), ("false", "false")]
+        return forms.ChoiceField(choices=choices, required=False, label=label)
+    if column["type"] in ("number", "integer"):
+        return forms.CharField(
+            required=False, label=label, help_text=_range(column),
+            widget=forms.TextInput({"inputmode": "decimal", "autocomplete": "off"}), max_length=60,
+        )  # fmt: skip
+    hint = "ISO 8601, such as 2026-03-01T12:00:00Z" if column["type"] == "datetime" else ""
+    widget = forms.Textarea({"rows": 2}) if column["type"] == "text" else forms.TextInput({"autocomplete": "off"})
+    field = forms.CharField(required=False, label=label, help_text=hint, widget=widget, max_length=20_000, strip=False)
+    field.known = column.get("categories") or []  # type: ignore[attr-defined]
+    return field
+
+
+def _range(column: dict[str, Any]) -> str:
+    if column.get("minimum") is None:
+        return ""
+    return f"seen: {_short(column['minimum'])} to {_short(column['maximum'])}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _value(type_: str, text: str) -> Any:
+    """What cannot be read as the type goes on as text: the model names the mistake."""
+    if text == "":
+        return None
+    if type_ == "boolean":
+        return text == "true"
+    if type_ in ("number", "integer"):
+        return _number(text)
+    return text
+
+
+def _number(text: str) -> Any:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text

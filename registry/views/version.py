@@ -1,0 +1,116 @@
+"""The page of one model version: card, origin, files; and trying it with one's own values."""
+
+import json
+import shlex
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods
+
+from dlplatform.accounts.access import may, require, visible_or_404
+from dlplatform.api import Unavailable
+from dlplatform.web import page
+from registry.cards import card_of
+from registry.forms import TryForm
+from registry.models import ModelVersion, Ref
+from registry.serving import client
+
+MOST_CLASSES = 12
+QUICK_ALIASES = ("production", "staging")
+
+
+def version_or_404(request: HttpRequest, identifier: UUID) -> ModelVersion:
+    rows = ModelVersion.objects.select_related("model__organization", "author", "dataset_version__dataset").defer(
+        "dataset_version__profile", "dataset_version__problems", "dataset_version__columns", "dataset_version__parts"
+    )
+    return visible_or_404(rows, request.user, pk=identifier)
+
+
+def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
+    found = version_or_404(request, version)
+    aliases = found.model.refs.filter(kind=Ref.Kind.ALIAS).select_related("version")
+    context = {
+        "section": "models",
+        "version": found,
+        "model": found.model,
+        "marks": found.refs.all(),
+        "aliases": _quick_aliases({ref.name: ref for ref in aliases}, found),
+        "parents": found.parents.only("id", "number", "model_id").order_by("child_edges__position"),
+        "settings": _settings(found.lineage),
+        "card": card_of(found),
+        "can_move": may(request.user, "ref.move", found),
+        **try_context(request, found),
+    }
+    return page(request, "registry/version.html", context)
+
+
+def _quick_aliases(current: dict[str, Ref], version: ModelVersion) -> list[dict[str, Any]]:
+    """The aliases with a button of their own, with where each points now."""
+    return [
+        {"name": name, "current": current.get(name), "here": name in current and current[name].version_id == version.pk}
+        for name in QUICK_ALIASES
+    ]
+
+
+def _settings(lineage: dict[str, Any]) -> list[tuple[str, Any]]:
+    used = lineage.get("settings") or lineage.get("config") or {}
+    plain = [(name, value) for name, value in used.items() if name != "params"]
+    return plain + [(f"params.{name}", value) for name, value in (used.get("params") or {}).items()]
+
+
+def try_context(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
+    """What the part that tries a version needs; filled with a real row."""
+    inputs = version.signature.get("inputs", [])
+    return {
+        "try_form": TryForm(initial=TryForm.example(inputs), inputs=inputs) if inputs else None,
+        "curl": curl(request, version, {column["name"]: column.get("example") for column in inputs}),
+    }
+
+
+def curl(request: HttpRequest, version: ModelVersion, instance: dict[str, Any]) -> str:
+    """The same question as a command."""
+    address = request.build_absolute_uri(f"/api/v1/model-versions/{version.pk}/predict")
+    body = shlex.quote(json.dumps({"instances": [instance]}, ensure_ascii=False))
+    return (
+        f"curl -X POST {shlex.quote(address)} \\\n  -H \"Authorization: Bearer $DLP_API_KEY\" \\\n"
+        f"  -H 'Content-Type: application/json' \\\n  -d {body}"
+    )
+
+
+@require_http_methods(["GET", "POST"])
+def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
+    found = version_or_404(request, version)
+    if request.method == "GET":
+        return redirect("model-version", found.pk)
+    require(request.user, "predict", found)
+    form = TryForm(request.POST, inputs=found.signature.get("inputs", []))
+    prediction = _predicted(found, form) if form.is_valid() else None
+    instance = form.instance() if form.is_valid() else {}
+    context = {"version": found, "try_form": form, "prediction": prediction, "curl": curl(request, found, instance)}
+    if request.htmx:
+        return render(request, "registry/_try.html", context)
+    return render(request, "registry/try.html", {"section": "models", "model": found.model, **context})
+
+
+def _predicted(version: ModelVersion, form: TryForm) -> dict[str, Any] | None:
+    try:
+        return _shown(client.predict(version.pk, [form.instance()])[0])
+    except ValidationError as error:
+        form.add_refusal(error)
+    except (Unavailable, client.Unusable) as error:
+        form.add_error(None, str(error.detail))
+    except Http404:
+        form.add_error(None, "The inference process does not know this version; it may have been removed.")
+    return None
+
+
+def _shown(prediction: dict[str, Any]) -> dict[str, Any]:
+    """Classes by falling probability; a number as it is."""
+    probabilities = prediction.get("probabilities")
+    if probabilities is None:
+        return {"value": prediction.get("value")}
+    ranked = sorted(probabilities.items(), key=lambda item: -item[1])
+    return {"label": prediction["label"], "classes": ranked[:MOST_CLASSES], "more": max(len(ranked) - MOST_CLASSES, 0)}

@@ -1,0 +1,235 @@
+"""The form of a new run, generated from the engine's own description of its settings."""
+
+from typing import Any
+
+from django import forms
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.models import Organization
+from dlplatform.engine import config as engine
+from dlplatform.engine.config import ARCHITECTURES, FIELDS, PARAMS
+
+from .models import Experiment, Run
+from .services import MOST_CLASSES, TARGET_TYPES
+
+FEW_CLASSES = 20
+MOST_VERSIONS = 200
+BOOLEANS = {"true": True, "false": False}
+
+
+class SettingField(forms.CharField):
+    """One setting. Blank stands for the default; what cannot be read goes on as text for the engine to name."""
+
+    def __init__(self, described: engine.Field, *, used_by: tuple[str, ...] = ()) -> None:
+        self.described = described
+        widget, hint = _widget(described), f" For {' and '.join(used_by)}." if used_by else ""
+        label = described.name.replace("_", " ")
+        super().__init__(required=False, label=label, help_text=described.help + hint, widget=widget, max_length=40)
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value)
+        if text == "":
+            return None
+        if text.lower() in BOOLEANS and (self.described.type == "boolean" or False in self.described.words):
+            return BOOLEANS[text.lower()]
+        if self.described.type in ("integer", "number"):
+            return _number(text)
+        return text
+
+    def run_validators(self, value: Any) -> None:
+        """The engine checks ranges, and says so in its own words."""
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _widget(described: engine.Field) -> forms.Widget:
+    default = _shown(described.default)
+    if described.type == "choice":
+        return forms.Select(choices=[("", f"{default} (default)"), *((one, one) for one in described.choices)])
+    if described.type == "boolean":
+        return forms.Select(choices=[("", f"{default} (default)"), ("true", "yes"), ("false", "no")])
+    mode = "numeric" if described.type == "integer" and False not in described.words else "text"
+    return forms.TextInput({"placeholder": default, "inputmode": mode, "autocomplete": "off"})
+
+
+def _shown(value: Any) -> str:
+    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"{value}"
+
+
+def _settings() -> dict[str, SettingField]:
+    fields = {f"config.{one.name}": SettingField(one) for one in FIELDS if one.type != "params"}
+    for name in dict.fromkeys(one.name for architecture in ARCHITECTURES for one in PARAMS[architecture]):
+        users = tuple(each for each in ARCHITECTURES if any(one.name == name for one in PARAMS[each]))
+        described = next(one for one in PARAMS[users[0]] if one.name == name)
+        fields[f"config.params.{name}"] = SettingField(described, used_by=users)
+    return fields
+
+
+def ready_versions(organization: Organization) -> Any:
+    return (
+        DatasetVersion.objects.filter(
+            dataset__organization=organization, dataset__archived_at=None, state=DatasetVersion.State.READY
+        )
+        .select_related("dataset")
+        .only("number", "rows", "created_at", "dataset__name")
+        .order_by("-created_at")[:MOST_VERSIONS]
+    )
+
+
+def suggested_target(version: DatasetVersion) -> str:
+    """The last column that some task can predict."""
+    allowed = set().union(*TARGET_TYPES.values())
+    names = [column["name"] for column in version.columns if column["type"] in allowed]
+    return names[-1] if names else ""
+
+
+def suggested_task(version: DatasetVersion, target: str) -> str:
+    """Regression for a measured number, classification for what has few values or is no number."""
+    type_ = next((column["type"] for column in version.columns if column["name"] == target), "")
+    distinct = version.profile.get(target, {}).get("distinct") or 0
+    if type_ in ("number", "integer") and distinct > FEW_CLASSES:
+        return "regression"
+    return "classification" if distinct <= MOST_CLASSES else "regression"
+
+
+def _targets(version: DatasetVersion) -> list[tuple[str, str]]:
+    allowed = set().union(*TARGET_TYPES.values())
+    return [(one["name"], f"{one['name']} ({one['type']})") for one in version.columns if one["type"] in allowed]
+
+
+class RunForm(forms.Form):
+    """Bound to one dataset version, which decides the choices of target and features."""
+
+    dataset_version = forms.ChoiceField(label="Dataset version")
+    target = forms.ChoiceField(label="Column to predict")
+    task = forms.ChoiceField(choices=Run.Task.choices)
+    features = forms.MultipleChoiceField(
+        required=False, widget=forms.CheckboxSelectMultiple, label="Columns to learn from"
+    )
+    experiment = forms.ChoiceField(required=False, help_text="A group of runs that belong together.")
+    new_experiment = forms.CharField(required=False, max_length=120, label="or a new experiment")
+    name = forms.CharField(required=False, max_length=120, label="Name of the run", help_text="Blank: one is made.")
+    register_as = forms.CharField(
+        required=False, max_length=120, label="Register the model as", help_text="Blank: the dataset's name."
+    )
+
+    def __init__(self, *args: Any, organization: Organization, version: DatasetVersion, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.version = version
+        self.fields.update(_settings())
+        self._choose("dataset_version", _version_choices(organization, version))
+        self._choose("target", _targets(version))
+        self._choose("features", [(one["name"], one["name"]) for one in version.columns])
+        experiments = Experiment.objects.filter(organization=organization, archived_at=None).order_by("name")
+        self._choose("experiment", [("", "Default"), *((str(one.pk), one.name) for one in experiments[:MOST_VERSIONS])])
+        self.fields["register_as"].widget.attrs["placeholder"] = version.dataset.name
+        for name in ("target", "task", "dataset_version", "config.architecture", "config.epochs"):
+            self.fields[name].widget.attrs["data-reloads"] = ""
+
+    def _choose(self, name: str, choices: list[tuple[str, str]]) -> None:
+        self.fields[name].choices = choices  # type: ignore[attr-defined]
+
+    @property
+    def basic(self) -> list[forms.BoundField]:
+        return [self[f"config.{one.name}"] for one in FIELDS if one.type != "params" and not one.advanced]
+
+    @property
+    def advanced(self) -> list[forms.BoundField]:
+        plain = [f"config.{one.name}" for one in FIELDS if one.type != "params" and one.advanced]
+        return [self[name] for name in plain + [name for name in self.fields if name.startswith("config.params.")]]
+
+    @property
+    def advanced_open(self) -> bool:
+        """Opened when something in it is set or wrong, so that nothing hides."""
+        return any(field.errors or field.value() for field in self.advanced)
+
+    def feature_boxes(self) -> list[dict[str, Any]]:
+        types = {column["name"]: column["type"] for column in self.version.columns}
+        target = self["target"].value()
+        return [
+            {"box": box, "type": types[box.data["value"]]} for box in self["features"] if box.data["value"] != target
+        ]
+
+    def chosen_features(self) -> list[str]:
+        """The features as they stand in the form, without the target."""
+        target = self["target"].value()
+        return [name for name in self["features"].value() or [] if name != target]
+
+    def clean_features(self) -> list[str]:
+        chosen = self.cleaned_data["features"]
+        if not chosen:
+            raise forms.ValidationError("Choose at least one column to learn from.")
+        return chosen
+
+    def config(self) -> dict[str, Any]:
+        """The settings that were given, in the engine's shape; of a form in any state."""
+        config: dict[str, Any] = {}
+        params: dict[str, Any] = {}
+        for name, field in self.fields.items():
+            if not isinstance(field, SettingField):
+                continue
+            value = field.to_python(self[name].value())
+            if value is not None:
+                (params if name.startswith("config.params.") else config)[name.rpartition(".")[2]] = value
+        return {**config, **({"params": params} if params else {})}
+
+    def choices(self) -> dict[str, Any]:
+        """Arguments of the service, but for the experiment."""
+        given = self.cleaned_data
+        everything = {column["name"] for column in self.version.columns} - {given["target"]}
+        features = [name for name in given["features"] if name != given["target"]]
+        return {
+            "task": given["task"],
+            "target": given["target"],
+            "features": None if set(features) == everything else features,
+            "config": self.config(),
+            "name": given["name"],
+            "register_as": given["register_as"],
+        }
+
+
+
+def _version_choices(organization: Organization, chosen: DatasetVersion) -> list[tuple[str, str]]:
+    rows = {str(one.pk): one for one in ready_versions(organization)}
+    rows.setdefault(str(chosen.pk), chosen)
+    return [(key, f"{one.dataset.name} v{one.number} · {one.rows or 0:,} rows") for key, one in rows.items()]
+
+
+def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dict[str, Any]:
+    """A form filled with suggestions for a version."""
+    names = [column["name"] for column in version.columns]
+    target = target if target in names else suggested_target(version)
+    return {
+        "dataset_version": str(version.pk),
+        "target": target,
+        "task": task if task in Run.Task.values else suggested_task(version, target),
+        "features": [name for name in names if name != target],
+    }
+
+
+def initial_of_clone(run: Run) -> dict[str, Any]:
+    """A form filled with another run's choices; settings at their default stay blank."""
+    initial = initial_of(run.dataset_version, run.target, run.task)
+    if run.features:
+        initial["features"] = run.features
+    initial |= {"experiment": str(run.experiment_id), "register_as": run.register_as}
+    defaults = {one.name: one.default for one in FIELDS}
+    for name, value in run.config.items():
+        if name != "params" and value != defaults.get(name):
+            initial[f"config.{name}"] = _text(value)
+    for name, value in run.config.get("params", {}).items():
+        initial[f"config.params.{name}"] = _text(value)
+    return initial
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""Pages of training, one module a page: home, runs, run, new run, compare, experiments."""

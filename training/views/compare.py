@@ -1,0 +1,95 @@
+"""Runs beside each other: curves, final metrics, and the settings in which they differ."""
+
+from typing import Any
+from uuid import UUID
+
+from django.http import HttpRequest, HttpResponse
+
+from dlplatform.web import page
+from training.findings import lower_is_better
+from training.models import MetricSeries, Run
+from training.records import curves
+
+MOST_RUNS = 10
+MOST_POINTS = 400
+
+
+def compare(request: HttpRequest) -> HttpResponse:
+    runs = _chosen(request)
+    context: dict[str, Any] = {
+        "section": "runs",
+        "runs": runs,
+        "too_many": len(set(request.GET.getlist("run"))) > MOST_RUNS,
+        "charts": _charts(runs),
+        "metrics": _final_metrics(runs),
+        "settings": _settings(runs, every=request.GET.get("settings") == "all"),
+        "all_settings": request.GET.get("settings") == "all",
+    }
+    return page(request, "training/compare.html", context)
+
+
+def _chosen(request: HttpRequest) -> list[Run]:
+    identifiers = [one for text in request.GET.getlist("run") if (one := _uuid(text))]
+    wanted = list(dict.fromkeys(identifiers))[:MOST_RUNS]
+    rows = Run.objects.visible_to(request.user).filter(pk__in=wanted).defer("evaluation", "environment")
+    found = {run.pk: run for run in rows.select_related("dataset_version__dataset", "experiment")}
+    return [found[identifier] for identifier in wanted if identifier in found]
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _charts(runs: list[Run]) -> list[dict[str, Any]]:
+    """One chart a metric that has a curve, with one line a run; the colour of a run is the same in all."""
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for position, run in enumerate(runs):
+        for key, points in curves(run, None, MOST_POINTS).items():
+            if len(points) > 1:
+                by_key.setdefault(key, []).append({"name": run.name, "points": points, "color": position})
+    return [
+        {"kind": "line", "title": key, "x": "step", "tools": True, "series": series}
+        for key, series in sorted(by_key.items(), key=lambda item: (not item[0].startswith("validation/"), item[0]))
+    ]
+
+
+def _final_metrics(runs: list[Run]) -> list[dict[str, Any]]:
+    series = MetricSeries.objects.filter(run__in=[run.pk for run in runs]).values_list("run_id", "key", "last")
+    table: dict[str, dict[UUID, float]] = {}
+    for run, key, last in series:
+        if last is not None:
+            table.setdefault(key, {})[run] = last
+    return [_metric_row(key, table[key], runs) for key in sorted(table)]
+
+
+def _metric_row(key: str, values: dict[UUID, float], runs: list[Run]) -> dict[str, Any]:
+    judged = len(values) > 1 and key != "learning_rate"
+    best = (min if lower_is_better(key) else max)(values.values()) if judged else None
+    cells = [{"value": values.get(run.pk), "best": best is not None and values.get(run.pk) == best} for run in runs]
+    return {"key": key, "cells": cells}
+
+
+def _settings(runs: list[Run], *, every: bool) -> list[dict[str, Any]]:
+    flat = [_flat(run) for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for one in flat for name in one):
+        cells = [one.get(name, "–") for one in flat]
+        differs = len({str(cell) for cell in cells}) > 1
+        if differs or every:
+            rows.append({"name": name, "cells": cells, "differs": differs})
+    return rows
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    config = {name: value for name, value in run.config.items() if name != "params"}
+    params = {f"params.{name}": value for name, value in run.config.get("params", {}).items()}
+    data = {
+        "dataset": f"{run.dataset_version.dataset.name} v{run.dataset_version.number}",
+        "task": run.task,
+        "target": run.target,
+        "features": ", ".join(run.features) if run.features else "all",
+    }
+    return data | config | params

@@ -1,0 +1,121 @@
+"""Queueing a run: choose the data, the column to predict and, if wished, the settings."""
+
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.http import require_http_methods
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.models import Organization
+from dlplatform.accounts.pages import no_organization, organization_of, said
+from dlplatform.api import Conflict
+from dlplatform.web import add_errors, page
+from training import services
+from training.estimate import estimate
+from training.models import Experiment, Run
+from training.run_form import RunForm, initial_of, initial_of_clone, ready_versions
+
+
+@require_http_methods(["GET", "POST"])
+def run_new(request: HttpRequest) -> HttpResponse:
+    organization = organization_of(request)
+    if organization is None:
+        return no_organization(request)
+    require(request.user, "run.write", organization)
+    clone = _run_to_clone(request)
+    version = _version(request, organization, clone)
+    if version is None:
+        return render(request, "training/run_new_empty.html", {"section": "runs"})
+    if request.method == "POST":
+        form = RunForm(request.POST, organization=version.dataset.organization, version=version)
+        run = _queued(request, form, clone) if form.is_valid() else None
+        if run:
+            said(request, "Queued. Training starts as soon as a worker is free.")
+            return redirect("run", run.pk)
+    else:
+        initial = _initial(request, version, clone)
+        form = RunForm(initial=initial, organization=version.dataset.organization, version=version)
+    context = {"section": "runs", "form": form, "clone": clone, "version": version, "estimate": _estimate(form)}
+    return page(request, "training/run_new.html", context, partial="training/_run_form.html")
+
+
+def _version(request: HttpRequest, organization: Organization, clone: Run | None) -> DatasetVersion | None:
+    """The chosen version; without a choice the clone's, else the newest one that is ready."""
+    given = request.POST or request.GET
+    wanted = given.get("dataset_version") or given.get("version")
+    rows = DatasetVersion.objects.select_related("dataset__organization")
+    if wanted:
+        return visible_or_404(rows, request.user, pk=_uuid(wanted))
+    if clone:
+        return clone.dataset_version
+    newest = ready_versions(organization).first()
+    return rows.get(pk=newest.pk) if newest else None
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        return UUID(int=0)
+
+
+def _run_to_clone(request: HttpRequest) -> Run | None:
+    wanted = request.GET.get("clone")
+    if not wanted:
+        return None
+    rows = Run.objects.select_related("experiment", "dataset_version__dataset__organization")
+    return visible_or_404(rows, request.user, pk=_uuid(wanted))
+
+
+def _initial(request: HttpRequest, version: DatasetVersion, clone: Run | None) -> dict[str, Any]:
+    """Suggestions, then a clone's choices, then what stands in the form when one of its fields changed."""
+    given = request.GET
+    if clone and not request.htmx:
+        return initial_of_clone(clone)
+    same_data = given.get("shown_version") == str(version.pk)
+    target = given.get("target", "")
+    task = given.get("task", "") if given.get("shown_target") == target else ""
+    initial = initial_of(version, target, task)
+    kept = ("experiment", "new_experiment", "name", "register_as")
+    initial |= {name: value for name, value in given.items() if name in kept or name.startswith("config.")}
+    if same_data and (chosen := given.getlist("features")):
+        # The column that was the target until now had no box to tick.
+        freed = {given.get("shown_target")} - {initial["target"]}
+        initial["features"] = [name for name in initial["features"] if name in chosen or name in freed]
+    return initial
+
+
+def _queued(request: HttpRequest, form: RunForm, clone: Run | None) -> Run | None:
+    try:
+        experiment = _experiment(request, form)
+        return services.create_run(
+            actor=request.user,
+            dataset_version=form.version,
+            experiment=experiment,
+            cloned_from=clone,
+            **form.choices(),
+        )
+    except ValidationError as error:
+        add_errors(form, error)
+    except Conflict as conflict:
+        form.add_error(None, str(conflict.detail))
+    return None
+
+
+def _experiment(request: HttpRequest, form: RunForm) -> Experiment | None:
+    organization = form.version.dataset.organization
+    if name := form.cleaned_data["new_experiment"]:
+        return services.experiment_named(actor=request.user, organization=organization, name=name)
+    if chosen := form.cleaned_data["experiment"]:
+        return visible_or_404(Experiment.objects.select_related("organization"), request.user, pk=_uuid(chosen))
+    return None
+
+
+def _estimate(form: RunForm) -> str:
+    task, target = form["task"].value(), form["target"].value()
+    found = estimate(form.version, task or "", target or "", form.chosen_features(), form.config())
+    return found.words if found else ""

@@ -1,0 +1,158 @@
+"""The page of one run, its live parts, and what can be done with it."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import UUID
+
+from asgiref.sync import sync_to_async
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.views.decorators.http import require_POST
+
+from dlplatform.accounts.access import may, visible_or_404
+from dlplatform.accounts.pages import refusals_as_messages, said
+from dlplatform.web import page
+from training import findings, services
+from training.forms import NameForm
+from training.models import Run, RunEvent
+
+LOG_SHOWN = 500
+LOG_PAGE = 2000
+PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.html"}
+
+
+def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
+    rows = Run.objects.select_related(
+        "experiment__organization", "dataset_version__dataset", "output_version__model", "created_by", "cloned_from"
+    ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
+    return visible_or_404(rows, request.user, pk=identifier)
+
+
+def run_page(request: HttpRequest, run: UUID) -> HttpResponse:
+    found = run_or_404(request, run)
+    part = PARTS.get(request.GET.get("part", ""))
+    context = {"section": "runs", "run": found, "can_write": may(request.user, "run.write", found)}
+    context |= _results(found)
+    if part is None:
+        context |= _surroundings(found)
+    return page(request, "training/run.html", context, partial=part)
+
+
+def _results(run: Run) -> dict[str, Any]:
+    evaluation = run.evaluation
+    if not evaluation:
+        return {"evaluation": None}
+    return {
+        "evaluation": evaluation,
+        "tiles": findings.tiles(evaluation),
+        "matrix": findings.matrix(evaluation),
+        "importance": findings.importance(evaluation),
+        "worst": findings.worst(evaluation),
+        "charts": findings.charts(evaluation),
+    }
+
+
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What does not change while the page is open, and where the live parts begin."""
+    started = RunEvent.objects.filter(run=run, type="started").order_by("-sequence").first()
+    lines = list(RunEvent.objects.filter(run=run, type="log").order_by("-sequence")[:LOG_SHOWN])[::-1]
+    facts = started.payload if started else {}
+    return {
+        "started": facts,
+        "environment": run.environment or facts.get("environment") or {},
+        "settings": settings_of(run, facts.get("config") or {}),
+        "log": lines,
+        "watch": {
+            "run": str(run.pk),
+            "name": run.name,
+            "after": run.last_sequence,
+            "ended": run.ended,
+            "metrics": f"/api/v1/runs/{run.pk}/metrics?max_points=1000",
+        },
+    }
+
+
+def settings_of(run: Run, resolved: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each setting as given and as the engine resolved it, those of the architecture among them."""
+    given = {name: value for name, value in run.config.items() if name != "params"}
+    given |= {f"params.{name}": value for name, value in run.config.get("params", {}).items()}
+    final = {name: value for name, value in resolved.items() if name != "params"}
+    final |= {f"params.{name}": value for name, value in resolved.get("params", {}).items()}
+    return [
+        {"name": name, "given": given.get(name, "auto"), "resolved": final.get(name)}
+        for name in dict.fromkeys([*given, *final])
+    ]
+
+
+def run_log(request: HttpRequest, run: UUID) -> StreamingHttpResponse:
+    """The whole log as a text file."""
+    found = run_or_404(request, run)
+    response = StreamingHttpResponse(_log_text(found.pk), content_type="text/plain; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="run-{found.pk}.log"'
+    return response
+
+
+async def _log_text(run: UUID) -> AsyncIterator[str]:
+    """Page by page, so that a long log costs little memory."""
+    after = -1
+    while lines := await sync_to_async(_log_page)(run, after):
+        for line in lines:
+            yield f"{line.time.isoformat()} {line.payload.get('level', 'info')} {line.payload.get('message', '')}\n"
+        after = lines[-1].sequence
+
+
+def _log_page(run: UUID, after: int) -> list[RunEvent]:
+    lines = RunEvent.objects.filter(run_id=run, type="log", sequence__gt=after)
+    return list(lines.order_by("sequence")[:LOG_PAGE])
+
+
+def _changed(request: HttpRequest, run: UUID, change: Callable[[Run], Any], text: str, undo: str = "") -> HttpResponse:
+    found = run_or_404(request, run)
+    with refusals_as_messages(request):
+        change(found)
+        said(request, text, undo and reverse(undo, args=[found.pk]))
+    return redirect("run", found.pk)
+
+
+@require_POST
+def run_cancel(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.cancel_run(actor=request.user, run=found),
+        "The run stops after a checkpoint; it can be resumed from there.",
+    )  # fmt: skip
+
+
+@require_POST
+def run_resume(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.resume_run(actor=request.user, run=found),
+        "Queued again; it goes on from its last checkpoint.",
+    )  # fmt: skip
+
+
+@require_POST
+def run_archive(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.set_run_archived(actor=request.user, run=found, archived=True),
+        "Archived: out of the lists, nothing is lost.", "run-restore",
+    )  # fmt: skip
+
+
+@require_POST
+def run_restore(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.set_run_archived(actor=request.user, run=found, archived=False),
+        "Back in the lists.",
+    )  # fmt: skip
+
+
+@require_POST
+def run_rename(request: HttpRequest, run: UUID) -> HttpResponse:
+    form = NameForm(request.POST)
+
+    def rename(found: Run) -> None:
+        form.full_clean()
+        services.rename_run(actor=request.user, run=found, name=form.cleaned_data.get("name") or found.name)
+
+    return _changed(request, run, rename, "Renamed.")

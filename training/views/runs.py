@@ -1,0 +1,104 @@
+"""The list of runs: filtered, sorted by any metric, live, at the cost of a few queries whatever its length."""
+
+from typing import Any
+
+from django.db.models import F, FilteredRelation, Q, QuerySet
+from django.http import HttpRequest, HttpResponse, QueryDict
+
+from dlplatform.accounts.models import Organization
+from dlplatform.accounts.pages import no_organization, organization_of, page_of
+from dlplatform.web import page
+from training.forms import RunFilter
+from training.models import MetricSeries, Run
+
+from .home import ACTIVE
+
+LISTED = (
+    "name", "state", "progress", "phase", "eta_seconds", "created_at", "started_at", "finished_at", "task", "target",
+    "archived_at", "cancel_requested_at", "experiment__name", "dataset_version__number",
+    "dataset_version__dataset__name", "created_by__username",
+)  # fmt: skip
+SORTS = {"created": "created_at", "name": "name", "duration": "duration", "state": "state"}
+DEFAULT_METRICS = ("accuracy", "r2", "validation/loss")
+MOST_METRICS = 6
+RECENT = 200
+
+
+def run_list(request: HttpRequest) -> HttpResponse:
+    organization = organization_of(request)
+    if organization is None:
+        return no_organization(request)
+    form = RunFilter(request.GET, organization=organization)
+    metrics = _chosen_metrics(request.GET)
+    sort = request.GET.get("sort", "-created")
+    rows = sorted_runs(filtered_runs(organization, form), sort)
+    shown = page_of(request, rows)
+    add_metrics(shown.object_list, metrics)
+    context = {
+        "section": "runs",
+        "form": form,
+        "page": shown,
+        "metrics": metrics,
+        "sort": sort,
+        "live": any(run.state in ACTIVE for run in shown.object_list),
+        "filtered": any(value for name, value in request.GET.items() if name not in ("sort", "page", "metric")),
+    }
+    if not request.htmx:
+        context["known_metrics"] = known_metrics(organization, metrics)
+    return page(request, "training/runs.html", context, partial="training/_runs_table.html")
+
+
+def filtered_runs(organization: Organization, form: RunFilter) -> QuerySet[Run]:
+    """The organization's runs that the form asks for; a wrong filter value is left out of account."""
+    form.is_valid()
+    given = form.cleaned_data
+    rows = Run.objects.filter(
+        experiment__organization=organization, archived_at__isnull=not given.get("archived")
+    ).select_related("experiment", "dataset_version__dataset", "created_by")
+    if states := given.get("state"):
+        rows = rows.filter(state__in=ACTIVE if states == "active" else [states])
+    for name, lookup in (("experiment", "experiment"), ("dataset", "dataset_version__dataset"), ("task", "task")):
+        if given.get(name):
+            rows = rows.filter(**{lookup: given[name]})
+    if text := given.get("q"):
+        rows = rows.filter(Q(name__icontains=text) | Q(target__icontains=text))
+    return rows.only(*LISTED)
+
+
+def sorted_runs(rows: QuerySet[Run], sort: str) -> QuerySet[Run]:
+    """Sorted by a column of the table or by `metric:KEY`; anything else sorts newest first."""
+    key = sort.removeprefix("-")
+    if key.startswith("metric:"):
+        name = key.removeprefix("metric:").replace("\0", "")
+        rows = rows.annotate(wanted=FilteredRelation("series", condition=Q(series__key=name)))
+        field = F("wanted__last")
+    else:
+        field = F(SORTS.get(key, "created_at"))
+        if key == "duration":
+            rows = rows.annotate(duration=F("finished_at") - F("started_at"))
+    descending = sort.startswith("-") or (key not in SORTS and not key.startswith("metric:"))
+    order = field.desc(nulls_last=True) if descending else field.asc(nulls_last=True)
+    return rows.order_by(order, "-created_at", "pk")
+
+
+def add_metrics(runs: Any, keys: list[str]) -> None:
+    """Give each run ``values``, its metrics in the order of the columns: one query for all of them."""
+    runs = list(runs)
+    found: dict[tuple[Any, str], float | None] = {}
+    if keys:
+        series = MetricSeries.objects.filter(run__in=[run.pk for run in runs], key__in=keys)
+        found = {(run, key): last for run, key, last in series.values_list("run_id", "key", "last")}
+    for run in runs:
+        run.values = [found.get((run.pk, key)) for key in keys]
+
+
+def _chosen_metrics(query: QueryDict) -> list[str]:
+    chosen = [key.replace("\0", "")[:120] for key in query.getlist("metric") if key]
+    return list(dict.fromkeys(chosen))[:MOST_METRICS] or list(DEFAULT_METRICS)
+
+
+def known_metrics(organization: Organization, chosen: list[str]) -> list[str]:
+    """Metrics of the newest runs, which is what there is to choose from."""
+    newest = Run.objects.filter(experiment__organization=organization).order_by("-created_at")[:RECENT]
+    keys = MetricSeries.objects.filter(run__in=newest.values("pk")).values_list("key", flat=True).distinct()
+    return sorted({*keys, *chosen})
