@@ -69,7 +69,7 @@ def _folds(config: TrainingConfig, size: Size) -> int:
 
 def _epochs(rows: int) -> int:
     """From 150 on the smallest data to 20 on large data."""
-    return max(20, min(150, 150_000 // max(rows, 1)))
+    return max(20, min(150, 60_000 // max(rows, 1)))
 
 
 def _batch_size(rows: int) -> int:

@@ -47,7 +47,7 @@ class State:
     step: int = 0
     epoch: int = 0
     position: int = 0
-    best_loss: float = math.inf
+    best_loss: float | None = None
     best_epoch: int = -1
     stale: int = 0
     done: bool = False
@@ -254,7 +254,7 @@ class Trainer:
     def _judge(self, loss: float) -> bool:
         """Remember the weights if this epoch is the best so far."""
         state = self.state
-        if loss >= state.best_loss:
+        if state.best_loss is not None and loss >= state.best_loss:
             state.stale += 1
             return False
         state.best_loss, state.best_epoch, state.stale = loss, state.epoch, 0

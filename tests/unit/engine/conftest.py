@@ -70,14 +70,8 @@ def mixed_columns(rows: int = 200, seed: int = 0) -> Columns:
     number, integer = random.normal(size=rows), random.integers(0, 50, rows)
     colour = random.choice(["red", "green", "blue"], rows)
     flag = random.random(rows) < 0.5
-    when = [
-        datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour))
-        for hour in random.integers(0, 9000, rows)
-    ]
-    text = [
-        f"{word} item {number}"
-        for word, number in zip(random.choice(["good", "bad"], rows), integer, strict=True)
-    ]
+    when = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=int(hour)) for hour in random.integers(0, 9000, rows)]
+    text = [f"{word} item {number}" for word, number in zip(random.choice(["good", "bad"], rows), integer, strict=True)]
     score = number + (colour == "red") + 0.05 * integer + flag + np.array(["good" in each for each in text])
 
     def holes(values: Any, share: float = 0.1) -> list[Any]:

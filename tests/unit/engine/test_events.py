@@ -12,9 +12,7 @@ def test_a_line_is_readable_at_once(tmp_path: Path) -> None:
     writer = EventWriter(tmp_path / "events.jsonl")
     writer.log("info", "one\nline")
     events, offset = read_events(tmp_path / "events.jsonl")
-    assert [(event["sequence"], event["type"], event["message"]) for event in events] == [
-        (1, "log", "one\nline")
-    ]
+    assert [(event["sequence"], event["type"], event["message"]) for event in events] == [(1, "log", "one\nline")]
     assert events[0]["time"].endswith("Z")
     writer.log("info", "two")
     assert [event["sequence"] for event in read_events(tmp_path / "events.jsonl", offset)[0]] == [2]

@@ -20,8 +20,9 @@ from tests.unit.engine.conftest import (
     start_engine,
 )
 
+CHECKPOINT = b'"type":"checkpoint"'
 CONFIG = {
-    "epochs": 8,
+    "epochs": 12,
     "threads": 1,
     "folds": 2,
     "batch_size": 8,
@@ -42,32 +43,33 @@ def metric_points(job_dir: Path) -> list[tuple[Any, ...]]:
 
 
 def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SIGKILL) -> int:
-    """Start the engine again and again, each time sending a signal once it has begun to train; returns the
+    """Start the engine again and again, each time sending a signal after a new checkpoint; returns the
     number of signals that found it alive."""
     chance = random.Random(seed)
     delivered = 0
     for _ in range(kills + 20):
-        attempts = len(read_spool(job_dir, "started")) if (job_dir / "events.jsonl").exists() else 0
+        spool = job_dir / "events.jsonl"
+        before = spool.read_bytes().count(CHECKPOINT) if spool.exists() else 0
         process = start_engine(job_dir)
         if delivered < kills:
-            wait_for_training(job_dir, process, attempts + 1)
-            time.sleep(chance.uniform(0.0, 0.4))
+            wait_for_checkpoint(job_dir, process, before + 1)
+            time.sleep(chance.uniform(0.0, 0.2))
             delivered += process.poll() is None
             process.send_signal(number)
-        code = process.wait(timeout=60)
+        code = process.wait(timeout=180)
         if code == 0:
             return delivered
         assert code in (-signal.SIGKILL, 75)
     raise AssertionError("the run never ended")
 
 
-def wait_for_training(job_dir: Path, process: Any, attempts: int) -> None:
-    """Until the spool holds that many ``started`` events."""
+def wait_for_checkpoint(job_dir: Path, process: Any, number: int) -> None:
+    """Until the spool holds that many ``checkpoint`` events."""
     spool = job_dir / "events.jsonl"
     while process.poll() is None:
-        if spool.exists() and spool.read_bytes().count(b'"type":"started"') >= attempts:
+        if spool.exists() and spool.read_bytes().count(CHECKPOINT) >= number:
             return
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -81,11 +83,13 @@ def test_killed_runs_end_with_the_same_bytes(
 ) -> None:
     settings = {"task": task, "target": target, "config": CONFIG}
     whole = job(columns(), name="whole", **settings)
-    assert start_engine(whole).wait(timeout=60) == 0
+    assert start_engine(whole).wait(timeout=180) == 0
     broken = job(columns(), name="broken", **settings)
 
     assert run_with_kills(broken, kills=3, seed=number, number=number) >= 2
 
+    resumed = [event["resumed_from"] for event in read_spool(broken, "started")]
+    assert len([step for step in resumed if step]) >= 2
     assert weights(broken) == weights(whole)
     assert metric_points(broken) == metric_points(whole)
     for name in ("model.json", "evaluation.json", "manifest.json"):

@@ -45,9 +45,7 @@ def test_a_run_tells_its_story(trained: dict[str, Path]) -> None:
     assert started["rows"] == {"train": 200, "validation": 200}
     epochs = [event for event in events if event["type"] == "metric"]
     assert [event["epoch"] for event in epochs] == [0, 1, 2]
-    assert {"train/loss", "validation/loss", "validation/accuracy", "learning_rate"} == set(
-        epochs[0]["values"]
-    )
+    assert {"train/loss", "validation/loss", "validation/accuracy", "learning_rate"} == set(epochs[0]["values"])
     fractions = [event["fraction"] for event in events if event["type"] == "progress"]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
@@ -79,10 +77,7 @@ def test_the_evaluation_of_a_regression(trained: dict[str, Path]) -> None:
 
 def test_worst_rows_can_be_predicted_again(trained: dict[str, Path]) -> None:
     predictor = Predictor(trained["regression"] / "output")
-    assert (
-        len(predictor.predict([entry["values"] for entry in evaluation(trained["regression"])["worst"]]))
-        == 20
-    )
+    assert len(predictor.predict([entry["values"] for entry in evaluation(trained["regression"])["worst"]])) == 20
 
 
 def test_a_card_is_written(trained: dict[str, Path]) -> None:
@@ -127,9 +122,7 @@ EDGES: dict[str, tuple[Columns, dict[str, Any]]] = {
     "texts only": ({"c": ("text", ["some words", "other words"] * 20), "y": ("category", YES_NO)}, {}),
     "many categories": (small(c=("category", [f"id-{number}" for number in range(40)])), {}),
     "dates": (
-        small(
-            c=("datetime", [datetime(1960, 1, 1, tzinfo=UTC) + timedelta(days=900 * n) for n in range(40)])
-        ),
+        small(c=("datetime", [datetime(1960, 1, 1, tzinfo=UTC) + timedelta(days=900 * n) for n in range(40)])),
         {},
     ),
     "integer classes": (small(y=("integer", [number % 3 - 1 for number in range(40)])), {}),
@@ -250,9 +243,7 @@ def test_a_nan_loss_names_its_step_and_keeps_the_last_good_checkpoint(
         (KeyError("x"), "internal"),
     ],
 )
-def test_unexpected_errors_are_named(
-    job: Job, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
-) -> None:
+def test_unexpected_errors_are_named(job: Job, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str) -> None:
     def fail(*_: Any) -> None:
         raise error
 
@@ -303,6 +294,26 @@ def test_a_term_signal_leaves_a_checkpoint(job: Job, monkeypatch: pytest.MonkeyP
     assert read_spool(job_dir, "started")[-1]["resumed_from"] == 6
 
 
+def test_a_run_stopped_in_its_first_epoch_goes_on(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**QUICK, "batch_size": 4}
+    whole, job_dir = job(small(), name="whole", config=config), job(small(), config=config)
+    assert run.run_job(whole) == 0
+    original = run.Trainer._train_step
+
+    def interrupted(self: Any, rows: Any) -> Any:
+        if self.state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, rows)
+
+    monkeypatch.setattr(run.Trainer, "_train_step", interrupted)
+    assert run.run_job(job_dir) == 75
+    monkeypatch.undo()
+    assert run.run_job(job_dir) == 0
+    assert read_spool(job_dir, "started")[-1]["resumed_from"] == 3
+    weights = [(each / "output" / "model.safetensors").read_bytes() for each in (whole, job_dir)]
+    assert weights[0] == weights[1]
+
+
 def test_a_signal_while_loading_needs_no_checkpoint(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     original = run.read_table
 
@@ -332,9 +343,7 @@ def test_stacks_are_dumped_on_request(job: Job, monkeypatch: pytest.MonkeyPatch)
 def test_the_command_line(job: Job) -> None:
     job_dir = job(small())
     assert start_engine(job_dir).wait(timeout=60) == 0
-    wrong = subprocess.run(
-        [sys.executable, "-m", "dlplatform.engine"], cwd=ROOT, capture_output=True, check=False
-    )
+    wrong = subprocess.run([sys.executable, "-m", "dlplatform.engine"], cwd=ROOT, capture_output=True, check=False)
     assert wrong.returncode == 2
     assert b"usage" in wrong.stderr
 
