@@ -83,6 +83,8 @@ def _short(value: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, float):
+        return f"{value:.15g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from django.db.models import F
+
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import duration, number
@@ -12,8 +14,8 @@ from dlplatform.engine.defaults import Size, resolve
 
 from .models import Run
 
-# Rows a second on one CPU core or two, used until the organization has runs of its own to judge by.
-ASSUMED_SPEED = {"tabm": 6_000.0, "mlp": 80_000.0, "linear": 200_000.0}
+# Values (rows × features) a second on one CPU core, used until the organization has runs of its own to judge by.
+ASSUMED_SPEED = {"tabm": 60_000.0, "mlp": 2_000_000.0, "linear": 6_000_000.0}
 CATEGORY_WIDTH = 8
 JUDGED_RUNS = 5
 
@@ -54,8 +56,8 @@ def estimate(
     return Estimate(
         rows=rows,
         features=len(features),
-        parameters=_parameters(resolved, _inputs(version, features, resolved), outputs),
-        seconds=epochs * rows / speed,
+        parameters=_parameters(resolved, len(features), _inputs(version, features, resolved), outputs),
+        seconds=epochs * rows * len(features) / speed,
         measured=measured,
     )
 
@@ -71,24 +73,38 @@ def _inputs(version: DatasetVersion, features: list[str], config: TrainingConfig
     return sum(size if types.get(name) in ("number", "integer", "datetime") else CATEGORY_WIDTH for name in features)
 
 
-def _parameters(config: TrainingConfig, inputs: int, outputs: int) -> int:
+def _parameters(config: TrainingConfig, features: int, inputs: int, outputs: int) -> int:
+    """The weights of one fold times the folds, and those of every member of the ensemble."""
+    folds = config.folds if isinstance(config.folds, int) else 1
     if config.architecture == "linear":
-        return (inputs + 1) * outputs
+        return folds * (inputs + 1) * outputs
     width, layers = int(config.params["width"]), int(config.params["layers"])
     body = inputs * width + (layers - 1) * width * width
-    members = int(config.params.get("members", 1))
-    return body + members * (inputs + layers * 2 * width + width * outputs)
+    if config.architecture == "mlp":
+        return folds * (body + (layers + outputs) * width)
+    embedding = features * (int(config.params["bins"]) + 2) * int(config.params["embedding_size"])
+    members = int(config.params["members"])
+    return folds * (body + embedding) + members * (inputs + layers * 2 * width + width * outputs)
 
 
 def _speed(organization: Organization, architecture: str) -> tuple[float, bool]:
+    """Values a second, loading and evaluating included, and whether that was measured here."""
     past = Run.objects.filter(
         experiment__organization=organization,
         state=Run.State.SUCCEEDED,
         config__architecture=architecture,
-        rows_per_second__gt=0,
+        attempt=1,
+        epoch__gt=0,
+        finished_at__gt=F("started_at"),
     ).order_by("-finished_at")
-    speeds = list(past.values_list("rows_per_second", flat=True)[:JUDGED_RUNS])
-    return (median(speeds), True) if speeds else (ASSUMED_SPEED[architecture], False)
+    rows = past.values_list(
+        "epoch", "dataset_version__rows", "features", "dataset_version__columns", "started_at", "finished_at"
+    )[:JUDGED_RUNS]
+    speeds = [
+        epoch * (count or 0) * (len(features) if features else max(len(columns) - 1, 1)) / (end - start).total_seconds()
+        for epoch, count, features, columns, start, end in rows
+    ]
+    return (median(speeds), True) if speeds and median(speeds) > 0 else (ASSUMED_SPEED[architecture], False)
 
 
 def _round(value: int) -> str:

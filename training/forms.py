@@ -35,7 +35,7 @@ class RunFilter(forms.Form):
         ]  # fmt: skip
         self.fields["experiment"].choices = [("", "Any experiment"), *experiments]  # type: ignore[attr-defined]
         self.fields["dataset"].choices = [("", "Any dataset"), *datasets]  # type: ignore[attr-defined]
-        self.fields["q"].widget.attrs |= {"type": "search", "placeholder": "Name or target"}
+        self.fields["q"].widget = forms.SearchInput({"placeholder": "Name or target"})
 
 
 class ExperimentForm(forms.Form):

@@ -23,7 +23,7 @@ class SettingField(forms.CharField):
     def __init__(self, described: engine.Field, *, used_by: tuple[str, ...] = ()) -> None:
         self.described = described
         widget, hint = _widget(described), f" For {' and '.join(used_by)}." if used_by else ""
-        label = described.name.replace("_", " ")
+        label = described.name.replace("_", " ").capitalize()
         super().__init__(required=False, label=label, help_text=described.help + hint, widget=widget, max_length=40)
 
     def to_python(self, value: Any) -> Any:

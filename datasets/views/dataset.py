@@ -93,7 +93,14 @@ def _rows(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
         )  # fmt: skip
     except (OSError, MissingObject, CorruptObject):
         return {**context, "rows": [], "unreadable": True}
-    return {**context, "rows": [[row[name] for name in columns] for row in found]}
+    return {**context, "rows": [[_cell(row[name]) for name in columns] for row in found]}
+
+
+def _cell(value: Any) -> dict[str, Any]:
+    """A number in full, without the `.0` that a whole one carries; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return {"numeric": False, "text": value}
+    return {"numeric": True, "text": f"{value:.15g}" if isinstance(value, float) else str(value)}
 
 
 def _problems(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from registry.models import ModelVersion, Ref, RefMove, RegisteredModel
 
 from .version import try_context
 
-MOST_METRICS = 5
+MOST_METRICS = 4
 MOST_POINTS = 500
 MOVES_SHOWN = 30
 

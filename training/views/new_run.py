@@ -78,7 +78,7 @@ def _initial(request: HttpRequest, version: DatasetVersion, clone: Run | None) -
         return initial_of_clone(clone)
     same_data = given.get("shown_version") == str(version.pk)
     target = given.get("target", "")
-    task = given.get("task", "") if given.get("shown_target") == target else ""
+    task = given.get("task", "") if same_data and given.get("shown_target") == target else ""
     initial = initial_of(version, target, task)
     kept = ("experiment", "new_experiment", "name", "register_as")
     initial |= {name: value for name, value in given.items() if name in kept or name.startswith("config.")}

@@ -12,6 +12,7 @@ from django.views.decorators.http import require_POST
 
 from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import refusals_as_messages, said
+from dlplatform.engine.config import FIELDS
 from dlplatform.web import page
 from training import findings, services
 from training.forms import NameForm
@@ -19,6 +20,8 @@ from training.models import Run, RunEvent
 
 LOG_SHOWN = 500
 LOG_PAGE = 2000
+LOGGED = ("log", "checkpoint", "state")
+TOLD_ELSEWHERE = {"settings", "rows", "parameters", "resumed_from", "device", "threads"}
 PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.html"}
 
 
@@ -56,13 +59,13 @@ def _results(run: Run) -> dict[str, Any]:
 def _surroundings(run: Run) -> dict[str, Any]:
     """What does not change while the page is open, and where the live parts begin."""
     started = RunEvent.objects.filter(run=run, type="started").order_by("-sequence").first()
-    lines = list(RunEvent.objects.filter(run=run, type="log").order_by("-sequence")[:LOG_SHOWN])[::-1]
+    lines = list(RunEvent.objects.filter(run=run, type__in=LOGGED).order_by("-sequence")[:LOG_SHOWN])[::-1]
     facts = started.payload if started else {}
     return {
         "started": facts,
-        "environment": run.environment or facts.get("environment") or {},
+        "environment": _environment(run, facts),
         "settings": settings_of(run, facts.get("config") or {}),
-        "log": lines,
+        "log": [log_line(event) for event in lines],
         "watch": {
             "run": str(run.pk),
             "name": run.name,
@@ -79,10 +82,32 @@ def settings_of(run: Run, resolved: dict[str, Any]) -> list[dict[str, Any]]:
     given |= {f"params.{name}": value for name, value in run.config.get("params", {}).items()}
     final = {name: value for name, value in resolved.items() if name != "params"}
     final |= {f"params.{name}": value for name, value in resolved.get("params", {}).items()}
+    known = [one.name for one in FIELDS if one.type != "params"]
     return [
         {"name": name, "given": given.get(name, "auto"), "resolved": final.get(name)}
-        for name in dict.fromkeys([*given, *final])
+        for name in dict.fromkeys([*known, *sorted(given), *sorted(final)])
     ]
+
+
+def _environment(run: Run, started: dict[str, Any]) -> dict[str, Any]:
+    """What the run ran on, flat; its settings and sizes stand elsewhere on the page."""
+    told = run.environment or started.get("environment") or {}
+    flat: dict[str, Any] = {}
+    for name, value in told.items():
+        if name not in TOLD_ELSEWHERE:
+            flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def log_line(event: RunEvent) -> dict[str, Any]:
+    """An event as a line for people: time, level, message."""
+    told = event.payload
+    if event.type == "state":
+        return {"time": event.time, "level": "info", "message": f"{told.get('state')}"}
+    if event.type == "checkpoint":
+        best = ", the best so far" if told.get("best") else ""
+        return {"time": event.time, "level": "muted", "message": f"checkpoint at step {told.get('step')}{best}"}
+    return {"time": event.time, "level": told.get("level", "info"), "message": told.get("message", "")}
 
 
 def run_log(request: HttpRequest, run: UUID) -> StreamingHttpResponse:
@@ -98,12 +123,13 @@ async def _log_text(run: UUID) -> AsyncIterator[str]:
     after = -1
     while lines := await sync_to_async(_log_page)(run, after):
         for line in lines:
-            yield f"{line.time.isoformat()} {line.payload.get('level', 'info')} {line.payload.get('message', '')}\n"
+            told = log_line(line)
+            yield f"{told['time'].isoformat()} {told['level']} {told['message']}\n"
         after = lines[-1].sequence
 
 
 def _log_page(run: UUID, after: int) -> list[RunEvent]:
-    lines = RunEvent.objects.filter(run_id=run, type="log", sequence__gt=after)
+    lines = RunEvent.objects.filter(run_id=run, type__in=LOGGED, sequence__gt=after)
     return list(lines.order_by("sequence")[:LOG_PAGE])
 
 
