@@ -132,7 +132,7 @@ class RunForm(forms.Form):
         experiments = Experiment.objects.filter(organization=organization, archived_at=None).order_by("name")
         self._choose("experiment", [("", "Default"), *((str(one.pk), one.name) for one in experiments[:MOST_VERSIONS])])
         self.fields["register_as"].widget.attrs["placeholder"] = version.dataset.name
-        for name in ("target", "task", "dataset_version", "config.architecture", "config.epochs"):
+        for name in ("target", "task", "dataset_version"):
             self.fields[name].widget.attrs["data-reloads"] = ""
 
     def _choose(self, name: str, choices: list[tuple[str, str]]) -> None:

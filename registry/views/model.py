@@ -85,7 +85,8 @@ def _charts(model: RegisteredModel) -> list[dict[str, Any]]:
     for name in names:
         points = [[number, metrics[name]] for number, metrics in rows if metrics.get(name) is not None]
         if len(points) > 1:
-            charts.append({"kind": "line", "title": name, "x": "version", "series": [{"name": name, "points": points}]})
+            series = [{"name": name, "points": points}]
+            charts.append({"kind": "line", "title": name, "x": "version", "whole": True, "series": series})
     return charts[:MOST_METRICS]
 
 

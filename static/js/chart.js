@@ -204,13 +204,14 @@ export class Chart {
 
   #axes(width) {
     const parts = [];
-    for (const tick of this.y.ticks(4)) {
+    for (const tick of this.y.ticks(5)) {
       const at = this.y(tick);
       parts.push(node("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
       parts.push(node("text", { x: MARGIN.left - 6, y: at + 4, "text-anchor": "end" }, short(tick)));
     }
     const across = Math.max(2, Math.floor(width / 90));
     for (const tick of this.x.ticks(across)) {
+      if (this.options.whole && !Number.isInteger(tick)) continue;
       parts.push(node("text", { x: this.x(tick), y: HEIGHT - 10, "text-anchor": "middle" }, short(tick)));
     }
     return parts;
@@ -225,13 +226,16 @@ export class Chart {
 
   #marks(one) {
     if (this.options.kind === "scatter") {
-      const d = one.points.map(([x, y]) => `M${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}h0`).join("");
-      return [node("path", { class: `dots s${one.color}`, d })];
+      return [node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) })];
     }
     const lines = [node("path", { class: `curve s${one.color}${this.weight ? " faint" : ""}`, d: this.#path(one.points) })];
     if (this.weight) lines.push(node("path", { class: `curve s${one.color}`, d: this.#path(smoothed(one.points, this.weight)) }));
-    if (one.points.length === 1) lines.push(node("path", { class: `dots s${one.color}`, d: `${this.#path(one.points)}h0` }));
+    if (one.points.length === 1 || (this.options.whole && one.points.length < 40)) lines.push(node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) }));
     return lines;
+  }
+
+  #dots(points) {
+    return points.map(([x, y]) => `M${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}h0`).join("");
   }
 
   #path(points) {
