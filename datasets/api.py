@@ -122,6 +122,7 @@ class VersionsView(PagedView):
         example=(None, {**VERSION, "state": "queued"}),
     )  # fmt: skip
     def post(self, request: Request, dataset: UUID) -> Response:
+        require(request.user, "dataset.write", visible_or_404(Dataset.objects, request.user, pk=dataset))
         raise Conflict("Uploads are answered by the platform's own ASGI server; start it with `manage.py web`.")
 
 

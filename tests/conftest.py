@@ -84,7 +84,9 @@ def admin_user(organization: Organization) -> User:
 def stranger(db: None) -> User:
     """A trainer of another organization."""
     user = factories.UserFactory(username="stranger")
-    factories.MembershipFactory(organization=factories.OrganizationFactory(slug="elsewhere"), user=user, role=Role.ADMIN)
+    factories.MembershipFactory(
+        organization=factories.OrganizationFactory(slug="elsewhere"), user=user, role=Role.ADMIN
+    )
     return user
 
 

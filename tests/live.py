@@ -78,9 +78,7 @@ class Platform:
             f"{self.address}/api/v1/auth/token", json={"username": USERNAME, "password": PASSWORD}, timeout=20
         )
         token = answer.raise_for_status().json()["access"]
-        return httpx.Client(
-            base_url=f"{self.address}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60
-        )
+        return httpx.Client(base_url=f"{self.address}/api/v1", headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
     def upload(self, client: httpx.Client, name: str, content: bytes, filename: str = "data.csv") -> dict[str, Any]:
         """A dataset with one version, waited for until it is ingested; the version."""

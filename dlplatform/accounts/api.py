@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from dlplatform.api import PagedView, documented
 
 from . import services
-from .access import visible_or_404
+from .access import require, visible_or_404
 from .authentication import Refused, revoke, rotate, tokens_for
 from .idempotency import idempotent
 from .models import ApiKey, Membership, Organization, User
@@ -49,12 +49,19 @@ class LoginThrottle(AnonRateThrottle):
     scope = "login"
 
 
-class TokenView(APIView):
-    """Username and password for a pair of tokens."""
+class Door(APIView):
+    """What the token endpoints share: open to all, slow for guessers, 401 to what they refuse."""
 
     policy = {"POST": "public"}
     authentication_classes: list[Any] = []
     throttle_classes = [LoginThrottle]
+
+    def get_authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="api"'
+
+
+class TokenView(Door):
+    """Username and password for a pair of tokens."""
 
     @documented(
         "Get an access and a refresh token", request=CredentialsIn, answer=TokensOut,
@@ -71,12 +78,8 @@ class TokenView(APIView):
         return Response(tokens_for(user))
 
 
-class RefreshView(APIView):
+class RefreshView(Door):
     """A refresh token, which is spent, for a new pair."""
-
-    policy = {"POST": "public"}
-    authentication_classes: list[Any] = []
-    throttle_classes = [LoginThrottle]
 
     @documented(
         "Exchange a refresh token", request=RefreshIn, answer=TokensOut,
@@ -91,11 +94,7 @@ class RefreshView(APIView):
         return Response(tokens)
 
 
-class RevokeView(APIView):
-    policy = {"POST": "public"}
-    authentication_classes: list[Any] = []
-    throttle_classes = [LoginThrottle]
-
+class RevokeView(Door):
     @documented(
         "Revoke a refresh token", request=RefreshIn, answer=None, status=204,
         example=({"refresh": "eyJhbGciOi…"}, None), tags=["auth"],
@@ -196,6 +195,7 @@ class MembersView(PagedView):
     )  # fmt: skip
     def post(self, request: Request, slug: str) -> Response:
         organization = visible_or_404(Organization.objects, request.user, slug=slug)
+        require(request.user, "organization.manage", organization)
         given = MemberIn(data=request.data)
         given.is_valid(raise_exception=True)
         membership = services.set_member(

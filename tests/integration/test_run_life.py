@@ -170,7 +170,9 @@ def test_a_hung_engine_is_noticed_and_its_stacks_are_in_the_log(queue_run, meanw
     run = queue_run(LONG)
     claimed = Run.claim(run.pk)
     orchestrator = Orchestrator(claimed)
-    meanwhile(under_way(run), lambda: (claimed.config.update(stall_timeout=1.0), engines()[0].send_signal(signal.SIGSTOP)))
+    meanwhile(
+        under_way(run), lambda: (claimed.config.update(stall_timeout=1.0), engines()[0].send_signal(signal.SIGSTOP))
+    )
     orchestrator.work()
     run.refresh_from_db()
     assert run.state == "queued"

@@ -1,5 +1,6 @@
 """`manage.py up`: everything on one machine, with one command and one Ctrl-C."""
 
+import io
 import os
 import signal
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
+from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connection, connections
-from django.db.migrations.executor import MigrationExecutor
+from django.db import connections
 
 from dlplatform import embedded
 from dlplatform.processes import Child, Supervisor
@@ -51,18 +52,18 @@ class Command(BaseCommand):
     def _start(self, supervisor: Supervisor) -> None:
         for service in _embedded_services(settings.DLP_HOME):
             _start_service(supervisor, service)
-        created = _prepare_database(settings.DLP_HOME)
+        first_admin = _prepare_database()
         for child in _own_processes():
             supervisor.start(child)
         _wait_until_ready(supervisor)
-        if created and settings.DLP_SAMPLES:
+        if first_admin and settings.DLP_SAMPLES:
             supervisor.start(Child("samples", _manage("samples"), once=True))
         address = (
             f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
         )
         self._say(f"DL Platform is ready: {address}")
-        if created:
-            self._say(f"Sign in as {created[0]}; password: {created[1]}")
+        if first_admin:
+            self._say(first_admin)
 
     def _say(self, text: str) -> None:
         self.stdout.write(text)
@@ -102,18 +103,12 @@ def _start_service(supervisor: Supervisor, service: embedded.Postgres | embedded
     service.wait_until_ready()
 
 
-def _prepare_database(home: Path) -> tuple[str, str] | None:
-    """Migrate when there is something to migrate; make the first admin when there is nobody."""
-    from django.core.management import call_command
-
-    from dlplatform.accounts.bootstrap import first_admin
-
-    executor = MigrationExecutor(connection)
-    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
-        call_command("migrate", interactive=False, verbosity=0)
-    created = first_admin()
+def _prepare_database() -> str | None:
+    """Migrate and make the first admin; the line that tells their password, if one was made."""
+    told = io.StringIO()
+    call_command("prepare", stdout=told)
     connections.close_all()
-    return created
+    return told.getvalue().strip() or None
 
 
 def _manage(command: str) -> list[str]:
