@@ -1,13 +1,31 @@
 // A change of data, target or task re-reads the whole form; any other change only its estimate, because replacing
 // the form while somebody presses its button would lose the press.
+let asking = new AbortController();
+
+async function estimate(form) {
+  asking.abort(); // an answer to an older state of the form must not come last
+  asking = new AbortController();
+  const query = new URLSearchParams(new FormData(form));
+  query.delete("csrfmiddlewaretoken");
+  const address = `${form.getAttribute("hx-get")}?${query}`;
+  try {
+    const answer = await fetch(address, { headers: { "HX-Request": "true" }, signal: asking.signal });
+    if (!answer.ok) return;
+    const read = new DOMParser().parseFromString(await answer.text(), "text/html");
+    document.getElementById("estimate").textContent = read.getElementById("estimate").textContent;
+  } catch (problem) {
+    if (problem.name !== "AbortError") throw problem;
+  }
+}
+
 document.addEventListener("change", (event) => {
   const form = event.target.closest("#run-form");
   if (!form) return;
-  if ("reloads" in event.target.dataset) {
-    htmx.trigger(form, "reload");
-    return;
-  }
-  const query = new URLSearchParams(new FormData(form));
-  query.delete("csrfmiddlewaretoken");
-  htmx.ajax("GET", `${form.getAttribute("hx-get")}?${query}`, { target: "#estimate", select: "#estimate", swap: "outerHTML" });
+  if ("reloads" in event.target.dataset) htmx.trigger(form, "reload");
+  else estimate(form);
+});
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("#run-form button[data-all], #run-form button[data-none]");
+  if (button) estimate(button.form);
 });
