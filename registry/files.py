@@ -21,7 +21,9 @@ def file_response(request: HttpRequest, store: ObjectStore, *, sha256: str, size
         return HttpResponse(status=304, headers={"ETag": etag})
     wanted = _range(request.headers.get("Range", ""), size)
     if wanted == "outside":
-        return HttpResponse(status=416, headers={"Content-Range": f"bytes */{size}"})
+        return HttpResponse(
+            status=416, headers={"Content-Range": f"bytes */{size}"}, content_type="application/octet-stream"
+        )
     start, end = wanted if isinstance(wanted, tuple) else (0, size - 1)
     source = store.open(sha256)
     whole = start == 0 and end == size - 1
