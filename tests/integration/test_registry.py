@@ -222,7 +222,7 @@ def inference(monkeypatch):
     """The inference application, asked in this process instead of over a port."""
 
     class Bridge:
-        def post(self, path, json, headers):  # noqa: A002
+        def post(self, path, json, headers):
             async def send():
                 transport = httpx.ASGITransport(app=serving.application)
                 async with httpx.AsyncClient(transport=transport, base_url="http://serve") as made:

@@ -66,7 +66,7 @@ def test_a_raw_body_is_stored_with_its_label_and_a_trailing_slash_does_not_matte
 
 def test_a_body_in_many_small_chunks_without_a_length_is_whole(dataset, trainer):
     async def chunks():
-        for index in range(0, len(CSV)):
+        for index in range(len(CSV)):
             yield CSV[index : index + 1]
 
     assert post(trainer, dataset, content=chunks()).status_code == 202

@@ -1,0 +1,123 @@
+"""Health, metrics, API documents, admin, headers, static files: what belongs to no app."""
+
+import pytest
+from django.contrib import admin
+from django.test import Client
+from django.urls import reverse
+
+from dlplatform.accounts.models import AuditEntry, User
+from dlplatform.cron import TICKS
+from tests import factories
+from training.models import Run
+
+pytestmark = pytest.mark.django_db
+
+
+def test_health_readiness_and_metrics_need_no_login():
+    assert Client().get("/healthz").json() == {"status": "ok"}
+    assert Client().get("/readyz").json() == {"status": "ok", "database": True, "redis": True}
+    factories.RunFactory()
+    assert 'dlplatform_runs{state="queued"} 1.0' in Client().get("/metrics").content.decode()
+
+
+def test_readiness_names_the_part_that_does_not_answer(settings):
+    settings.REDIS_URL = "redis://127.0.0.1:9/0"
+    answer = Client().get("/readyz")
+    assert answer.status_code == 503 and answer.json() == {"status": "waiting", "database": True, "redis": False}
+    assert Client().get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
+def test_the_api_documents_open(path):
+    assert Client().get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/login/", "/nothing-here"])
+def test_every_page_carries_the_strict_policy(path):
+    policy = Client().get(path)["Content-Security-Policy"]
+    assert "default-src 'self'" in policy and "unsafe" not in policy and "object-src 'none'" in policy
+
+
+@pytest.fixture
+def superuser(db):
+    return User.objects.create_superuser("root-admin", password="password-1234")
+
+
+@pytest.mark.parametrize(
+    "model", [model for model in admin.site._registry if model._meta.app_label != "token_blacklist"]
+)
+def test_every_admin_list_opens_and_is_searchable(superuser, web, model):
+    url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+    assert web(superuser).get(url).status_code == 200
+    assert web(superuser).get(url, {"q": "x"}).status_code == 200
+
+
+def test_the_admin_is_closed_to_everybody_else(web, admin_user):
+    assert web(admin_user).get("/admin/").status_code == 302
+
+
+def test_admin_actions_call_the_services(web, superuser, organization):
+    run = factories.RunFactory(experiment=factories.ExperimentFactory(organization=organization))
+    url = reverse("admin:training_run_changelist")
+
+    def act(action):
+        return web(superuser).post(url, {"action": action, "_selected_action": [str(run.pk)]})
+
+    act("cancel")
+    assert Run.objects.get().state == "cancelled"
+    act("cancel")
+    act("retry")
+    assert Run.objects.get().state == "queued"
+    act("cancel")
+    act("archive")
+    assert Run.objects.get().archived_at
+    assert set(AuditEntry.objects.values_list("action", flat=True)) == {"run.cancel", "run.resume", "run.archive"}
+    dataset = factories.DatasetFactory(organization=organization)
+    web(superuser).post(
+        reverse("admin:datasets_dataset_changelist"), {"action": "archive", "_selected_action": [str(dataset.pk)]}
+    )
+    dataset.refresh_from_db()
+    assert dataset.archived_at
+
+
+def test_history_cannot_be_changed_in_the_admin(web, superuser):
+    version = factories.ModelVersionFactory()
+    url = reverse("admin:registry_modelversion_change", args=[version.pk])
+    assert web(superuser).get(url).status_code == 200
+    assert web(superuser).post(url, {"message": "rewritten"}).status_code == 403
+
+
+def test_every_tick_runs():
+    factories.RunFactory()
+    for tick in TICKS:
+        tick.work()
+    assert {tick.name for tick in TICKS} >= {"reconcile runs", "reconcile datasets"}
+
+
+def test_the_first_admin_is_made_once(db, settings):
+    from dlplatform.accounts.bootstrap import first_admin
+
+    settings.DLP_ADMIN_PASSWORD = ""
+    name, told = first_admin()
+    password = told.split()[0]
+    assert User.objects.get(username=name).check_password(password)
+    assert first_admin() is None
+
+
+def test_samples_are_loaded_once_and_one_run_is_launched(db, settings):
+    from dlplatform.accounts.bootstrap import first_admin
+    from dlplatform.accounts.organizations import default_for
+    from training import samples
+
+    settings.DLP_ADMIN_PASSWORD = "password-1234"
+    first_admin()
+    actor = User.objects.get()
+    organization = default_for(actor)
+    created = samples.load_samples(actor, organization)
+    assert [version.dataset.name for version in created] == list(samples.SAMPLES)
+    assert samples.load_samples(actor, organization) == []
+    digits = next(version for version in created if version.dataset.name == "digits")
+    type(digits).objects.filter(pk=digits.pk).update(
+        state="ready", rows=1797, columns=[{"name": "x", "type": "number"}, {"name": "digit", "type": "integer"}]
+    )
+    assert samples.launch_sample_run(actor, organization).target == "digit"

@@ -1,0 +1,138 @@
+"""Supervised children, and the services that `up` starts."""
+
+import signal
+import sys
+import time
+
+import psutil
+import pytest
+
+from dlplatform import embedded
+from dlplatform.processes import Child, Supervisor, stop_tree
+
+
+@pytest.fixture
+def said():
+    return []
+
+
+@pytest.fixture
+def supervisor(tmp_path, said):
+    made = Supervisor(tmp_path / "logs", said.append)
+    yield made
+    made.stop()
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_a_dead_child_is_started_again_and_said(supervisor, said):
+    child = Child("brief", python("import time; time.sleep(60)"))
+    supervisor.start(child)
+    first = child.process.pid
+    child.process.kill()
+    child.process.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and (child.process.pid == first):
+        supervisor.restart_the_dead()
+        time.sleep(0.05)
+    assert child.process.pid != first and child.process.poll() is None
+    assert said == ["brief ended (signal SIGKILL); starting it again"]
+
+
+def test_a_child_that_runs_once_is_left_alone(supervisor, said):
+    child = Child("once", python(""), once=True)
+    supervisor.start(child)
+    child.process.wait()
+    supervisor.restart_the_dead()
+    assert said == []
+
+
+def test_stopping_takes_the_whole_tree_and_uses_force_at_last(supervisor):
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {stubborn!r}]); {stubborn}"
+    child = Child("stubborn", python(parent), grace=0.5)
+    supervisor.start(child)
+    time.sleep(1.0)
+    family = [psutil.Process(child.process.pid), *psutil.Process(child.process.pid).children(recursive=True)]
+    assert len(family) == 2
+    supervisor.stop()
+    time.sleep(0.2)
+    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_stop_tree_of_what_is_gone_is_nothing():
+    stop_tree(2**22 - 1, grace=0.1)
+
+
+def test_the_environment_file_is_private_and_keeps_what_it_has(tmp_path, monkeypatch):
+    for name in ("SECRET_KEY", "DATABASE_URL", "REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    embedded.ensure_environment(tmp_path)
+    first = embedded.read_environment(tmp_path)
+    assert set(first) == {"SECRET_KEY", "DATABASE_URL", "REDIS_URL"}
+    assert embedded.environment_file(tmp_path).stat().st_mode & 0o777 == 0o600
+    embedded.ensure_environment(tmp_path)
+    assert embedded.read_environment(tmp_path) == first
+    monkeypatch.setenv("DATABASE_URL", "postgresql://elsewhere/db")
+    (tmp_path / "new").mkdir()
+    embedded.ensure_environment(tmp_path / "new")
+    assert set(embedded.read_environment(tmp_path / "new")) == {"SECRET_KEY", "REDIS_URL"}
+
+
+def test_a_folder_belongs_to_one_at_a_time(tmp_path):
+    with (
+        embedded.only_one(tmp_path),
+        pytest.raises(embedded.StartError, match="already running"),
+        embedded.only_one(tmp_path),
+    ):
+        pass
+    with embedded.only_one(tmp_path):
+        pass
+
+
+def test_reachability_looks_at_every_folder_and_changes_none(tmp_path):
+    closed = tmp_path / "closed"
+    inner = closed / "inner"
+    inner.mkdir(parents=True)
+    for folder in (tmp_path, closed, inner, *tmp_path.parents):
+        if folder.is_relative_to("/tmp") and folder != folder.parent:
+            folder.chmod(0o755)
+    closed.chmod(0o700)
+    before = closed.stat().st_mode
+    assert not embedded._reachable(inner, 54321)
+    assert embedded._reachable(inner, closed.stat().st_uid) or inner.stat().st_uid == 0
+    assert closed.stat().st_mode == before
+
+
+def test_ports_are_found_and_recognised_as_taken():
+    import socket
+
+    port = embedded.free_port()
+    assert embedded.port_is_free("127.0.0.1", port)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        assert not embedded.port_is_free("127.0.0.1", port)
+
+
+def test_valkey_is_taken_from_the_path_where_there_is_no_wheel(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        embedded.shutil, "which", lambda name: "/usr/bin/redis-server" if name == "redis-server" else None
+    )
+    assert str(embedded._valkey_program()) == "/usr/bin/redis-server"
+    monkeypatch.setattr(embedded.shutil, "which", lambda name: None)
+    with pytest.raises(embedded.StartError, match="REDIS_URL"):
+        embedded._valkey_program()
+    with pytest.raises(embedded.StartError, match="DATABASE_URL"):
+        embedded._postgres_binaries()
+
+
+def test_signals_have_names_in_words():
+    from dlplatform.processes import _how
+
+    assert _how(-signal.SIGKILL) == "signal SIGKILL" and _how(3) == "exit code 3"
