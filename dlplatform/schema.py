@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from drf_spectacular.openapi import AutoSchema as SpectacularSchema
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.openapi import AutoSchema as SpectacularSchema
 from drf_standardized_errors.openapi import AutoSchema
 
 
