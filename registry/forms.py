@@ -47,6 +47,9 @@ class TryForm(forms.Form):
 
     def add_refusal(self, refused: ValidationError) -> None:
         """Show what the model says about `instances.0.COLUMN` beside that column's field."""
+        if not hasattr(refused, "error_dict"):
+            self.add_error(None, refused)
+            return
         names = {column["name"]: f"{PREFIX}{position}" for position, column in enumerate(self.inputs)}
         for place, errors in refused.error_dict.items():
             matched = ERROR_PLACE.fullmatch(place)

@@ -197,7 +197,6 @@ class RunForm(forms.Form):
         }
 
 
-
 def _version_choices(organization: Organization, chosen: DatasetVersion) -> list[tuple[str, str]]:
     rows = {str(one.pk): one for one in ready_versions(organization)}
     rows.setdefault(str(chosen.pk), chosen)

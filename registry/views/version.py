@@ -75,7 +75,7 @@ def curl(request: HttpRequest, version: ModelVersion, instance: dict[str, Any]) 
     address = request.build_absolute_uri(f"/api/v1/model-versions/{version.pk}/predict")
     body = shlex.quote(json.dumps({"instances": [instance]}, ensure_ascii=False))
     return (
-        f"curl -X POST {shlex.quote(address)} \\\n  -H \"Authorization: Bearer $DLP_API_KEY\" \\\n"
+        f'curl -X POST {shlex.quote(address)} \\\n  -H "Authorization: Bearer $DLP_API_KEY" \\\n'
         f"  -H 'Content-Type: application/json' \\\n  -d {body}"
     )
 

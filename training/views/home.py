@@ -39,8 +39,19 @@ def _newest(organization: Organization) -> dict[str, Any]:
         Run.objects.filter(experiment__organization=organization, archived_at=None)
         .select_related("dataset_version__dataset", "experiment")
         .only(
-            "name", "state", "progress", "phase", "eta_seconds", "created_at", "started_at", "finished_at", "metrics",
-            "task", "experiment__name", "dataset_version__number", "dataset_version__dataset__name",
+            "name",
+            "state",
+            "progress",
+            "phase",
+            "eta_seconds",
+            "created_at",
+            "started_at",
+            "finished_at",
+            "metrics",
+            "task",
+            "experiment__name",
+            "dataset_version__number",
+            "dataset_version__dataset__name",
         )
     )
     datasets = Dataset.objects.filter(organization=organization, archived_at=None)
