@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+from django.conf import settings
 
 from dlplatform.processes import die_with_parent
 
@@ -113,6 +114,8 @@ def _become_engine(job_directory: Path, parent: int) -> None:
     }
     os.environ.clear()
     os.environ.update(kept)
+    if not settings.GPU_ENABLED:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(job_directory)
     output = os.open(job_directory / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
