@@ -95,17 +95,15 @@ def test_a_folder_belongs_to_one_at_a_time(tmp_path):
 
 
 def test_reachability_looks_at_every_folder_and_changes_none(tmp_path):
-    closed = tmp_path / "closed"
-    inner = closed / "inner"
+    inner = tmp_path / "closed" / "inner"
     inner.mkdir(parents=True)
-    for folder in (tmp_path, closed, inner, *tmp_path.parents):
-        if folder.is_relative_to("/tmp") and folder != folder.parent:
-            folder.chmod(0o755)
-    closed.chmod(0o700)
-    before = closed.stat().st_mode
-    assert not embedded._reachable(inner, 54321)
-    assert embedded._reachable(inner, closed.stat().st_uid) or inner.stat().st_uid == 0
-    assert closed.stat().st_mode == before
+    owner = inner.stat().st_uid
+    for mode, reachable in ((0o700, False), (0o755, True)):
+        inner.parent.chmod(mode)
+        shared = all(folder.stat().st_mode & 0o001 for folder in tmp_path.parents)
+        assert embedded._reachable(inner, 54321) == (reachable and shared and bool(tmp_path.stat().st_mode & 0o001))
+        assert inner.parent.stat().st_mode & 0o777 == mode
+    assert embedded._reachable(inner, owner)
 
 
 def test_ports_are_found_and_recognised_as_taken():
