@@ -26,7 +26,8 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+            signal.signal(number, signal.default_int_handler)
         try:
             with embedded.only_one(settings.DLP_HOME):
                 self._run()
