@@ -85,7 +85,7 @@ class DatasetVersion(Job):
     problems = models.JSONField(default=list, help_text="[{row, column, code, severity, detail}]")
     detected = models.JSONField(default=dict, help_text="Format, delimiter, encoding, header")
 
-    objects = DatasetVersionQuerySet.as_manager()
+    objects = DatasetVersionQuerySet.as_manager()  # type: ignore[misc]
 
     class Meta:
         ordering = ["-number"]

@@ -96,7 +96,7 @@ class Run(Job):
     last_sequence = models.BigIntegerField(default=0)
     spool_sequence = models.BigIntegerField(default=0)
 
-    objects = RunQuerySet.as_manager()
+    objects = RunQuerySet.as_manager()  # type: ignore[misc]
 
     class Meta:
         ordering = ["-created_at"]

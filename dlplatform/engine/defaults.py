@@ -74,7 +74,7 @@ def _epochs(rows: int) -> int:
 
 def _batch_size(rows: int) -> int:
     """A power of two near rows / 32, from 32 to 1024."""
-    return 2 ** round(math.log2(min(1024, max(32, rows / 32))))
+    return int(2 ** round(math.log2(min(1024, max(32, rows / 32)))))
 
 
 def _learning_rate(architecture: str, rows: int) -> float:

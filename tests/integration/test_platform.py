@@ -32,7 +32,7 @@ def test_the_api_documents_open(path):
     assert Client().get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/login/", "/nothing-here"])
+@pytest.mark.parametrize("path", ["/", "/login", "/nothing-here"])
 def test_every_page_carries_the_strict_policy(path):
     policy = Client().get(path)["Content-Security-Policy"]
     assert "default-src 'self'" in policy and "unsafe" not in policy and "object-src 'none'" in policy
