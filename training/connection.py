@@ -3,9 +3,12 @@
 Only the local one exists: the engine as a fork of the warm worker, which has imported torch already.
 """
 
+import contextlib
 import os
 import signal
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +61,9 @@ class LocalConnection:
             try:
                 _become_engine(job_directory, parent)
                 code = run_job(job_directory)
+            except BaseException:
+                traceback.print_exc()  # into the job's output file; the exit code tells the rest
+                sys.stderr.flush()
             finally:
                 # Never back into the parent's code: its database connections and handlers are not ours.
                 os._exit(code)
@@ -118,7 +124,21 @@ def _become_engine(job_directory: Path, parent: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.chdir(job_directory)
     output = os.open(job_directory / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.closerange(3, 4096)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    _let_go_of_files(nothing, kept={output, nothing})
+    for number, target in ((0, nothing), (1, output), (2, output)):
+        os.dup2(target, number)
+
+
+def _let_go_of_files(nothing: int, kept: set[int]) -> None:
+    """Point every inherited descriptor at nothing, rather than closing it.
+
+    The parent's sockets are Python objects here too. Were their numbers free, the engine's own files would get
+    them, and the garbage collector would one day close a checkpoint in place of a socket.
+    """
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, not paths
+        number = int(name)
+        if number > 2 and number not in kept:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                os.dup2(nothing, number, inheritable=False)

@@ -55,7 +55,7 @@ def test_a_run_ends_as_a_version_with_its_lineage(queue_run, flowers, trainer):
     run = queue_run()
     train(str(run.pk))
     run.refresh_from_db()
-    assert run.state == "succeeded", run.error
+    assert (run.state, run.attempt) == ("succeeded", 1), run.error
     version = run.output_version
     assert version.dataset_version == flowers
     assert version.model.name == "flowers"
