@@ -22,6 +22,7 @@ from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from .processes import die_with_parent
+from .valkey import shared_connection
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Job(models.Model):
                 started_at=Coalesce(F("started_at"), Now()),
             )
         )
-        found: Self | None = cls.objects.get(pk=identifier) if taken else None
+        found: Any = cls.objects.get(pk=identifier) if taken else None
         return found
 
     def _mine(self) -> models.QuerySet[Any]:
@@ -142,7 +143,7 @@ def connection() -> redis.Redis:
 
 
 def queue(name: str, client: redis.Redis | None = None) -> Queue:
-    return Queue(name, connection=client or connection(), serializer=JSONSerializer)
+    return Queue(name, connection=client or shared_connection(), serializer=JSONSerializer)
 
 
 def enqueue(job: Job) -> None:

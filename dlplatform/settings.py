@@ -160,10 +160,11 @@ CACHES = {
         "KEY_PREFIX": "cache",
     }
 }
+CHANNEL_PREFIX = "dlp"
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
-        "CONFIG": {"hosts": [REDIS_URL], "prefix": "dlp"},
+        "CONFIG": {"hosts": [REDIS_URL], "prefix": CHANNEL_PREFIX},
     }
 }
 RQ_QUEUES = ("datasets", "training")

@@ -29,7 +29,7 @@ from .monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.04
+POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.2
 RENEW_SECONDS = 1.0
 CANCEL_GRACE = 4.0
@@ -55,7 +55,7 @@ class Orchestrator:
         self.stalled = False
         self.doubted = False
         self._stop_sent: float | None = None
-        self._renewed = 0.0
+        self._renewed = time.monotonic()  # the claim has just taken the lease
 
     def work(self) -> None:
         """From the claim to the end. Never leaves an engine behind, whatever happens."""

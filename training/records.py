@@ -194,14 +194,11 @@ def _loaded(payload: Any) -> dict[str, Any]:
 
 # A bucket's two ends: the step at which the value was least, and the step at which it was greatest.
 BUCKETS = """
-WITH bounds AS (
-    SELECT min(step) AS low, max(step) AS high, count(*) AS points
-      FROM training_metricpoint WHERE series_id = %(series)s
-), bucketed AS (
+WITH bucketed AS (
     SELECT min(ARRAY[value, step]) AS least, max(ARRAY[value, step]) AS greatest
-      FROM training_metricpoint, bounds
+      FROM training_metricpoint
      WHERE series_id = %(series)s AND value IS NOT NULL
-     GROUP BY (step - low) * %(buckets)s / greatest(high - low + 1, 1)
+     GROUP BY (step - %(low)s) * %(buckets)s / (%(high)s - %(low)s + 1)
 )
 SELECT DISTINCT point[2]::bigint, point[1]
   FROM bucketed, LATERAL (VALUES (least), (greatest)) AS ends(point) ORDER BY 1
@@ -211,15 +208,18 @@ SELECT DISTINCT point[2]::bigint, point[1]
 def downsampled(series: MetricSeries, max_points: int) -> list[tuple[int, float]]:
     """[(step, value)] with at most ``max_points`` points that keep every bucket's minimum and maximum."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM training_metricpoint WHERE series_id = %s", [series.pk])
-        (count,) = cursor.fetchone()
+        cursor.execute(
+            "SELECT count(*), min(step), max(step) FROM training_metricpoint WHERE series_id = %s", [series.pk]
+        )
+        count, low, high = cursor.fetchone()
         if count <= max_points:
             cursor.execute(
                 "SELECT step, value FROM training_metricpoint WHERE series_id = %s AND value IS NOT NULL ORDER BY step",
                 [series.pk],
             )
         else:
-            cursor.execute(BUCKETS, {"series": series.pk, "buckets": max(max_points // 2, 1)})
+            buckets = max(max_points // 2, 1)
+            cursor.execute(BUCKETS, {"series": series.pk, "buckets": buckets, "low": low, "high": high})
         return [(int(step), float(value)) for step, value in cursor.fetchall()]
 
 

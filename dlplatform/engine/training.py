@@ -144,8 +144,11 @@ class Trainer:
             state.position += 1
             state.step += 1
             self.reporter.advance(state.epoch, state.step, last - first)
-            if state.position % interval == 0 and state.position < self.steps_per_epoch:
-                self._report_window(interval)
+            if state.position < self.steps_per_epoch:
+                if state.position % interval == 0:
+                    self._report_window(interval)
+                elif state.step == 1:  # the loss before anything is learned, and the sign that training is under way
+                    self._report_window(1)
             self._tend()
 
     def _train_step(self, rows: Tensor) -> Tensor:

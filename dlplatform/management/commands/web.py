@@ -1,5 +1,6 @@
 """`manage.py web`: pages, API and sockets on one port, by uvicorn."""
 
+import resource
 from typing import Any
 
 import uvicorn
@@ -14,6 +15,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []
 
     def handle(self, *args: Any, **options: Any) -> None:
+        _raise_open_files()
         uvicorn.run(
             "dlplatform.asgi:application",
             host=settings.HOST,
@@ -24,5 +26,12 @@ class Command(BaseCommand):
             proxy_headers=settings.NUM_PROXIES > 0,
             timeout_graceful_shutdown=10,
             ws_max_size=MESSAGE_BYTES,
+            ws_per_message_deflate=False,  # a compressor for every socket and message costs more than it saves
             lifespan="off",
         )
+
+
+def _raise_open_files() -> None:
+    """As many sockets as the system allows; the usual soft limit of 1,024 is for select(), which nobody here uses."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

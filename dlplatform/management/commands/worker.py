@@ -1,5 +1,6 @@
 """`manage.py worker`: workers that have imported torch before they fork, so that a run starts at once."""
 
+import gc
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from channels.layers import get_channel_layer
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import connections
@@ -75,7 +77,11 @@ def _preload() -> None:
     from dlplatform.engine import package, run  # noqa: F401
 
     run.warm_up()
+    get_channel_layer()
     connections.close_all()
+    # What is there now is never garbage: without this, collections in the forks would copy its pages.
+    gc.collect()
+    gc.freeze()
 
 
 def _serve(queues: list[str]) -> None:

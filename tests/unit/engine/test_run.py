@@ -43,7 +43,9 @@ def test_a_run_tells_its_story(trained: dict[str, Path]) -> None:
     assert started["threads"] == 1
     assert started["environment"]["versions"]["torch"] == torch.__version__
     assert started["rows"] == {"train": 200, "validation": 200}
-    epochs = [event for event in events if event["type"] == "metric"]
+    first, *epochs = [event for event in events if event["type"] == "metric"]
+    assert first["step"] == 1
+    assert set(first["values"]) == {"train/loss", "learning_rate"}
     assert [event["epoch"] for event in epochs] == [0, 1, 2]
     assert {"train/loss", "validation/loss", "validation/accuracy", "learning_rate"} == set(epochs[0]["values"])
     fractions = [event["fraction"] for event in events if event["type"] == "progress"]

@@ -1,0 +1,84 @@
+"""What the benchmarks share: a running platform to measure, rows to measure with, and the line they print."""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import django
+
+from tests.live import USERNAME, Platform
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """The command line of every benchmark: ``--short`` for fewer repetitions or smaller sizes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--short", action="store_true", help="fewer repetitions, smaller sizes")
+    return parser.parse_args()
+
+
+@contextmanager
+def platform(**environment: str) -> Iterator[Platform]:
+    """A platform started by `manage.py up` in a folder of its own; this process gets its settings as well."""
+    with Platform(**environment) as running:
+        use_settings_of(running)
+        yield running
+
+
+def use_settings_of(running: Platform) -> None:
+    os.environ |= {"DLP_HOME": str(running.home), "DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
+    django.setup()
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def spread(values: Sequence[float], digits: int = 3) -> list[float]:
+    """Between the first and the last tenth."""
+    return [round(quantile(values, 0.1), digits), round(quantile(values, 0.9), digits)]
+
+
+def median(values: Sequence[float], digits: int = 3) -> float:
+    return round(statistics.median(values), digits)
+
+
+def report(benchmark: str, case: str, *, limit: str, passes: bool, **figures: Any) -> None:
+    """One JSON line."""
+    line = {"benchmark": benchmark, "case": case, **figures, "limit": limit, "passes": passes}
+    print(json.dumps(line), flush=True)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def table(rows: int = 500) -> bytes:
+    """A small table to train on: four numbers and a class."""
+    lines = ["a,b,c,d,label"]
+    for row in range(rows):
+        a, b = row * 37 % 101 / 101, row * 53 % 97 / 97
+        lines.append(f"{a:.4f},{b:.4f},{row % 7},{row % 11},{'yes' if a + b > 1 else 'no'}")
+    return "\n".join(lines).encode()
+
+
+def held_run(version: str, **columns: Any) -> Any:
+    """A run that this process holds, as a worker would; the lease lasts for an hour."""
+    from django.utils import timezone
+
+    from datasets.models import DatasetVersion
+    from dlplatform.accounts.models import User
+    from training.models import Experiment, Run
+
+    row = DatasetVersion.objects.select_related("dataset").get(pk=version)
+    actor = User.objects.get(username=USERNAME)
+    experiment, _ = Experiment.objects.get_or_create(organization_id=row.dataset.organization_id, name="Benchmarks")
+    lease = {"lease_epoch": 1, "lease_expires_at": timezone.now() + timedelta(hours=1)}
+    return Run.objects.create(
+        experiment=experiment, created_by=actor, dataset_version=row, name="benchmark", task="classification",
+        target="label", register_as="benchmark", state=Run.State.RUNNING, **{**lease, **columns},
+    )  # fmt: skip

@@ -1,0 +1,154 @@
+"""A large file in and out over HTTP, beside `cp` and SHA-256 of the same file, interleaved.
+
+In: a raw body to the running web process, which hashes and keeps it. Out: a file of a model version, hashed again
+while it is sent. The web process's memory is sampled all the while.
+
+    python -m benchmarks.transfer [--short]
+"""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.live import USERNAME
+
+from .measuring import arguments, median, platform, report, spread
+
+LIMIT = 0.5
+LIMIT_GROWTH_MB = 100
+BLOCK = 1 << 20
+
+
+class Memory:
+    """The most that a process's resident memory grows while this is entered."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.process = process
+        self.grown = 0.0
+
+    @contextlib.contextmanager
+    def sampled(self) -> Iterator[None]:
+        before, done = self.process.memory_info().rss, threading.Event()
+
+        def sample() -> None:
+            while not done.wait(0.02):
+                self.grown = max(self.grown, (self.process.memory_info().rss - before) / 1e6)
+
+        thread = threading.Thread(target=sample)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def write_table(path: Path, megabytes: int) -> None:
+    """Lines of numbers; a part of a megabyte repeated, each time under another number."""
+    block = b"".join(b"%d,%d.%d,text\n" % (row, row * 37 % 101, row * 53 % 97) for row in range(50_000))
+    with path.open("wb") as out:
+        out.write(b"a,b,c\n")
+        number = 0
+        while out.tell() < megabytes * 1_000_000:
+            out.write(b"%d,0.0,block\n" % number + block)
+            number += 1
+
+
+def copy_and_hash(source: Path, target: Path) -> float:
+    began = time.perf_counter()
+    shutil.copyfile(source, target)
+    with source.open("rb") as content:
+        hashlib.file_digest(content, "sha256")
+    seconds = time.perf_counter() - began
+    target.unlink()
+    return seconds
+
+
+def upload(client: httpx.Client, source: Path, name: str) -> float:
+    """A version of a new dataset."""
+    dataset = client.post("/datasets", json={"name": name}).raise_for_status().json()["id"]
+    address = f"/datasets/{dataset}/versions"
+    headers = {"Content-Type": "text/csv", "Content-Length": str(source.stat().st_size)}
+    with source.open("rb") as content:
+        body = iter(lambda: content.read(BLOCK), b"")
+        began = time.perf_counter()
+        answer = client.post(address, params={"filename": "large.csv"}, content=body, headers=headers, timeout=600)
+        seconds = time.perf_counter() - began
+    answer.raise_for_status()
+    return seconds
+
+
+def download(client: httpx.Client, address: str, size: int) -> float:
+    began = time.perf_counter()
+    received = 0
+    with client.stream("GET", address, timeout=600) as answer:
+        answer.raise_for_status()
+        for chunk in answer.iter_raw(BLOCK):
+            received += len(chunk)
+    if received != size:
+        raise RuntimeError(f"{received} bytes of {size}")
+    return time.perf_counter() - began
+
+
+def model_file(source: Path) -> str:
+    """The address of the file in a version of a model, committed as the worker would."""
+    from dlplatform.accounts.models import User
+    from dlplatform.accounts.organizations import default_for
+    from registry import services
+
+    actor = User.objects.get(username=USERNAME)
+    organization: Any = default_for(actor)
+    model = services.create_model(actor=actor, organization=organization, name="large")
+    stored = services.object_store(organization.pk).put_file(source)
+    version = services.commit_version(
+        actor=actor, model=model, tree={"weights.bin": {"sha256": stored.sha256, "size": stored.size}},
+        task="classification", signature={}, metrics={}, lineage={}, message="a large file",
+    )  # fmt: skip
+    return f"/model-versions/{version.pk}/files/weights.bin"
+
+
+def main() -> None:
+    short = arguments(__doc__).short
+    megabytes, repetitions = (100, 3) if short else (500, 5)
+    with platform() as running, running.client() as client, tempfile.TemporaryDirectory(dir=running.home) as name:
+        source = Path(name) / "large.csv"
+        write_table(source, megabytes)
+        size = source.stat().st_size
+        address = model_file(source)
+        web = running.processes("web")[0]
+        for worker in running.processes("worker"):
+            worker.suspend()  # what was sent stays queued: its ingestion would disturb the next measurement
+        memory = {"in": Memory(web), "out": Memory(web)}
+        taken: dict[str, list[float]] = {"in": [], "out": [], "bare": []}
+        for repetition in range(repetitions + 1):
+            bare = copy_and_hash(source, Path(name) / "copy")
+            with memory["in"].sampled():
+                inward = upload(client, source, f"large {repetition}")
+            with memory["out"].sampled():
+                outward = download(client, address, size)
+            if repetition:
+                for kind, seconds in (("bare", bare), ("in", inward), ("out", outward)):
+                    taken[kind].append(seconds)
+    for kind in ("in", "out"):
+        ratios = [one / other for one, other in zip(taken["bare"], taken[kind], strict=True)]
+        report(
+            "transfer", f"{megabytes} MB {kind}", repetitions=repetitions,
+            megabytes_per_second=median([size / 1e6 / seconds for seconds in taken[kind]], 0),
+            copy_and_hash_megabytes_per_second=median([size / 1e6 / seconds for seconds in taken["bare"]], 0),
+            ratio=median(ratios), spread=spread(ratios), web_grew_megabytes=round(memory[kind].grown),
+            limit=f"ratio {LIMIT}, growth {LIMIT_GROWTH_MB} MB",
+            passes=median(ratios) >= LIMIT and memory[kind].grown < LIMIT_GROWTH_MB,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
