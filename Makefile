@@ -26,7 +26,7 @@ run: $(VENV)/.ready
 	@exec $(PY) manage.py up
 
 test: $(VENV)/.ready-dev
-	$(PY) -m pytest -n auto --dist loadgroup --cov --cov-report= $(ARGS)
+	$(PY) -m pytest -n auto --dist loadgroup --cov --cov-report=lcov:.coverage.lcov $(ARGS)
 	$(PY) tests/coverage_floors.py
 
 check: $(VENV)/.ready-dev

@@ -127,7 +127,9 @@ def test_memory_is_limited(tmp_path: Path) -> None:
         content_type="text/csv",
         limits=Limits(memory_bytes=450 << 20),
     )
-    assert _code(result) == "memory_limit"
+    # A native library that cannot allocate sometimes dies of a signal before it can say why.
+    assert result.state == "rejected"
+    assert _code(result) in ("memory_limit", "decoder_crashed")
 
 
 def test_processor_time_is_limited(tmp_path: Path) -> None:
