@@ -75,9 +75,7 @@ def engine_score(
         if run_job(job_dir):
             raise SystemExit((job_dir / "events.jsonl").read_text()[-2000:])
         predictor = Predictor(job_dir / "output")
-    table = Table(
-        {f"x{index}": test[:, index].astype(np.float64) for index in range(test.shape[1])}, len(test)
-    )
+    table = Table({f"x{index}": test[:, index].astype(np.float64) for index in range(test.shape[1])}, len(test))
     predicted = predictor.predict_table(table)
     own = {**predictor.description["metrics"], **predictor.description["training"]}
     if task == "regression":
@@ -86,9 +84,7 @@ def engine_score(
     return float(accuracy_score(truth, values[predicted.argmax(1)])), own
 
 
-def reference_scores(
-    train: Array, target: Array, test: Array, truth: Array, task: str, seed: int
-) -> list[float]:
+def reference_scores(train: Array, target: Array, test: Array, truth: Array, task: str, seed: int) -> list[float]:
     """Gradient boosting and the standardised linear model."""
     models: list[Any] = [
         HistGradientBoostingRegressor(random_state=seed),
@@ -126,9 +122,7 @@ def measure(name: str, seeds: int, config: dict[str, Any], references: bool) -> 
         "engine_each": [round(score, 4) for score in ours],
         "seconds_median": round(float(np.median(seconds)), 1),
         "own_validation": {
-            key: round(float(np.mean([own[key] for own in owns])), 4)
-            for key, value in owns[0].items()
-            if value
+            key: round(float(np.mean([own[key] for own in owns])), 4) for key, value in owns[0].items() if value
         },
     }
     if references:

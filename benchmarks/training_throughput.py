@@ -87,8 +87,7 @@ class BareLoop:
         with torch.no_grad():
             parts = torch.split(self.validation_rows, 1024, dim=1)
             hits = [
-                self.network(self.batch(rows)).softmax(-1).mean(1).argmax(-1) == self.target[rows]
-                for rows in parts
+                self.network(self.batch(rows)).softmax(-1).mean(1).argmax(-1) == self.target[rows] for rows in parts
             ]
         return float(total) + float(torch.cat(hits, 1).float().mean())
 
@@ -98,9 +97,7 @@ def compare(name: str, repetitions: int, threads: int, job_dir: Path) -> dict[st
     make, config = CASES[name]
     features, target = make()
     config = {**config, "epochs": 1000, "early_stopping": False, "threads": threads}
-    trainer = prepare_arrays(
-        features, target, "classification", job_dir, CheckpointStore(job_dir / "c"), **config
-    )
+    trainer = prepare_arrays(features, target, "classification", job_dir, CheckpointStore(job_dir / "c"), **config)
     trainer.reporter.begin_training(0, trainer.total_steps)
     bare = BareLoop(trainer)
     epochs = max(1, round(3000 / trainer.rows_per_epoch))

@@ -126,8 +126,8 @@ def _become_engine(job_directory: Path, parent: int) -> None:
     output = os.open(job_directory / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDWR)
     _let_go_of_files(nothing, kept={output, nothing})
-    for number, target in ((0, nothing), (1, output), (2, output)):
-        os.dup2(target, number)
+    for standard, target in ((0, nothing), (1, output), (2, output)):
+        os.dup2(target, standard)
 
 
 def _let_go_of_files(nothing: int, kept: set[int]) -> None:

@@ -50,7 +50,7 @@ def page(browser: Any, live_platform: str, complaints: list[str]) -> Any:
     """A signed-in page that notes every error and warning of its console."""
     context = browser.new_context(base_url=live_platform, viewport={"width": 1280, "height": 900})
     opened = context.new_page()
-    opened.set_default_timeout(20 * SECONDS)
+    opened.set_default_timeout(60 * SECONDS)
     opened.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     answer = opened.goto("/")
