@@ -23,7 +23,6 @@ from .records import events_after
 POLL_SECONDS = 2.0  # a lost hint costs at most this
 RECHECK_SECONDS = 5.0
 PAGE = 2000
-MESSAGE_GATHER_SECONDS = 0.01
 
 
 class RunFeed:

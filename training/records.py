@@ -192,16 +192,20 @@ def _loaded(payload: Any) -> dict[str, Any]:
     return orjson.loads(payload) if isinstance(payload, str | bytes) else payload
 
 
-# A bucket's two ends: the step at which the value was least, and the step at which it was greatest.
+# A bucket's two ends: the first step at which its least value occurs, and the first of its greatest. Two plain
+# passes are several times faster than one aggregate over (value, step) pairs.
 BUCKETS = """
-WITH bucketed AS (
-    SELECT min(ARRAY[value, step]) AS least, max(ARRAY[value, step]) AS greatest
+WITH points AS MATERIALIZED (
+    SELECT (step - %(low)s) * %(buckets)s / (%(high)s - %(low)s + 1) AS bucket, step, value
       FROM training_metricpoint
      WHERE series_id = %(series)s AND value IS NOT NULL
-     GROUP BY (step - %(low)s) * %(buckets)s / (%(high)s - %(low)s + 1)
+), ends AS (
+    SELECT bucket, min(value) AS least, max(value) AS greatest FROM points GROUP BY bucket
 )
-SELECT DISTINCT point[2]::bigint, point[1]
-  FROM bucketed, LATERAL (VALUES (least), (greatest)) AS ends(point) ORDER BY 1
+SELECT min(step), value
+  FROM points JOIN ends USING (bucket)
+ WHERE value = least OR value = greatest
+ GROUP BY bucket, value ORDER BY 1
 """
 
 
