@@ -6,9 +6,11 @@ import redis
 from django.conf import settings
 
 
-@cache
 def shared_connection() -> redis.Redis:
     """This process's own; its pool is safe between threads and after a fork."""
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_connect_timeout=3, socket_timeout=5, health_check_interval=30
-    )
+    return _connection_to(settings.REDIS_URL)
+
+
+@cache
+def _connection_to(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_connect_timeout=3, socket_timeout=5, health_check_interval=30)

@@ -12,7 +12,6 @@ import traceback
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 from django.conf import settings
 
 from dlplatform.processes import die_with_parent
@@ -37,9 +36,6 @@ class Connection(Protocol):
 
     def kill(self) -> None:
         """End the engine and everything it started, at once."""
-
-    def cpu_seconds(self) -> float:
-        """Processor time that the engine has used."""
 
 
 class LocalConnection:
@@ -95,15 +91,6 @@ class LocalConnection:
         while self.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def cpu_seconds(self) -> float:
-        if self._pid is None or self.poll() is not None:
-            return 0.0
-        try:
-            times = psutil.Process(self._pid).cpu_times()
-        except psutil.NoSuchProcess:
-            return 0.0
-        return float(times.user + times.system)
-
     def _send(self, sent: signal.Signals) -> None:
         if self._pid is not None and self.poll() is None:
             os.kill(self._pid, sent)
@@ -128,6 +115,7 @@ def _become_engine(job_directory: Path, parent: int) -> None:
     _let_go_of_files(nothing, kept={output, nothing})
     for standard, target in ((0, nothing), (1, output), (2, output)):
         os.dup2(target, standard)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - for good
 
 
 def _let_go_of_files(nothing: int, kept: set[int]) -> None:
