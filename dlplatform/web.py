@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, JsonResponse
 from django.shortcuts import render
 
 API_PREFIX = "/api/"
@@ -31,12 +31,17 @@ def add_errors(form: Any, error: ValidationError) -> None:
 
 
 class TrailingSlash:
-    """An API path works with and without its trailing slash; the routes are written without."""
+    """An API path works with and without its trailing slash; the routes are written without.
+
+    A path with a NUL names nothing: PostgreSQL cannot even be asked for it.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
+        if "\0" in request.path_info:
+            return HttpResponseNotFound()
         if request.path_info.startswith(API_PREFIX) and request.path_info.endswith("/"):
             request.path_info = request.path_info.rstrip("/")
         return self.get_response(request)

@@ -132,6 +132,12 @@ def test_refs_through_the_api(api, maintainer, trainer, model):
     assert api(trainer).get(url).status_code == 404
 
 
+def test_a_nul_in_a_path_names_nothing(api, trainer, model):
+    for path in (f"models/{model.pk}/refs/alias/a%00b", "organizations/lab/members/%00"):
+        answer = api(trainer).get(f"/api/v1/{path}")
+        assert answer.status_code == 404 and answer["Content-Type"] == "application/json"
+
+
 def test_models_and_versions_through_the_api(api, trainer, model):
     version = commit(trainer, model)
     created = api(trainer).post("/api/v1/models", {"name": "new"}, format="json")

@@ -214,7 +214,11 @@ async def test_a_client_that_does_not_read_is_dropped_and_nobody_waits():
 
 
 async def test_a_flood_from_the_client_ends_the_socket():
+    received = []
+
     async def receive():
+        received.append(1)
         return {"type": "websocket.receive", "text": "x"}
 
     await asyncio.wait_for(sockets.until_disconnect(receive), 5)
+    assert len(received) == 1001
