@@ -19,9 +19,6 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections
 from django.http import Http404, QueryDict
 from drf_standardized_errors.handler import exception_handler
-from python_multipart import MultipartParser
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import parse_options_header
 from rest_framework.exceptions import APIException, ErrorDetail, NotAuthenticated, PermissionDenied, ValidationError
 from rest_framework.settings import api_settings
 from rest_framework.views import APIView
@@ -31,29 +28,13 @@ from dlplatform.accounts.models import User
 from dlplatform.objects import IncomingFile
 
 from . import services
+from .bodies import FIELD_LIMIT, Body, TooLarge, body_for, drain
 from .models import Dataset
 from .serializers import VersionSummary
 
 ROUTE = re.compile(r"/api/v1/datasets/([0-9a-fA-F-]{36})/versions/?")
-BUFFER = 4 * 1024 * 1024
-IDLE_SECONDS = 60.0
-FIELD_LIMIT = 64 * 1024
 
 Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
-
-
-class TooLarge(APIException):
-    status_code = 413
-    default_code = "too_large"
-
-    def __init__(self) -> None:
-        super().__init__(f"The file is larger than {settings.UPLOAD_MAX_BYTES:,} bytes, which is the limit here.")
-
-
-class Broken(APIException):
-    status_code = 400
-    default_code = "broken_upload"
-    default_detail = "The upload ended before the file was complete; send it again."
 
 
 class UploadEndpoint:
@@ -83,8 +64,8 @@ async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> 
         raise TooLarge
     incoming = IncomingFile(services.object_store(row.organization_id))
     try:
-        body: Body = _body_for(request, incoming)
-        await _drain(receive, body)
+        body: Body = body_for(request, incoming)
+        await drain(receive, body)
         await asyncio.to_thread(body.close)
         stored = await asyncio.to_thread(incoming.commit)
     except BaseException:
@@ -125,120 +106,6 @@ def _open_session(request: ASGIRequest) -> None:
     request.session = SessionStore(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
     request.user = get_user(request)
     request._dont_enforce_csrf_checks = False  # type: ignore[attr-defined]
-
-
-class Body:
-    """A raw body: every byte belongs to the file."""
-
-    def __init__(self, incoming: IncomingFile, filename: str, content_type: str) -> None:
-        self.incoming = incoming
-        self.filename = filename
-        self.content_type = content_type
-        self.complete = True
-
-    def write(self, chunk: bytes) -> None:
-        if self.incoming.size + len(chunk) > settings.UPLOAD_MAX_BYTES:
-            raise TooLarge
-        self.incoming.write(chunk)
-
-    def close(self) -> None:
-        if not self.complete:
-            raise Broken
-
-
-class MultipartBody(Body):
-    """multipart/form-data: the bytes of the field `file` belong to the file, other fields are passed over."""
-
-    def __init__(self, incoming: IncomingFile, boundary: bytes) -> None:
-        super().__init__(incoming, "upload", "")
-        self.complete = False
-        self._field = self._value = b""
-        self._headers: dict[str, bytes] = {}
-        self._in_file = False
-        self._found = False
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_field,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._data,
-                "on_end": self._end,
-            },
-        )
-
-    def write(self, chunk: bytes) -> None:
-        try:
-            self._parser.write(chunk)
-        except FormParserError:
-            raise Broken("The multipart body is malformed; send the file again.") from None
-
-    def close(self) -> None:
-        super().close()
-        if not self._found:
-            raise ValidationError({"file": [ErrorDetail("Send the file in the multipart field `file`.", "required")]})
-
-    def _begin(self) -> None:
-        self._headers, self._in_file = {}, False
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._field += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-        if len(self._value) > FIELD_LIMIT:
-            raise Broken("A multipart header is too long.")
-
-    def _header_end(self) -> None:
-        self._headers[self._field.decode("latin-1").lower()] = self._value
-        self._field = self._value = b""
-
-    def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition", b""))
-        self._in_file = options.get(b"name") == b"file" and not self._found
-        if self._in_file:
-            self._found = True
-            self.filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
-            self.content_type = self._headers.get("content-type", b"").decode("latin-1")
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._in_file:
-            super().write(data[start:end])
-
-    def _end(self) -> None:
-        self.complete = True
-
-
-def _body_for(request: ASGIRequest, incoming: IncomingFile) -> Body:
-    content_type = request.headers.get("Content-Type", "")
-    kind, options = parse_options_header(content_type)
-    if kind == b"multipart/form-data":
-        boundary = options.get(b"boundary")
-        if not boundary:
-            raise Broken("The multipart body names no boundary.")
-        return MultipartBody(incoming, boundary)
-    return Body(incoming, request.GET.get("filename", "upload"), content_type)
-
-
-async def _drain(receive: Any, body: Body) -> None:
-    """The whole body into the file: gathered to a few megabytes, then hashed and written in a thread."""
-    buffer = bytearray()
-    more = True
-    while more:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                message = await receive()
-        except TimeoutError:
-            raise Broken("No data came for a minute; send the file again.") from None
-        if message["type"] == "http.disconnect":
-            raise Broken
-        buffer += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(buffer) >= BUFFER or (not more and buffer):
-            await asyncio.to_thread(body.write, bytes(buffer))
-            buffer.clear()
 
 
 def _create(user: User, dataset: Dataset, stored: Any, body: Body) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
-from dlplatform.objects import CHUNK, CorruptObject, ObjectStore
+from dlplatform.objects import CorruptObject, ObjectStore
 
+BLOCK = 1024 * 1024
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -53,21 +54,32 @@ def _range(header: str, size: int) -> tuple[int, int] | str | None:
 
 
 async def _stream(source: IO[bytes], start: int, length: int, sha256: str | None) -> AsyncIterator[bytes]:
-    """Chunks read in a thread. A whole object is verified: its last chunk is sent only if the hash matches."""
+    """Chunks; the next is read in a thread while one is sent.
+
+    A whole object is verified: its last chunk is sent only if the hash matches.
+    """
     digest = hashlib.sha256() if sha256 else None
+    reading = _reading(source, start, min(BLOCK, length), digest)
     try:
-        await asyncio.to_thread(source.seek, start)
         while length > 0:
-            chunk = await asyncio.to_thread(_read, source, min(CHUNK, length), digest)
+            chunk = await reading
             length -= len(chunk)
             if not chunk or (length == 0 and digest and digest.hexdigest() != sha256):
                 raise CorruptObject(f"object {sha256} fails its hash")
+            start += len(chunk)
+            reading = _reading(source, start, min(BLOCK, length), digest)
             yield chunk
     finally:
+        await asyncio.wait([reading])
         source.close()
 
 
-def _read(source: IO[bytes], length: int, digest: "hashlib._Hash | None") -> bytes:
+def _reading(source: IO[bytes], start: int, length: int, digest: "hashlib._Hash | None") -> asyncio.Future[bytes]:
+    return asyncio.get_running_loop().run_in_executor(None, _read, source, start, length, digest)
+
+
+def _read(source: IO[bytes], start: int, length: int, digest: "hashlib._Hash | None") -> bytes:
+    source.seek(start)
     chunk = source.read(length)
     if digest:
         digest.update(chunk)
