@@ -19,6 +19,7 @@ from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
 CHUNK = 4 * 1024 * 1024
+WRITE_BACK = 8 * 1024 * 1024
 
 
 class CorruptObject(Exception):
@@ -73,6 +74,15 @@ def publish(temporary: Path, target: Path) -> None:
         os.close(folder)
 
 
+def start_writing_back(descriptor: int, offset: int, length: int) -> None:
+    """Let the disk begin with these bytes now, so that the fsync at the end finds little left to wait for.
+
+    POSIX_FADV_DONTNEED starts the write-back of changed pages and keeps them (posix_fadvise(2), Linux).
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
 class IncomingFile:
     """A file that is being received: bytes are hashed and written as they come, then committed or discarded.
 
@@ -88,12 +98,16 @@ class IncomingFile:
         self._store = store
         self._file = os.fdopen(descriptor, "wb")
         self._hash = hashlib.sha256()
+        self._on_its_way = 0
         self.size = 0
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         self._hash.update(chunk)
         self._file.write(chunk)
         self.size += len(chunk)
+        if self.size - self._on_its_way >= WRITE_BACK:
+            start_writing_back(self._file.fileno(), self._on_its_way, self.size - self._on_its_way)
+            self._on_its_way = self.size
 
     def commit(self) -> StoredObject:
         """Make the bytes a durable object of the store and return its identity."""
