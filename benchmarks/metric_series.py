@@ -23,11 +23,13 @@ def fill(run: Any) -> Any:
     """A series with all its points, and PostgreSQL's statistics of them."""
     from django.db import connection
 
+    from training.curves import summarise
     from training.models import MetricSeries
 
     series = MetricSeries.objects.create(run=run, key=KEY, last=0.1, minimum=0.0, maximum=1.1)
     with connection.cursor() as cursor:
         cursor.execute(FILL, [series.pk, POINTS])
+        summarise(cursor, [series.pk], 1, POINTS)
         cursor.execute("VACUUM ANALYZE training_metricpoint")
     return series
 
@@ -43,7 +45,7 @@ def raw(series: Any) -> list[Any]:
 def main() -> None:
     repetitions = 15 if arguments(__doc__).short else 40
     with platform() as running, running.client() as client:
-        from training.records import downsampled
+        from training.curves import downsampled
 
         run = held_run(running.upload(client, "small", table())["id"])
         series = fill(run)

@@ -20,8 +20,9 @@ from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, documented, whole_parameter
 
 from . import services
+from .curves import curves
 from .models import Experiment, MetricSeries, Run
-from .records import curves, log_lines
+from .records import log_lines
 from .serializers import (
     ExperimentIn,
     ExperimentOut,

@@ -174,3 +174,22 @@ class MetricPoint(models.Model):
 
     def __str__(self) -> str:
         return f"{self.step}: {self.value}"
+
+
+class MetricBucket(models.Model):
+    """The extremes of a metric among ``width`` successive steps from ``start`` on; kept up by training/curves.py."""
+
+    pk = models.CompositePrimaryKey("series_id", "width", "start")
+    series = models.ForeignKey(MetricSeries, on_delete=models.CASCADE, related_name="buckets", db_index=False)
+    width = models.IntegerField()
+    start = models.BigIntegerField()
+    least = models.FloatField()
+    least_step = models.BigIntegerField()
+    greatest = models.FloatField()
+    greatest_step = models.BigIntegerField()
+
+    class Meta:
+        ordering = ["width", "start"]
+
+    def __str__(self) -> str:
+        return f"{self.start}: {self.least} to {self.greatest}"

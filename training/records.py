@@ -18,8 +18,11 @@ from django.utils import timezone
 
 from dlplatform.jobs import LeaseLost
 
-from .models import MetricSeries, Run, RunEvent
+from .curves import summarise
+from .models import Run, RunEvent
 
+NULL = r"\N"
+COPY_POINTS = "COPY {table} (series_id, step, value, sequence, time) FROM STDIN"
 TEMPORARY = """
 CREATE TEMPORARY TABLE IF NOT EXISTS incoming_points
     (series_id bigint, step bigint, value double precision, sequence bigint, time timestamptz)
@@ -43,24 +46,37 @@ ON CONFLICT (run_id, key) DO UPDATE
    SET last = excluded.last,
        minimum = least(training_metricseries.minimum, excluded.minimum),
        maximum = greatest(training_metricseries.maximum, excluded.maximum)
-RETURNING key, id
+RETURNING key, id, (SELECT max(step) FROM training_metricpoint WHERE series_id = training_metricseries.id)
 """
 
 
 @dataclass
 class Summary:
-    """Of one metric within one batch."""
+    """Of one metric within one batch: its values' ends, its steps, and whether those only ever grow."""
 
+    first_step: int
     last: float | None = None
     minimum: float | None = None
     maximum: float | None = None
+    last_step: int = -1
+    ascending: bool = True
 
-    def add(self, value: float | None) -> None:
+    def add(self, step: int, value: float | None) -> None:
+        self.ascending = self.ascending and step > self.last_step
+        self.last_step = step
         if value is None:
             return
         self.last = value
-        self.minimum = value if self.minimum is None else min(value, self.minimum)
-        self.maximum = value if self.maximum is None else max(value, self.maximum)
+        self.minimum = value if self.minimum is None or value < self.minimum else self.minimum
+        self.maximum = value if self.maximum is None or value > self.maximum else self.maximum
+
+
+@dataclass(frozen=True)
+class Known:
+    """A series as the database has it: its number and its greatest step so far."""
+
+    number: int
+    last_step: int
 
 
 def append_spool(run: Run, lines: list[dict[str, Any]]) -> int:
@@ -89,16 +105,29 @@ def _copy_points(cursor: Any, run: Run, numbered: list[tuple[int, dict[str, Any]
         return
     summaries: dict[str, Summary] = {}
     for _, line in numbered:
+        step = int(line["step"])
         for key, value in line["values"].items():
-            summaries.setdefault(key, Summary()).add(_finite(value))
-    identifiers = _publish_series(cursor, run, summaries)
-    cursor.execute(TEMPORARY)
-    with cursor.copy("COPY incoming_points FROM STDIN") as copy:
-        copy.write("".join(_point_lines(numbered, identifiers)))
-    cursor.execute(PUBLISH_POINTS)
+            if key not in summaries:
+                summaries[key] = Summary(step)
+            summaries[key].add(step, _finite(value))
+    known = _publish_series(cursor, run, summaries)
+    rows = "".join(_point_lines(numbered, known))
+    if all(one.ascending and one.first_step > known[key].last_step for key, one in summaries.items()):
+        _copy(cursor, "training_metricpoint", rows)
+    else:  # a step that is there already stays as it is; asking for each costs half of the speed
+        cursor.execute(TEMPORARY)
+        _copy(cursor, "incoming_points", rows)
+        cursor.execute(PUBLISH_POINTS)
+    steps = [int(line["step"]) for _, line in numbered]
+    summarise(cursor, [one.number for one in known.values()], min(steps), max(steps))
 
 
-def _publish_series(cursor: Any, run: Run, summaries: dict[str, Summary]) -> dict[str, int]:
+def _copy(cursor: Any, table: str, rows: str) -> None:
+    with cursor.copy(COPY_POINTS.format(table=table)) as copy:
+        copy.write(rows)
+
+
+def _publish_series(cursor: Any, run: Run, summaries: dict[str, Summary]) -> dict[str, Known]:
     found = summaries.values()
     cursor.execute(
         PUBLISH_SERIES,
@@ -107,17 +136,18 @@ def _publish_series(cursor: Any, run: Run, summaries: dict[str, Summary]) -> dic
             [one.maximum for one in found],
         ],
     )  # fmt: skip
-    return dict(cursor.fetchall())
+    return {key: Known(number, -1 if last is None else last) for key, number, last in cursor.fetchall()}
 
 
-def _point_lines(numbered: list[tuple[int, dict[str, Any]]], identifiers: dict[str, int]) -> Iterable[str]:
+def _point_lines(numbered: list[tuple[int, dict[str, Any]]], known: dict[str, Known]) -> Iterable[str]:
     """Rows in COPY's text form; every part is a number or a time of our own, so nothing needs escaping."""
+    numbers = {key: one.number for key, one in known.items()}
     for sequence, line in numbered:
-        step, time = int(line["step"]), _time(line)
+        step, rest = int(line["step"]), f"{sequence}\t{_time(line)}\n"
         for key, value in line["values"].items():
             number = _finite(value)
-            text = "\\N" if number is None else repr(number)
-            yield f"{identifiers[key]}\t{step}\t{text}\t{sequence}\t{time}\n"
+            text = NULL if number is None else repr(number)
+            yield f"{numbers[key]}\t{step}\t{text}\t{rest}"
 
 
 def _finite(value: Any) -> float | None:
@@ -190,49 +220,6 @@ def events_after(run: UUID, after: int, limit: int = 2000) -> list[dict[str, Any
 
 def _loaded(payload: Any) -> dict[str, Any]:
     return orjson.loads(payload) if isinstance(payload, str | bytes) else payload
-
-
-# A bucket's two ends: the first step at which its least value occurs, and the first of its greatest. Two plain
-# passes are several times faster than one aggregate over (value, step) pairs.
-BUCKETS = """
-WITH points AS MATERIALIZED (
-    SELECT (step - %(low)s) * %(buckets)s / (%(high)s - %(low)s + 1) AS bucket, step, value
-      FROM training_metricpoint
-     WHERE series_id = %(series)s AND value IS NOT NULL
-), ends AS (
-    SELECT bucket, min(value) AS least, max(value) AS greatest FROM points GROUP BY bucket
-)
-SELECT min(step), value
-  FROM points JOIN ends USING (bucket)
- WHERE value = least OR value = greatest
- GROUP BY bucket, value ORDER BY 1
-"""
-
-
-def downsampled(series: MetricSeries, max_points: int) -> list[tuple[int, float]]:
-    """[(step, value)] with at most ``max_points`` points that keep every bucket's minimum and maximum."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*), min(step), max(step) FROM training_metricpoint WHERE series_id = %s", [series.pk]
-        )
-        count, low, high = cursor.fetchone()
-        if count <= max_points:
-            cursor.execute(
-                "SELECT step, value FROM training_metricpoint WHERE series_id = %s AND value IS NOT NULL ORDER BY step",
-                [series.pk],
-            )
-        else:
-            buckets = max(max_points // 2, 1)
-            cursor.execute(BUCKETS, {"series": series.pk, "buckets": buckets, "low": low, "high": high})
-        return [(int(step), float(value)) for step, value in cursor.fetchall()]
-
-
-def curves(run: Run, keys: list[str] | None, max_points: int) -> dict[str, list[tuple[int, float]]]:
-    """The run's metrics by key, each downsampled."""
-    series = MetricSeries.objects.filter(run=run).order_by("key")
-    if keys:
-        series = series.filter(key__in=keys)
-    return {one.key: downsampled(one, max_points) for one in series}
 
 
 def log_lines(run: UUID, after: int, limit: int) -> list[RunEvent]:

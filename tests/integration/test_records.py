@@ -7,8 +7,9 @@ import pytest
 
 from dlplatform.jobs import LeaseLost
 from tests import factories
+from training.curves import curves, downsampled
 from training.models import MetricPoint, MetricSeries, Run, RunEvent
-from training.records import append_spool, clean_json, curves, downsampled, events_after
+from training.records import append_spool, clean_json, events_after
 
 pytestmark = pytest.mark.django_db(transaction=True)
 NOW = datetime(2026, 1, 2, tzinfo=UTC).isoformat()
@@ -86,11 +87,40 @@ def test_a_long_curve_keeps_every_extreme(run):
     values[7_777], values[13_131] = 50.0, -50.0
     append_spool(run, [metric(number + 1, number, loss=value) for number, value in enumerate(values)])
     found = curves(run, ["loss"], 200)["loss"]
-    assert len(found) <= 201
+    assert len(found) <= 200 and found[0] == (0, values[0]) and found[-1] == (19_999, values[-1])
     assert (7_777, 50.0) in found and (13_131, -50.0) in found
     assert [step for step, _ in found] == sorted(step for step, _ in found)
     assert set(found) <= set(enumerate(values))
     assert curves(run, ["nothing"], 200) == {}
+
+
+@pytest.mark.parametrize("stride", [1, 3, 100, 5000])
+def test_a_curve_keeps_extremes_at_every_density_and_however_it_was_written(run, stride):
+    """Points, narrow buckets and wide ones are each the source of some of these curves."""
+    generator = random.Random(stride)
+    values = {number * stride: generator.gauss(0, 1) for number in range(3000)}
+    top, bottom = 1234 * stride, 2345 * stride
+    values |= {top: 9.0, bottom: -9.0}
+    lines = [metric(number, step, loss=value) for number, (step, value) in enumerate(values.items(), 1)]
+    for begin in range(0, len(lines), 700):
+        append_spool(run, lines[begin : begin + 700])
+    for most in (20, 100, 1000):
+        found = curves(run, None, most)["loss"]
+        assert most / 5 < len(found) <= most
+        assert found == sorted(found) and set(found) <= set(values.items())
+        assert {(top, 9.0), (bottom, -9.0), (0, values[0]), (2999 * stride, values[2999 * stride])} <= set(found)
+
+
+def test_a_constant_curve_reaches_its_last_step(run):
+    append_spool(run, [metric(number, number, rate=0.001) for number in range(1, 5001)])
+    found = curves(run, None, 100)["rate"]
+    assert found[0] == (1, 0.001) and found[-1] == (5000, 0.001)
+
+
+def test_a_step_that_comes_again_stays_as_it_was(run):
+    append_spool(run, [metric(1, 1, loss=1.0), metric(2, 2, loss=2.0)])
+    append_spool(run, [metric(3, 2, loss=7.0), metric(4, 3, loss=3.0, other=1.0), metric(5, 3, other=2.0)])
+    assert curves(run, None, 100) == {"loss": [(1, 1.0), (2, 2.0), (3, 3.0)], "other": [(3, 1.0)]}
 
 
 def test_runs_are_listed_filtered_and_ordered_by_a_metric(run, trainer, api):

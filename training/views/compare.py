@@ -6,9 +6,9 @@ from uuid import UUID
 from django.http import HttpRequest, HttpResponse
 
 from dlplatform.web import page
+from training.curves import curves
 from training.findings import lower_is_better
 from training.models import MetricSeries, Run
-from training.records import curves
 
 MOST_RUNS = 10
 MOST_POINTS = 400
