@@ -3,6 +3,7 @@
 from typing import Any
 
 from django import forms
+from django.db.models import QuerySet
 
 from datasets.models import Dataset
 from dlplatform.accounts.models import Organization
@@ -14,9 +15,13 @@ MOST_CHOICES = 200
 
 def filter_choices(organization: Organization) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(experiments, datasets) to filter by."""
-    experiments = Experiment.objects.filter(organization=organization).order_by("name")[:MOST_CHOICES]
-    datasets = Dataset.objects.filter(organization=organization, archived_at=None).order_by("name")[:MOST_CHOICES]
-    return [(str(one.pk), one.name) for one in experiments], [(str(one.pk), one.name) for one in datasets]
+    experiments = Experiment.objects.filter(organization=organization)
+    datasets = Dataset.objects.filter(organization=organization, archived_at=None)
+    return _choices(experiments), _choices(datasets)
+
+
+def _choices(rows: QuerySet[Any]) -> list[tuple[str, str]]:
+    return [(str(pk), name) for pk, name in rows.order_by("name").values_list("pk", "name")[:MOST_CHOICES]]
 
 
 class RunFilter(forms.Form):

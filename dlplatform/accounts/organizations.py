@@ -5,16 +5,24 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest
 
-from .access import role_in
-from .models import Organization, User
+from .models import Membership, Organization, User
 from .roles import Role
 
 
 def default_for(user: User) -> Organization | None:
     """The chosen default while the person is still a member of it, else their first organization."""
-    mine = Organization.objects.visible_to(user)
-    chosen = mine.filter(pk=user.default_organization_id).first() if user.default_organization_id else None
-    return chosen or mine.order_by("memberships__created_at").first()
+    chosen = _chosen(user, memberships_of(user))
+    return chosen.organization if chosen else None
+
+
+def memberships_of(user: User) -> list[Membership]:
+    """The person's memberships with their organizations, the oldest first."""
+    return list(user.memberships.select_related("organization").order_by("created_at"))
+
+
+def _chosen(user: User, mine: list[Membership]) -> Membership | None:
+    by_choice = (one for one in mine if one.organization_id == user.default_organization_id)
+    return next(by_choice, mine[0] if mine else None)
 
 
 def resolve(user: User, slug: str | None) -> Organization:
@@ -44,11 +52,12 @@ def context(request: HttpRequest) -> dict[str, Any]:
     if user is None or not user.is_authenticated or request.path.startswith("/admin/"):
         return {}
     if not hasattr(request, "platform_context"):
-        organization = default_for(user)
-        role = role_in(user, organization) if organization else None
+        mine = memberships_of(user)
+        chosen = _chosen(user, mine)
+        role = Role(chosen.role) if chosen else None
         request.platform_context = {  # type: ignore[attr-defined]
-            "organization": organization,
-            "organizations": list(Organization.objects.visible_to(user)),
+            "organization": chosen.organization if chosen else None,
+            "organizations": sorted((one.organization for one in mine), key=lambda one: one.name),
             "role": role,
             "can_train": role is not None and role.rank >= Role.TRAINER.rank,
             "can_maintain": role is not None and role.rank >= Role.MAINTAINER.rank,

@@ -68,16 +68,18 @@ def filtered_runs(organization: Organization, form: RunFilter) -> QuerySet[Run]:
 def sorted_runs(rows: QuerySet[Run], sort: str) -> QuerySet[Run]:
     """Sorted by a column of the table or by `metric:KEY`; anything else sorts newest first."""
     key = sort.removeprefix("-")
+    known = key in SORTS or key.startswith("metric:")
+    if sort == "-created" or not known:
+        return rows.order_by("-created_at", "pk")  # as the index run_newest_of_all has them
     if key.startswith("metric:"):
         name = key.removeprefix("metric:").replace("\0", "")
         rows = rows.annotate(wanted=FilteredRelation("series", condition=Q(series__key=name)))
         field = F("wanted__last")
     else:
-        field = F(SORTS.get(key, "created_at"))
+        field = F(SORTS[key])
         if key == "duration":
             rows = rows.annotate(duration=F("finished_at") - F("started_at"))
-    descending = sort.startswith("-") or (key not in SORTS and not key.startswith("metric:"))
-    order = field.desc(nulls_last=True) if descending else field.asc(nulls_last=True)
+    order = field.desc(nulls_last=True) if sort.startswith("-") else field.asc(nulls_last=True)
     return rows.order_by(order, "-created_at", "pk")
 
 
