@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from datasets.ingestion.limits import Limits
+from datasets.ingestion.memory import lacks_memory
 from datasets.ingestion.pipeline import ingest
 from datasets.ingestion.result import IngestResult, Problem, rejected
 
@@ -33,6 +35,7 @@ DISK_PROBLEM = Problem(
     detail="The converted data does not fit the space one ingestion may use. Split the file and append the pieces.",
 )
 THREADS = 2
+DISK_ERRORS = (errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
 def run_job(job: dict[str, Any], send: Send) -> None:
@@ -59,11 +62,8 @@ def _guarded(job: dict[str, Any], limits: Limits, progress: Callable[[float, str
             types=job["types"],
             on_progress=progress,
         )
-    except (MemoryError, pa.ArrowMemoryError):
-        return rejected(MEMORY_PROBLEM)
-    except OSError as error:
+    except Exception as error:
+        if lacks_memory(error):
+            return rejected(MEMORY_PROBLEM)
         traceback.print_exc(file=sys.stderr)
-        return rejected(DISK_PROBLEM if error.errno in (27, 28) else UNEXPECTED_PROBLEM)
-    except Exception:
-        traceback.print_exc(file=sys.stderr)
-        return rejected(UNEXPECTED_PROBLEM)
+        return rejected(DISK_PROBLEM if getattr(error, "errno", None) in DISK_ERRORS else UNEXPECTED_PROBLEM)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datasets.ingestion.limits import Limits
+from datasets.ingestion.memory import NEAR, mentions_memory, peak_address_space
 from datasets.ingestion.result import IngestResult, Problem, rejected
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ ANSWER_BYTES = 256 << 20
 LOG_BYTES = 16 << 10
 PART_NAME = re.compile(r"part-\d{5}\.parquet")
 WORK_NAMES = ("text.utf8", "staging.arrow")
-OUT_OF_MEMORY_WORDS = (b"MemoryError", b"bad_alloc", b"Cannot allocate memory", b"out of memory")
+# What a crash sends; a program that cannot go on aborts, one that overlooks a refused allocation faults.
+CRASH_SIGNALS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP)
 
 
 def ingest_in_child(
@@ -86,6 +88,7 @@ class _Child:
     should_stop: Stop | None
     result: IngestResult | None = None
     log: bytes = b""
+    peak: int = 0
     line: bytearray = field(default_factory=bytearray)
     ended_by: Problem | None = None
 
@@ -127,6 +130,7 @@ class _Child:
                 assert stream is not None
                 selector.register(stream, selectors.EVENT_READ, receive)
             while selector.get_map() and self.ended_by is None:
+                self.peak = max(self.peak, peak_address_space(process.pid))
                 for key, _ in selector.select(POLL_SECONDS):
                     chunk = os.read(key.fd, 1 << 16)
                     if chunk:
@@ -178,7 +182,7 @@ class _Child:
             return rejected(self.ended_by)
         if code == 0 and self.result is not None:
             return self.result
-        return rejected(_death_problem(code, self.log, self.limits))
+        return rejected(_death_problem(code, self.log, self.peak, self.limits))
 
 
 STOPPED = Problem(code="stopped", detail="The ingestion was stopped on request. Start it again when you want it.")
@@ -199,13 +203,17 @@ def _time_problem(limits: Limits) -> Problem:
     )
 
 
-def _death_problem(code: int, log: bytes, limits: Limits) -> Problem:
-    """The reason behind an exit status; a kill that nobody here sent is the kernel's, for memory."""
+def _death_problem(code: int, log: bytes, peak: int, limits: Limits) -> Problem:
+    """The reason behind an exit status; a kill that nobody here sent is the kernel's, for memory.
+
+    `peak` is the address space, in bytes, that the child was last seen to have had.
+    """
     if code == -signal.SIGXCPU:
         return _time_problem(limits)
     if code == -signal.SIGXFSZ:
         return Problem(code="output_limit", detail="The converted data is too large. Split the file and append it.")
-    if code == -signal.SIGKILL or any(word in log for word in OUT_OF_MEMORY_WORDS):
+    starved = -code in CRASH_SIGNALS and peak >= NEAR * limits.memory_bytes
+    if code == -signal.SIGKILL or mentions_memory(log) or starved:
         return Problem(
             code="memory_limit",
             detail=f"Reading the file needs more than the {limits.memory_bytes >> 20:,} MB of memory "

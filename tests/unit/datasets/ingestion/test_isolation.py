@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from datasets.ingestion import isolation
 from datasets.ingestion.isolation import ingest_in_child
 from datasets.ingestion.limits import Limits
+from datasets.ingestion.memory import lacks_memory
 from datasets.ingestion.result import IngestResult
 from datasets.ingestion.rows import read_rows
 from tests.fixtures.messy_files import MESSY_FILES
@@ -77,6 +80,8 @@ def test_a_rejected_file_leaves_nothing_behind(tmp_path: Path) -> None:
         ("print('{\"result\": {}}', flush=True)", "decoder_crashed"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "memory_limit"),
         ("sys.stderr.write('terminate called: std::bad_alloc\\n'); os.abort()", "memory_limit"),
+        ("sys.stderr.write('Bad status: Out of memory: malloc of size 9 failed\\n'); os.abort()", "memory_limit"),
+        ("sys.stderr.write('ImportError: libx.so: failed to map segment\\n'); sys.exit(1)", "memory_limit"),
         ("os.kill(os.getpid(), signal.SIGXCPU)", "time_limit"),
         (
             "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGXFSZ)",
@@ -119,17 +124,40 @@ def test_a_stop_ends_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - begun < 3
 
 
-def test_memory_is_limited(tmp_path: Path) -> None:
+@pytest.mark.parametrize("megabytes", [330, 450, 520])
+def test_memory_is_limited(tmp_path: Path, megabytes: int) -> None:
+    """Wherever the limit strikes: while libraries load, while rows are parsed, while columns are made."""
     result = ingest_in_child(
         _big(tmp_path),
         tmp_path / "parts",
         filename="d.csv",
         content_type="text/csv",
-        limits=Limits(memory_bytes=450 << 20),
+        limits=Limits(memory_bytes=megabytes << 20),
     )
-    # A native library that cannot allocate sometimes dies of a signal before it can say why.
-    assert result.state == "rejected"
-    assert _code(result) in ("memory_limit", "decoder_crashed")
+    assert _code(result) == "memory_limit"
+    assert list((tmp_path / "parts").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much address space a process had")
+@pytest.mark.parametrize(("share", "code"), [(0.9, "memory_limit"), (0.3, "decoder_crashed")])
+def test_a_crash_close_to_the_limit_is_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, code: str
+) -> None:
+    """A refused allocation that a library overlooks is a segmentation fault without a word."""
+    limits = Limits()
+    taken = int(share * limits.memory_bytes)
+    body = f"import mmap\nheld = mmap.mmap(-1, {taken})\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGSEGV)"
+    _impostor(monkeypatch, tmp_path, body)
+    assert _code(_run(tmp_path, limits=limits)) == code
+
+
+def test_what_an_exception_quotes_from_the_file_is_no_lack_of_memory() -> None:
+    assert not lacks_memory(ValueError("row 3: “out of memory”"))
+    assert lacks_memory(RuntimeError("can't start new thread"))
+    assert lacks_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+    wrapped = ValueError("the file could not be read")
+    wrapped.__cause__ = MemoryError()
+    assert lacks_memory(wrapped)
 
 
 def test_processor_time_is_limited(tmp_path: Path) -> None:
