@@ -3,9 +3,8 @@
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
-from dlplatform.accounts.admin import ReadOnly
+from dlplatform.accounts.admin import ReadOnly, TenantAdmin
 from dlplatform.api import Conflict
 
 from . import services
@@ -13,19 +12,8 @@ from .models import Dataset, DatasetVersion
 
 
 @admin.register(Dataset)
-class DatasetAdmin(ModelAdmin):
-    list_display = ["name", "organization", "created_by", "created_at", "archived_at"]
-    list_filter = ["organization", "archived_at"]
-    search_fields = ["name", "description", "id"]
-    list_select_related = ["organization", "created_by"]
-    readonly_fields = ["id", "organization", "created_by", "created_at", "archived_at"]
+class DatasetAdmin(TenantAdmin):
     actions = ["archive"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
 
     @admin.action(description="Archive the chosen datasets")
     def archive(self, request: HttpRequest, queryset: QuerySet[Dataset]) -> None:

@@ -6,9 +6,8 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
-from dlplatform.accounts.admin import ReadOnly
+from dlplatform.accounts.admin import ReadOnly, TenantAdmin
 from dlplatform.api import Conflict
 
 from . import services
@@ -16,18 +15,8 @@ from .models import Experiment, Run
 
 
 @admin.register(Experiment)
-class ExperimentAdmin(ModelAdmin):
-    list_display = ["name", "organization", "created_by", "created_at"]
-    list_filter = ["organization"]
-    search_fields = ["name", "id"]
-    list_select_related = ["organization", "created_by"]
-    readonly_fields = ["id", "organization", "created_by", "created_at", "archived_at"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return False
+class ExperimentAdmin(TenantAdmin):
+    pass
 
 
 @admin.register(Run)

@@ -9,7 +9,6 @@ from urllib.parse import quote
 from uuid import UUID
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -21,7 +20,7 @@ from datasets.ingestion.export import neutralise
 from datasets.ingestion.rows import read_rows
 from datasets.models import DatasetVersion
 from dlplatform.accounts.access import require
-from dlplatform.accounts.pages import no_organization, organization_of, refusals_as_messages, said
+from dlplatform.accounts.pages import no_organization, organization_of, refusals_as_messages, said, submitted
 
 from .dataset import dataset_or_404, version_or_404
 
@@ -50,11 +49,8 @@ def dataset_upload(request: HttpRequest, dataset: UUID) -> HttpResponse:
 @require_POST
 def dataset_edit(request: HttpRequest, dataset: UUID) -> HttpResponse:
     found = dataset_or_404(request, dataset)
-    form = DatasetForm(request.POST)
     with refusals_as_messages(request):
-        if not form.is_valid():
-            raise ValidationError([f"{field}: {' '.join(errors)}" for field, errors in form.errors.items()])
-        services.update_dataset(actor=request.user, dataset=found, **form.cleaned_data)
+        services.update_dataset(actor=request.user, dataset=found, **submitted(DatasetForm(request.POST)))
         said(request, "Saved.")
     return redirect("dataset", found.pk)
 

@@ -26,6 +26,22 @@ class ReadOnly(ModelAdmin):
         return False
 
 
+class TenantAdmin(ModelAdmin):
+    """For rows that belong to an organization: made and archived by the services, described here."""
+
+    list_display = ["name", "organization", "created_by", "created_at", "archived_at"]
+    list_filter = ["organization", "archived_at"]
+    search_fields = ["name", "description", "id"]
+    list_select_related = ["organization", "created_by"]
+    readonly_fields = ["id", "organization", "created_by", "created_at", "archived_at"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
 class MembershipInline(TabularInline):
     model = Membership
     extra = 0

@@ -46,6 +46,13 @@ def refusals_as_messages(request: HttpRequest) -> Iterator[None]:
         messages.error(request, " ".join(error.messages))
 
 
+def submitted(form: Any) -> dict[str, Any]:
+    """What a form asks for; ValidationError naming the fields when it asks for nothing that is possible."""
+    if not form.is_valid():
+        raise ValidationError([f"{field}: {' '.join(errors)}" for field, errors in form.errors.items()])
+    return dict(form.cleaned_data)
+
+
 def said(request: HttpRequest, text: str, undo: str = "") -> None:
     """A message of success; ``undo`` is the address that takes the action back by POST."""
     messages.success(request, text, extra_tags=undo)

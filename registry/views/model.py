@@ -3,14 +3,13 @@
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from dlplatform.accounts.access import may, visible_or_404
-from dlplatform.accounts.pages import page_of, refusals_as_messages, safe_next, said
+from dlplatform.accounts.pages import page_of, refusals_as_messages, safe_next, said, submitted
 from dlplatform.web import page
 from registry import services
 from registry.cards import card_of
@@ -93,11 +92,8 @@ def _charts(model: RegisteredModel) -> list[dict[str, Any]]:
 @require_POST
 def model_edit(request: HttpRequest, model: UUID) -> HttpResponse:
     found = model_or_404(request, model)
-    form = ModelForm(request.POST)
     with refusals_as_messages(request):
-        if not form.is_valid():
-            raise ValidationError([f"{field}: {' '.join(errors)}" for field, errors in form.errors.items()])
-        services.update_model(actor=request.user, model=found, **form.cleaned_data)
+        services.update_model(actor=request.user, model=found, **submitted(ModelForm(request.POST)))
         said(request, "Saved.")
     return redirect("model", found.pk)
 
@@ -129,11 +125,8 @@ def ref_move(request: HttpRequest, model: UUID) -> HttpResponse:
     found = model_or_404(request, model)
     given = request.POST.copy()
     given.update(request.GET)
-    form = RefForm(_with_expected(given))
     with refusals_as_messages(request):
-        if not form.is_valid():
-            raise ValidationError([f"{field}: {' '.join(errors)}" for field, errors in form.errors.items()])
-        wanted = form.cleaned_data
+        wanted = submitted(RefForm(_with_expected(given)))
         version = services.version_of(model=found, identifier=wanted["version"])
         services.move_ref(
             actor=request.user, model=found, kind=wanted["kind"], name=wanted["name"], version=version,
