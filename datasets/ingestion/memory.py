@@ -16,7 +16,9 @@ WORDS = (
     b"cannot allocate memory",
     b"failed to map segment",
     b"memory allocation",
+    # The stack of a thread is allocated like everything else.
     b"can't start new thread",
+    b"failed to launch worker thread",
 )
 # A program this close to its limit that dies of a signal has most likely been refused the next allocation.
 NEAR = 0.8
@@ -25,12 +27,13 @@ NEAR = 0.8
 def lacks_memory(error: BaseException | None) -> bool:
     """Whether the exception, or what caused it, is about memory; libraries wrap such errors in their own.
 
-    Only errors of the system are read for their words: others quote the file, which may say anything.
+    The words of an error about values count for nothing: they quote the file, which may say anything.
     """
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
-        if isinstance(error, ImportError | RuntimeError) and mentions_memory(str(error).encode("utf-8", "replace")):
+        about_values = isinstance(error, ValueError | LookupError)
+        if not about_values and mentions_memory(str(error).encode("utf-8", "replace")):
             return True
         error = error.__cause__ or error.__context__
     return False
