@@ -5,6 +5,22 @@ from typing import Any
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from drf_spectacular.openapi import AutoSchema as SpectacularSchema
 from drf_standardized_errors.openapi import AutoSchema
+from rest_framework import serializers
+
+REFUSALS = {"409", "413", "422"}
+
+
+class Refusal(serializers.Serializer[Any]):
+    code = serializers.CharField(help_text="Stable, for programs: `ref_moved`, `too_large`, …")
+    detail = serializers.CharField(help_text="What is wrong and what to do, for people")
+    attr = serializers.CharField(allow_null=True, help_text="The field that it is about")
+
+
+class RefusalResponse(serializers.Serializer[Any]):
+    """409 (not in this state), 413 (too large) and 422 (the key stands for another request)."""
+
+    type = serializers.ChoiceField(choices=["client_error"])
+    errors = Refusal(many=True)
 
 
 class Schema(AutoSchema):
@@ -12,6 +28,12 @@ class Schema(AutoSchema):
 
     def get_request_serializer(self) -> Any:
         return SpectacularSchema.get_request_serializer(self)
+
+    def _should_add_error_response(self, responses: dict[str, Any], status_code: str) -> bool:
+        """Reading changes nothing, so it meets no conflict and sends no body."""
+        if status_code in REFUSALS and self.method == "GET":
+            return False
+        return bool(super()._should_add_error_response(responses, status_code))
 
     def _is_list_view(self, serializer: Any = None) -> bool:
         """Lists describe their page themselves (`dlplatform.api.documented`)."""
@@ -32,6 +54,7 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 class ApiKeyScheme(BearerScheme):
     target_class = "dlplatform.accounts.authentication.ApiKeyAuthentication"
+    name = "apiKey"
 
 
 class CookieScheme(OpenApiAuthenticationExtension):

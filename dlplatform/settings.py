@@ -267,6 +267,7 @@ DRF_STANDARDIZED_ERRORS = {
     "EXCEPTION_HANDLER_CLASS": "dlplatform.api.ErrorHandler",
     "ENABLE_IN_DEBUG_FOR_UNHANDLED_EXCEPTIONS": True,
     "ALLOWED_ERROR_STATUS_CODES": ["400", "401", "403", "404", "409", "413", "415", "422", "429"],
+    "ERROR_SCHEMAS": dict.fromkeys(("409", "413", "422"), "dlplatform.schema.RefusalResponse"),
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "DL Platform API",
@@ -279,11 +280,8 @@ SPECTACULAR_SETTINGS = {
     "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
-    "POSTPROCESSING_HOOKS": [
-        "drf_spectacular.hooks.postprocess_schema_enums",
-        "drf_standardized_errors.openapi_hooks.postprocess_schema_enums",
-    ],
-    "ENUM_NAME_OVERRIDES": {},
+    # Choices stay where they are used: as components their names would collide and become Code4efEnum.
+    "POSTPROCESSING_HOOKS": [],
 }
 
 # --- what the browser may do --------------------------------------------------------------------------

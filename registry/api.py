@@ -23,12 +23,12 @@ from .serializers import (
     ModelChange,
     ModelIn,
     ModelOut,
+    ModelVersionDetail,
     PredictIn,
     PredictOut,
     RefMoveIn,
     RefMoveOut,
     RefOut,
-    VersionDetail,
     VersionOut,
 )
 from .serving import client
@@ -189,10 +189,10 @@ class RefView(APIView):
 class VersionView(APIView):
     policy = {"GET": "read"}
 
-    @documented("Get a model version with its tree, signature and lineage", answer=VersionDetail,
+    @documented("Get a model version with its tree, signature and lineage", answer=ModelVersionDetail,
                 example=(None, VERSION), tags=["model versions"])  # fmt: skip
     def get(self, request: Request, version: UUID) -> Response:
-        return Response(VersionDetail(_version(request, version)).data)
+        return Response(ModelVersionDetail(_version(request, version)).data)
 
 
 class VersionFileView(APIView):

@@ -53,7 +53,7 @@ class VersionOut(serializers.ModelSerializer):
         ]  # fmt: skip
 
 
-class VersionDetail(VersionOut):
+class ModelVersionDetail(VersionOut):
     parents = serializers.SerializerMethodField(help_text="Ids of the versions it continues")
     files = serializers.JSONField(source="tree", help_text="{path: {sha256, size}}")
 
