@@ -3,10 +3,11 @@
 from typing import Any
 
 from django.core.exceptions import ValidationError as DjangoValidationError
+from django.db import DataError
 from drf_spectacular.utils import OpenApiExample, extend_schema, inline_serializer
 from drf_standardized_errors.handler import ExceptionHandler
 from rest_framework import serializers
-from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
+from rest_framework.exceptions import APIException, ErrorDetail, NotFound, ValidationError
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -56,6 +57,15 @@ class Paging(CursorPagination):
     page_size_query_param = "limit"
     ordering = "-created_at"
     invalid_cursor_message = "This cursor is not one that the API gave; start again without it."
+
+    def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> Any:
+        """A page of rows; NotFound for a cursor whose position is not a value of the column it is compared with."""
+        try:
+            return super().paginate_queryset(queryset, request, view)
+        except (DjangoValidationError, DataError, ValueError):
+            if self.cursor_query_param not in request.query_params:
+                raise
+            raise NotFound(self.invalid_cursor_message) from None
 
 
 class Strict(serializers.Serializer):

@@ -16,6 +16,7 @@ from django.urls import path
 from servestatic import ServeStaticASGI
 
 from datasets.uploads import UploadEndpoint
+from dlplatform.body_limit import BodyLimit
 from training.sockets import organization_socket, run_socket
 
 sockets = URLRouter(
@@ -40,7 +41,7 @@ def with_static_files(wrapped: Any) -> ServeStaticASGI:
 
 application = ProtocolTypeRouter(
     {
-        "http": with_static_files(UploadEndpoint(django_application)),
+        "http": with_static_files(UploadEndpoint(BodyLimit(django_application))),
         "websocket": sockets,
     }
 )

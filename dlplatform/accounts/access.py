@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import Http404
+from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
@@ -85,7 +86,7 @@ class DeclaredPolicy(BasePermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         policy = getattr(view, "policy", {}).get(request.method)
         if policy is None:
-            return False
+            raise MethodNotAllowed(str(request.method))
         if policy == "public":
             return True
         user = request.user

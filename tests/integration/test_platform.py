@@ -121,3 +121,11 @@ def test_samples_are_loaded_once_and_one_run_is_launched(db, settings):
         state="ready", rows=1797, columns=[{"name": "x", "type": "number"}, {"name": "digit", "type": "integer"}]
     )
     assert samples.launch_sample_run(actor, organization).target == "digit"
+
+
+def test_a_method_that_a_route_lacks_is_405_and_a_foreign_cursor_404(trainer, api):
+    client = api(trainer)
+    assert client.post("/api/v1/runs/00000000-0000-0000-0000-000000000000/metrics").status_code == 405
+    for cursor in ("abc", "cD0lMDA=", "cD1ub3QrYStkYXRl"):  # nonsense; a position of NUL; "not a date"
+        answer = client.get(f"/api/v1/datasets?cursor={cursor}")
+        assert answer.status_code == 404 and "cursor" in answer.json()["errors"][0]["detail"]
