@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "everything": (80.0, ["dlplatform/**", "datasets/**", "registry/**", "training/**"]),
     "the engine": (90.0, ["dlplatform/engine/*"]),
-    "the object store": (90.0, ["dlplatform/objects.py"]),
+    "the object store": (90.0, ["dlplatform/objects/*"]),
     "accounts": (90.0, ["dlplatform/accounts/*"]),
     "connection": (95.0, ["training/connection.py"]),
     "orchestrator": (95.0, ["training/orchestrator.py"]),

@@ -1,0 +1,137 @@
+"""Encodings: what goes in comes out to the bit, in no more bytes than it has; damage is noticed or harmless."""
+
+import struct
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlplatform.objects import encodings
+from dlplatform.objects.encodings import GROUPED, RAW, XOR, ZSTD, DamagedEncoding, decode, encode
+
+GENERATOR = np.random.default_rng(3)
+SPECIAL = struct.pack("<8I", 0x80000000, 0x7FC00001, 0xFFC12345, 0x7F800001, 0x7F800000, 0xFF800000, 1, 0x80000001)
+
+
+def weights(count: int, dtype: str = "float32") -> bytes:
+    return (GENERATOR.standard_normal(count) * 0.02).astype(dtype).tobytes()
+
+
+def bfloat16(count: int) -> bytes:
+    return (np.frombuffer(weights(count), np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+def round_trip(data, width=1, base=None):
+    encoded = encode(data, width=width, base=base)
+    assert bytes(decode(encoded.codec, encoded.payload, size=len(data), base=base)) == bytes(data)
+    assert len(encoded.payload) <= len(data)
+    return encoded
+
+
+CASES = {
+    "float64": (weights(5000, "float64"), 8),
+    "float32": (weights(5000), 4),
+    "float16": (weights(5000, "float16"), 2),
+    "bfloat16": (bfloat16(5000), 2),
+    "int8": (GENERATOR.integers(-3, 3, 5000).astype(np.int8).tobytes(), 1),
+    "int64": (np.arange(5000).tobytes(), 8),
+    "scalar": (struct.pack("<f", -0.0), 4),
+    "empty": (b"", 4),
+    "one byte": (b"x", 4),
+    "NaN payloads, -0.0, denormals": (SPECIAL * 500, 4),
+    "text": (b'{"a": 1, "b": [2, 3]}' * 100, 1),
+    "noise": (GENERATOR.bytes(5000), 4),
+    "a tail that fills no item": (weights(5000) + b"abc", 4),
+    "larger than the windows": (weights(600_000), 4),
+    "large and even": (b"\0" * 3_000_000, 4),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_round_trip(name):
+    data, width = CASES[name]
+    round_trip(data, width)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_round_trip_of_a_delta(name):
+    data, width = CASES[name]
+    changed = bytearray(data)
+    for index in range(0, len(changed), 997):
+        changed[index] ^= 0x81
+    codec = round_trip(bytes(changed), width, base=data).codec
+    assert codec == XOR or len(data) < 1000 or name in ("NaN payloads, -0.0, denormals", "large and even")
+
+
+def test_the_smallest_codec_is_taken():
+    assert round_trip(weights(50_000), 4).codec == GROUPED
+    assert round_trip(CASES["text"][0]).codec == ZSTD
+    assert round_trip(CASES["noise"][0], 4).codec == RAW
+    assert len(round_trip(bfloat16(500_000), 2).payload) < 0.7 * 1_000_000
+
+
+def test_a_delta_that_saves_less_than_a_tenth_is_not_kept():
+    assert round_trip(weights(50_000), 4, base=weights(50_000)).codec == GROUPED
+    assert round_trip(weights(500_000), 4, base=weights(500_000)).codec == GROUPED
+
+
+def test_a_delta_whose_windows_promised_too_much_is_not_kept():
+    base = weights(1_000_000)
+    changed = np.frombuffer(base, np.uint8).copy()
+    kept = np.zeros(len(changed), bool)
+    step = (len(changed) - encodings.WINDOW) // (encodings.WINDOWS - 1)
+    for index in range(encodings.WINDOWS):
+        kept[index * step - 4 : index * step + encodings.WINDOW] = True
+    changed[~kept] = np.frombuffer(GENERATOR.bytes(len(changed)), np.uint8)[~kept]
+    assert round_trip(changed.tobytes(), 4, base=base).codec != XOR
+
+
+def test_a_base_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="the base has 3 bytes"):
+        encode(b"abcd", base=b"abc")
+
+
+@given(data=st.binary(max_size=400), width=st.sampled_from([1, 2, 4, 8]), seed=st.binary(max_size=400))
+def test_any_bytes_come_back(data, width, seed):
+    round_trip(data, width)
+    base = (seed * 400 + b"\0" * 400)[: len(data)]
+    round_trip(data, width, base=base)
+
+
+@given(
+    payload=st.binary(max_size=200), codec=st.sampled_from([ZSTD, GROUPED, XOR, RAW, "other"]), size=st.integers(0, 300)
+)
+def test_foreign_payloads_are_refused_or_have_the_right_size(payload, codec, size):
+    with suppress(DamagedEncoding):
+        assert len(decode(codec, payload, size=size, base=b"\0" * size)) == size
+
+
+@pytest.mark.parametrize("codec", [ZSTD, GROUPED, XOR])
+def test_a_flipped_bit_or_a_missing_end_does_no_harm(codec):
+    data, base = CASES["bfloat16"][0], bfloat16(5000)
+    payload = {
+        ZSTD: encodings._compress(CASES["text"][0]),
+        GROUPED: encodings._group(data, 2),
+        XOR: encodings._xor(data, base, 2),
+    }[codec]
+    for position in range(0, len(payload), max(len(payload) // 150, 1)):
+        flipped = bytearray(payload)
+        flipped[position] ^= 1 << (position % 8)
+        for damaged in (flipped, payload[:position]):
+            with suppress(DamagedEncoding):
+                assert len(decode(codec, bytes(damaged), size=len(data), base=base)) == len(data)
+
+
+def test_a_frame_that_announces_a_size_is_refused():
+    with pytest.raises(DamagedEncoding, match="announces"):
+        decode(ZSTD, zstandard.ZstdCompressor().compress(b"x" * 100), size=100)
+
+
+def test_a_delta_without_its_base_is_refused():
+    delta = encode(b"a" * 5000 + b"b", base=b"a" * 5001)
+    for base in (None, b"short"):
+        with pytest.raises(DamagedEncoding, match="base"):
+            decode(XOR, delta.payload, size=5001, base=base)
