@@ -74,9 +74,8 @@ def bare(organization: Any, request: Any) -> str:
     for *plain, experiment, number, dataset, username, values in found:
         rows.append(
             SimpleNamespace(
-                **dict(zip(COLUMNS, plain, strict=True)), values=values, experiment=SimpleNamespace(name=experiment),
-                dataset_version=SimpleNamespace(number=number, dataset=SimpleNamespace(name=dataset)),
-                created_by=SimpleNamespace(username=username), ended=True,
+                **dict(zip(COLUMNS, plain, strict=True)), values=values, experiment_name=experiment,
+                dataset_number=number, dataset_name=dataset, creator=username, ended=True,
             )
         )  # fmt: skip
     context = {"page": {"object_list": rows}, "metrics": METRICS, "sort": "-created", "request": request}
