@@ -1,6 +1,6 @@
 """The child process: reads one job from standard input, writes JSON lines to standard output.
 
-Limits are set before any decoder is imported. See `isolation` for the parent's side.
+Limits are set, and network and privileges given up, before any decoder is imported. See `isolation` for the parent's side.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import signal
 import sys
 from typing import Any
 
+from datasets.ingestion.confinement import confine
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -21,8 +23,9 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     job = json.loads(sys.stdin.read())
-    _die_with_parent(job["parent"])
     _apply_limits(job["limits"])
+    job["source"] = confine(job["source"])
+    _die_with_parent(job["parent"])
 
     from datasets.ingestion.child import run_job
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from datasets.ingestion.confinement import LINKED_SOURCE
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.memory import NEAR, mentions_memory, peak_address_space
 from datasets.ingestion.result import IngestResult, Problem, rejected
@@ -61,7 +62,7 @@ def ingest_in_child(
     destination.mkdir(parents=True, exist_ok=True)
     job = {
         "source": str(source.resolve()),
-        "destination": str(destination.resolve()),
+        "destination": ".",
         "filename": filename,
         "content_type": content_type,
         "limits": limits.to_dict(),
@@ -109,6 +110,7 @@ class _Child:
         finally:
             _kill_group(process)
             _close(process)
+            _take_back(self.destination)
         return self._verdict(process.returncode)
 
     def _send_job(self, process: subprocess.Popen[bytes]) -> None:
@@ -158,22 +160,24 @@ class _Child:
         try:
             message = json.loads(line)
             if "result" in message:
-                self.result = self._checked(IngestResult.from_dict(message["result"]))
+                self.result = IngestResult.from_dict(message["result"])
             elif self.on_progress is not None:
                 self.on_progress(float(message["progress"]), str(message["phase"])[:40])
         except (ValueError, KeyError, TypeError, AttributeError):
             logger.warning("the ingestion child sent a malformed message")
             self.ended_by = CRASHED
 
-    def _checked(self, result: IngestResult) -> IngestResult:
-        """Raises ValueError when a part is not a plain file of the destination."""
+    def _whole(self, result: IngestResult) -> bool:
+        """Whether the parts are plain files of the destination; asked when the child can change nothing any more."""
         for part in result.parts:
             path = self.destination / part.path
             if not PART_NAME.fullmatch(part.path) or path.is_symlink() or not path.is_file():
-                raise ValueError("a part is not a file of the destination")
-            if path.stat().st_size != part.bytes:
-                raise ValueError("a part has another size than announced")
-        return result
+                return False
+            found = path.stat()
+            # A second name would make it somebody else's file.
+            if found.st_size != part.bytes or found.st_nlink != 1:
+                return False
+        return True
 
     def _verdict(self, code: int) -> IngestResult:
         if self.log:
@@ -181,7 +185,7 @@ class _Child:
         if self.ended_by is not None:
             return rejected(self.ended_by)
         if code == 0 and self.result is not None:
-            return self.result
+            return self.result if self._whole(self.result) else rejected(CRASHED)
         return rejected(_death_problem(code, self.log, self.peak, self.limits))
 
 
@@ -250,6 +254,13 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             logger.debug("the ingestion child was already gone")
     process.wait()
+
+
+def _take_back(destination: Path) -> None:
+    """Root's child works as another user, to whom the destination was given."""
+    (destination / LINKED_SOURCE).unlink(missing_ok=True)
+    if os.geteuid() == 0:
+        os.chown(destination, 0, 0)
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:
