@@ -29,6 +29,7 @@ from .monitor import Monitor
 
 logger = logging.getLogger(__name__)
 
+FIRST_POLL_SECONDS = 0.005  # until the first metric: somebody is waiting for it
 POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.2
 RENEW_SECONDS = 1.0
@@ -122,9 +123,13 @@ class Orchestrator:
         while self.connection.poll() is None:
             if self._patiently(self._look):
                 quiet_since = time.monotonic()
-            idle = time.monotonic() - quiet_since > 2.0
-            time.sleep(IDLE_POLL_SECONDS if idle else POLL_SECONDS)
+            time.sleep(self._pause(time.monotonic() - quiet_since))
         self._patiently(self.monitor.ship)
+
+    def _pause(self, quiet: float) -> float:
+        if quiet > 2.0:
+            return IDLE_POLL_SECONDS
+        return POLL_SECONDS if self.run.metrics else FIRST_POLL_SECONDS
 
     def _look(self) -> bool:
         found = self.monitor.ship()

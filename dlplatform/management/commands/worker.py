@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 import time
+import uuid
+from contextlib import suppress
 from typing import Any
 
 from channels.layers import get_channel_layer
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
-from django.db import connections
+from django.db import DatabaseError, connections
 from rq.serializers import JSONSerializer
 
 from dlplatform.jobs import PlatformWorker, connection
@@ -73,11 +75,13 @@ class Command(BaseCommand):
 def _preload() -> None:
     """Everything that a run needs, once, before forking; no thread and no connection may survive the fork."""
     import datasets.jobs  # noqa: F401
-    import training.jobs  # noqa: F401
+    import training.jobs
     from dlplatform.engine import package, run  # noqa: F401
 
     run.warm_up()
     get_channel_layer()
+    with suppress(DatabaseError):
+        training.jobs.train(str(uuid.uuid4()))  # of no run: what the first claim of a process prepares is done here
     connections.close_all()
     # What is there now is never garbage: without this, collections in the forks would copy its pages.
     gc.collect()
