@@ -192,7 +192,7 @@ class VersionView(APIView):
     @documented("Get a model version with its tree, signature and lineage", answer=ModelVersionDetail,
                 example=(None, VERSION), tags=["model versions"])  # fmt: skip
     def get(self, request: Request, version: UUID) -> Response:
-        return Response(ModelVersionDetail(_version(request, version)).data)
+        return Response(ModelVersionDetail(visible_version(request, version)).data)
 
 
 class VersionFileView(APIView):
@@ -204,7 +204,7 @@ class VersionFileView(APIView):
         answer=OpenApiResponse(OpenApiTypes.BINARY, description="The file's bytes"),
     )  # fmt: skip
     def get(self, request: Request, version: UUID, path: str) -> HttpResponseBase:
-        found = _version(request, version)
+        found = visible_version(request, version)
         entry = found.tree.get(path)
         if entry is None:
             raise Http404
@@ -219,7 +219,7 @@ class VersionPredictView(APIView):
     @documented("Predict with a model version", request=PredictIn, answer=PredictOut, example=(INSTANCES, PREDICTIONS),
                 tags=["predictions"])  # fmt: skip
     def post(self, request: Request, version: UUID) -> Response:
-        return _predict(request, _version(request, version))
+        return _predict(request, visible_version(request, version))
 
 
 class RefPredictView(APIView):
@@ -241,7 +241,7 @@ def _predict(request: Request, version: ModelVersion) -> Response:
     return Response({"predictions": predictions, "version": str(version.pk)})
 
 
-def _version(request: Request, identifier: UUID) -> ModelVersion:
+def visible_version(request: Request, identifier: UUID) -> ModelVersion:
     rows = ModelVersion.objects.select_related("model__organization", "author").prefetch_related("parent_edges")
     return visible_or_404(rows, request.user, pk=identifier)
 

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api
+from . import api, history_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
@@ -10,6 +10,11 @@ urlpatterns = [
     path("models/<uuid:model>/refs/log", api.RefLogView.as_view()),
     path("models/<uuid:model>/refs/<slug:kind>/<str:name>", api.RefView.as_view()),
     path("models/<uuid:model>/refs/<slug:kind>/<str:name>/predict", api.RefPredictView.as_view()),
+    path("models/<uuid:model>/refs/at", history_api.RefsAtView.as_view()),
+    path("models/<uuid:model>/diff", history_api.DiffView.as_view()),
+    path("models/<uuid:model>/rollback", history_api.RollbackView.as_view()),
+    path("models/<uuid:model>/releases", history_api.ReleasesView.as_view()),
+    path("model-versions/<uuid:version>/release", history_api.VersionReleaseView.as_view()),
     path("model-versions/<uuid:version>", api.VersionView.as_view()),
     path("model-versions/<uuid:version>/files/<path:path>", api.VersionFileView.as_view()),
     path("model-versions/<uuid:version>/predict", api.VersionPredictView.as_view()),

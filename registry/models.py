@@ -148,3 +148,28 @@ class RefMove(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}: {self.from_version_id} → {self.to_version_id}"
+
+
+class Release(models.Model):
+    """A version with a semantic number, and the line of the changelog that tells what it brings."""
+
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="releases")
+    version = models.OneToOneField(ModelVersion, on_delete=models.PROTECT, related_name="release")
+    number = models.CharField(max_length=24, help_text="Semantic version, which is also the name of its tag")
+    bump = models.CharField(max_length=5, help_text="major, minor or patch")
+    base = models.ForeignKey(ModelVersion, null=True, on_delete=models.PROTECT, related_name="+")
+    changes = models.TextField(help_text="The line of the changelog")
+    notes = models.TextField(blank=True)
+    released_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    released_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["model", "number"], name="release_number_once")]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.number}"

@@ -4,7 +4,8 @@ from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
-from .models import ModelVersion, Ref, RefMove, RegisteredModel
+from . import releases
+from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release
 
 
 class ModelIn(Strict):
@@ -93,3 +94,69 @@ class PredictOut(serializers.Serializer):
         child=serializers.DictField(), help_text='{"label", "probabilities"} for a class, {"value"} for a number'
     )
     version = serializers.UUIDField(help_text="The version that answered")
+
+
+class RefAtOut(serializers.ModelSerializer):
+    """The move by which a ref came to where it pointed."""
+
+    version = serializers.UUIDField(source="to_version_id")
+    number = serializers.IntegerField(source="to_version.number", help_text="Number of the version it pointed to")
+    actor = serializers.CharField(source="actor.username", default=None)
+
+    class Meta:
+        model = RefMove
+        fields = ["kind", "name", "version", "number", "moved_at", "actor", "reason"]
+
+
+class RollbackIn(Strict):
+    kind = serializers.ChoiceField(choices=[Ref.Kind.ALIAS.value, Ref.Kind.BRANCH.value], help_text="Tags never move")
+    name = SafeCharField(max_length=80, help_text="Name of the ref")
+    to = serializers.UUIDField(required=False, help_text="The version to go back to; default: where it was before")
+    reason = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text="Why, for the log")
+
+
+class ReleaseIn(Strict):
+    bump = serializers.ChoiceField(
+        choices=list(releases.BUMPS), required=False, help_text="Default: what the signature demands"
+    )
+    notes = SafeCharField(required=False, allow_blank=True, max_length=10_000, help_text="Markdown")
+
+
+class ReleaseOut(serializers.ModelSerializer):
+    version = serializers.UUIDField(source="version_id")
+    version_number = serializers.IntegerField(source="version.number")
+    base = serializers.UUIDField(source="base_id", allow_null=True, help_text="The release it is compared with")
+    released_by = serializers.CharField(source="released_by.username", default=None)
+
+    class Meta:
+        model = Release
+        fields = [
+            "number",
+            "bump",
+            "version",
+            "version_number",
+            "base",
+            "changes",
+            "notes",
+            "released_by",
+            "released_at",
+        ]
+
+
+class ProposalOut(serializers.Serializer):
+    number = serializers.CharField(help_text="The next semantic number")
+    bump = serializers.CharField(help_text="The least bump that the signature allows")
+    base = serializers.UUIDField(source="base.pk", default=None, allow_null=True, help_text="The last release")
+    base_number = serializers.CharField(help_text="Its number; empty before the first release")
+    reasons = serializers.ListField(child=serializers.CharField(), help_text="What demands the bump")
+
+
+class DiffOut(serializers.Serializer):
+    base = serializers.DictField(help_text="{id, number}")
+    head = serializers.DictField(help_text="{id, number}")
+    common_ancestor = serializers.DictField(allow_null=True, help_text="{id, number} of the lowest common ancestor")
+    files = serializers.DictField(help_text="{added, removed, changed, same}")
+    settings = serializers.ListField(child=serializers.DictField(), help_text="[{name, base, head}]")
+    signature = serializers.DictField(help_text="{bump, reasons, inputs, classes_added, classes_removed}")
+    metrics = serializers.ListField(child=serializers.DictField(), help_text="[{name, base, head, change}]")
+    data = serializers.DictField(help_text="{same, base, head, types, columns: [{name, missing, mean, shift}]}")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,10 +19,12 @@ from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
 from dlplatform.objects import ObjectStore
 
+from . import history, releases
 from .commits import digest_of, identifier_of
-from .models import ModelVersion, Ref, RefMove, RegisteredModel, VersionParent
+from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release, VersionParent
 
 REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+NUMBER = re.compile(r"v?([1-9]\d{0,8})")
 RIGHT_TO_MOVE = {Ref.Kind.BRANCH: "model.write", Ref.Kind.TAG: "ref.move", Ref.Kind.ALIAS: "ref.move"}
 
 
@@ -183,6 +186,65 @@ def delete_ref(*, actor: User, model: RegisteredModel, kind: str, name: str, rea
     audit.record(actor, "ref.delete", model, model.organization, kind=kind, name=name)
 
 
+@transaction.atomic
+def release_version(*, actor: User, version: ModelVersion, bump: str | None = None, notes: str = "") -> Release:
+    """Give a version the next semantic number, as a tag that never moves, with the changelog line it deserves.
+
+    ``bump`` may be greater than what the signature demands, not less: ValidationError.
+    """
+    model = version.model
+    require(actor, "ref.move", model)
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    released = Release.objects.filter(version=version).first()
+    if released:
+        raise Conflict(f"v{version.number} is released as {released.number} already.", code="released")
+    proposed = releases.proposal(version, bump)
+    if proposed.base and bump and releases.BUMPS.index(bump) < releases.BUMPS.index(proposed.bump):
+        reasons = "; ".join(proposed.reasons)
+        raise ValidationError(
+            {"bump": ValidationError(f"This needs a {proposed.bump} release: {reasons}.", code="too_small")}
+        )
+    move_ref(
+        actor=actor, model=model, kind=Ref.Kind.TAG, name=proposed.number, version=version, reason=notes or "Released"
+    )
+    release = Release.objects.create(
+        model=model, version=version, number=proposed.number, bump=bump or proposed.bump, base=proposed.base,
+        changes=releases.changelog_line(proposed, version), notes=notes, released_by=actor,
+    )  # fmt: skip
+    audit.record(actor, "version.release", version, model.organization, number=proposed.number)
+    return release
+
+
+@transaction.atomic
+def roll_back(
+    *, actor: User, model: RegisteredModel, kind: str, name: str, to: ModelVersion | None = None, reason: str = ""
+) -> Ref:
+    """Take a ref back to an earlier version, by default to where it pointed before.
+
+    An alias moves back. A branch gets a new version with the earlier one's tree, so that its history stays; either
+    way weights, preprocessing, card and all else return together, for they are one tree.
+    """
+    require(actor, RIGHT_TO_MOVE[Ref.Kind(kind)], model)
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    ref = Ref.objects.filter(model=model, kind=kind, name=name).select_related("version").first()
+    if ref is None:
+        raise ValidationError({"name": ValidationError(f"There is no {kind} “{name[:80]}”.", code="does_not_exist")})
+    if kind == Ref.Kind.TAG:
+        raise Conflict("Tags never move; release the earlier version again instead.", code="tag_exists")
+    target = to or history.before(ref)
+    if target is None or target.pk == ref.version_id:
+        raise Conflict(f"“{name}” has nowhere to go back to; name a version.", code="nothing_before")
+    told = reason or f"Roll back from v{ref.version.number} to v{target.number}"
+    if kind == Ref.Kind.ALIAS:
+        return move_ref(actor=actor, model=model, kind=kind, name=name, version=target, reason=told)
+    commit_version(
+        actor=actor, model=model, tree=target.tree, task=target.task, signature=target.signature,
+        metrics=target.metrics, lineage={**target.lineage, "restores": str(target.pk)}, message=told,
+        dataset_version=target.dataset_version, parents=[ref.version], branch=name,
+    )  # fmt: skip
+    return Ref.objects.select_related("version").get(pk=ref.pk)
+
+
 def _check_name(name: str) -> None:
     if not REF_NAME.fullmatch(name):
         raise ValidationError(
@@ -215,3 +277,16 @@ def version_of(*, model: RegisteredModel, identifier: UUID) -> ModelVersion:
             {"version": ValidationError("This model has no version with this id.", code="does_not_exist")}
         )
     return version
+
+
+def version_named(*, model: RegisteredModel, text: str) -> ModelVersion | None:
+    """The version that a person means by its id, its number (`7`, `v7`) or a ref: branch, then tag, then alias."""
+    rows = ModelVersion.objects.filter(model=model).select_related("model", "dataset_version__dataset")
+    text = text.replace("\0", "")
+    with suppress(ValueError):
+        return rows.filter(pk=UUID(text)).first()
+    if matched := NUMBER.fullmatch(text):
+        return rows.filter(number=int(matched[1])).first()
+    refs = {ref.kind: ref.version_id for ref in Ref.objects.filter(model=model, name=text)}
+    wanted = next((refs[kind] for kind in (Ref.Kind.BRANCH, Ref.Kind.TAG, Ref.Kind.ALIAS) if kind in refs), None)
+    return rows.filter(pk=wanted).first() if wanted else None

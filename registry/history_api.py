@@ -1,0 +1,165 @@
+"""REST API of a model's history: what differed, what stood when, releases, the way back."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+from drf_spectacular.utils import OpenApiParameter
+from rest_framework.exceptions import ErrorDetail, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.idempotency import idempotent
+from dlplatform.api import PagedView, documented
+
+from . import history, releases, services
+from .api import REF, visible_version
+from .diff import diff
+from .models import ModelVersion, RegisteredModel
+from .serializers import DiffOut, ProposalOut, RefAtOut, RefOut, ReleaseIn, ReleaseOut, RollbackIn
+
+RELEASE = {
+    "number": "1.3.0", "bump": "minor", "version": "9c1d…", "version_number": 7, "base": "77aa…",
+    "changes": "1.3.0: class added: unsure. accuracy 0.97 → 0.98", "notes": "", "released_by": "maria",
+    "released_at": "2026-11-20T09:30:00Z",
+}  # fmt: skip
+PROPOSAL = {
+    "number": "1.3.0", "bump": "minor", "base": "77aa…", "base_number": "1.2.4", "reasons": ["class added: unsure"],
+}  # fmt: skip
+REF_AT = {
+    "kind": "alias", "name": "production", "version": "9c1d…", "number": 3, "moved_at": "2026-03-01T08:00:00Z",
+    "actor": "maria", "reason": "better recall",
+}  # fmt: skip
+DIFF = {
+    "base": {"id": "77aa…", "number": 6}, "head": {"id": "9c1d…", "number": 7},
+    "common_ancestor": {"id": "77aa…", "number": 6},
+    "files": {"added": [], "removed": [], "changed": [{"path": "model.safetensors", "base": 51200, "head": 51200}],
+              "same": 3},
+    "settings": [{"name": "epochs", "base": 20, "head": 40}],
+    "signature": {"bump": "patch", "reasons": ["same signature, new weights"], "inputs": [], "classes_added": [],
+                  "classes_removed": []},
+    "metrics": [{"name": "accuracy", "base": 0.97, "head": 0.98, "change": 0.01}],
+    "data": {"same": True, "base": None, "head": None, "columns": []},
+}  # fmt: skip
+VERSION_HELP = "A version: its id, its number (`7` or `v7`), or the name of a branch, tag or alias"
+
+
+def _model(request: Request, identifier: UUID) -> RegisteredModel:
+    return visible_or_404(RegisteredModel.objects.select_related("organization"), request.user, pk=identifier)
+
+
+class DiffView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "Compare two versions", answer=DiffOut, example=(None, DIFF), tags=["history"],
+        description="Files, settings, signature, metrics and data, as the two commits tell them.",
+        parameters=[
+            OpenApiParameter("base", str, required=True, description=VERSION_HELP),
+            OpenApiParameter("head", str, required=True, description=VERSION_HELP),
+        ],
+    )  # fmt: skip
+    def get(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        base, head = (_named_version(request, found, name) for name in ("base", "head"))
+        return Response(diff(base, head))
+
+
+def _named_version(request: Request, model: RegisteredModel, parameter: str) -> ModelVersion:
+    text = request.query_params.get(parameter, "")
+    version = services.version_named(model=model, text=text)
+    if version is None:
+        detail = f"“{text[:60]}” is no version of this model. Give its id, its number or a ref."
+        raise ValidationError({parameter: [ErrorDetail(detail, "does_not_exist" if text else "required")]})
+    return version
+
+
+class RefsAtView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "What all refs pointed to at a time", answer=RefAtOut(many=True), tags=["history"],
+        operation_id="list_refs_at", description="“What was in production on 3 March?”, from the log of moves.",
+        example=(None, REF_AT),
+        parameters=[OpenApiParameter("time", datetime, required=True, description="ISO 8601; without a zone it is UTC")],
+    )  # fmt: skip
+    def get(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        moves = history.refs_at(found, _moment(request.query_params.get("time", "")))
+        return Response({"next": None, "previous": None, "results": RefAtOut(moves, many=True).data})
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = parse_datetime(text)
+    except ValueError:
+        moment = None
+    if moment is None:
+        raise ValidationError({"time": [ErrorDetail("Give a time such as 2026-03-03T12:00:00Z.", "invalid")]})
+    return moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+
+
+class RollbackView(APIView):
+    # A branch needs this right; for an alias the service asks for the right to move it.
+    policy = {"POST": "model.write"}
+
+    @documented(
+        "Roll a ref back", request=RollbackIn, answer=RefOut, tags=["history"],
+        description="By default to where it pointed before. An alias moves back; a branch gets a new version with the "
+                    "earlier one's files. Nothing is copied.",
+        example=({"kind": "alias", "name": "production", "reason": "recall fell"}, REF),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        require(request.user, "model.write", found)
+        given = RollbackIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data
+        to = services.version_of(model=found, identifier=wanted["to"]) if wanted.get("to") else None
+        ref = services.roll_back(
+            actor=request.user, model=found, kind=wanted["kind"], name=wanted["name"], to=to,
+            reason=wanted.get("reason", ""),
+        )  # fmt: skip
+        return Response(RefOut(ref).data)
+
+
+class ReleasesView(PagedView):
+    policy = {"GET": "read"}
+    ordering = "-id"
+
+    @documented("List a model's releases", answer=ReleaseOut(many=True), example=(None, RELEASE), tags=["history"])
+    def get(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        return self.paged(request, found.releases.select_related("version", "released_by"), ReleaseOut)
+
+
+class VersionReleaseView(APIView):
+    policy = {"GET": "read", "POST": "ref.move"}
+
+    @documented("The semantic number that a version would get", answer=ProposalOut, example=(None, PROPOSAL),
+                tags=["history"])  # fmt: skip
+    def get(self, request: Request, version: UUID) -> Response:
+        return Response(ProposalOut(releases.proposal(visible_version(request, version))).data)
+
+    @documented(
+        "Release a version", request=ReleaseIn, answer=ReleaseOut, status=201, tags=["history"],
+        description="Gives it the proposed number as a tag. `bump` may be greater than what the signature demands, "
+                    "not less.",
+        example=({"bump": "minor", "notes": "for the spring campaign"}, RELEASE),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, version: UUID) -> Response:
+        found = visible_version(request, version)
+        require(request.user, "ref.move", found)
+        given = ReleaseIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted: dict[str, Any] = given.validated_data
+        release = services.release_version(
+            actor=request.user, version=found, bump=wanted.get("bump"), notes=wanted.get("notes", "")
+        )
+        return Response(ReleaseOut(release).data, status=201)
