@@ -24,7 +24,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     job = json.loads(sys.stdin.read())
     _apply_limits(job["limits"])
-    job["source"] = confine(job["source"])
+    _read_from(job, confine(_files(job)))
     _die_with_parent(job["parent"])
 
     from datasets.ingestion.child import run_job
@@ -35,6 +35,17 @@ def main() -> int:
 
     run_job(job, send)
     return 0
+
+
+def _files(job: dict[str, Any]) -> list[str]:
+    """What the job reads: the upload, then the parts that it adds to."""
+    return [job["source"], *(job["base"]["parts"] if job["base"] else [])]
+
+
+def _read_from(job: dict[str, Any], paths: list[str]) -> None:
+    job["source"] = paths[0]
+    if job["base"]:
+        job["base"]["parts"] = paths[1:]
 
 
 def _die_with_parent(parent: int) -> None:

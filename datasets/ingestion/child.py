@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.memory import lacks_memory
-from datasets.ingestion.pipeline import ingest
-from datasets.ingestion.result import IngestResult, Problem, rejected
+from datasets.ingestion.pipeline import extend, ingest
+from datasets.ingestion.result import Base, IngestResult, Problem, rejected
 
 Send = Callable[[dict[str, Any]], None]
 
@@ -52,10 +52,14 @@ def run_job(job: dict[str, Any], send: Send) -> None:
 
 def _guarded(job: dict[str, Any], limits: Limits, progress: Callable[[float, str], None]) -> IngestResult:
     """The boundary: whatever a hostile file provokes becomes a rejection, and its trace goes to the log."""
+    source, destination = Path(job["source"]), Path(job["destination"])
     try:
+        if job["base"] is not None:
+            base = Base.from_dict(job["base"])
+            return extend(source, destination, base=base, limits=limits, on_progress=progress)
         return ingest(
-            Path(job["source"]),
-            Path(job["destination"]),
+            source,
+            destination,
             filename=job["filename"],
             content_type=job["content_type"],
             limits=limits,

@@ -19,7 +19,7 @@ CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 22, 38, 2
 CAPABILITY_VERSION, CAP_DAC_OVERRIDE = 0x20080522, 1
 NOBODY = 65534  # user and group on every Linux, and the kernel's word for whom it does not know
-LINKED_SOURCE = "source.upload"
+LINKED = "read-{}.link"  # the files a job reads, by their place in its list
 
 # machine → (audit architecture, numbers of the calls that are denied). The first two make sockets, io_uring past any
 # filter; the others read another process of the same user: ptrace, process_vm_readv and _writev, pidfd_getfd.
@@ -41,23 +41,23 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def confine(source: str) -> str:
-    """Give up network and privileges; the path by which `source` is to be read from now on.
+def confine(files: list[str]) -> list[str]:
+    """Give up network and privileges; the paths by which `files` are to be read from now on.
 
     The working directory must be the destination. The parent-death signal has to be set again afterwards: the kernel
     forgets it when a process changes its user.
     """
     if sys.platform != "linux":
         _log("no confinement on this system")
-        return source
+        return files
     libc = ctypes.CDLL(None, use_errno=True)
     alone = _leave_network(libc)
-    source = _leave_root(source)
+    files = _leave_root(files)
     _drop_capabilities(libc)
     denied = _deny_calls(libc)
     if not alone and not denied:
         _log("the kernel refuses to take the network away")
-    return source
+    return files
 
 
 def _leave_network(libc: ctypes.CDLL) -> bool:
@@ -66,28 +66,29 @@ def _leave_network(libc: ctypes.CDLL) -> bool:
     return bool(libc.unshare(flags) == 0)
 
 
-def _leave_root(source: str) -> str:
-    """From root to nobody, where nobody can still read the interpreter and the upload; the path of the upload.
+def _leave_root(files: list[str]) -> list[str]:
+    """From root to nobody, where nobody can still read the interpreter and the files; the paths of the files.
 
-    The folders above the destination are closed to others, so the upload is linked into it and everything goes by
+    The folders above the destination are closed to others, so the files are linked into it and everything goes by
     relative names.
     """
     if os.geteuid() != 0:
-        return source
+        return files
+    links = [LINKED.format(place) for place in range(len(files))]
     try:
-        Path(LINKED_SOURCE).hardlink_to(source)
+        for link, file in zip(links, files, strict=True):
+            Path(link).hardlink_to(file)
+        reason = "" if _readable_to_nobody([*links, *_program_folders()]) else "closed to other users"
     except OSError:
-        _log("stays root: the upload cannot be linked into the destination")
-        return source
-    if not _readable_to_nobody([LINKED_SOURCE, *_program_folders()]):
-        Path(LINKED_SOURCE).unlink()
-        _log("stays root: the interpreter or the upload is closed to other users")
-        return source
+        reason = "on another file system than the destination"
+    if reason:
+        _log(f"stays root: the interpreter or a file to read is {reason}")
+        return files
     os.chown(".", NOBODY, NOBODY)
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    return LINKED_SOURCE
+    return links
 
 
 def _program_folders() -> list[str]:

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from datasets.ingestion.confinement import LINKED_SOURCE
+from datasets.ingestion.confinement import LINKED
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.memory import NEAR, mentions_memory, peak_address_space
-from datasets.ingestion.result import IngestResult, Problem, rejected
+from datasets.ingestion.result import Base, IngestResult, Problem, rejected
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,13 @@ def ingest_in_child(
     content_type: str,
     limits: Limits,
     types: dict[str, str] | None = None,
+    base: Base | None = None,
     on_progress: Progress | None = None,
     should_stop: Stop | None = None,
 ) -> IngestResult:
     """Ingest `source` into Parquet parts in the directory `destination`, which is made when missing.
 
+    With `base`, the rows of `source`, one JSON object a line, are added to those of that version.
     Never raises for what the file holds: a crash, a time-out or a lack of memory of the child is a rejected
     result (`decoder_crashed`, `time_limit`, `memory_limit`), and a stop asked for by `should_stop` is one
     with the code `stopped`. A rejected result leaves no parts behind. Raises OSError when the directories
@@ -67,6 +69,7 @@ def ingest_in_child(
         "content_type": content_type,
         "limits": limits.to_dict(),
         "types": types or {},
+        "base": base.to_dict() if base else None,
         "parent": os.getpid(),
     }
     child = _Child(job, destination, limits, on_progress, should_stop)
@@ -169,6 +172,8 @@ class _Child:
 
     def _whole(self, result: IngestResult) -> bool:
         """Whether the parts are plain files of the destination; asked when the child can change nothing any more."""
+        if not 0 <= result.kept <= (len(self.job["base"]["parts"]) if self.job["base"] else 0):
+            return False
         for part in result.parts:
             path = self.destination / part.path
             if not PART_NAME.fullmatch(part.path) or path.is_symlink() or not path.is_file():
@@ -258,7 +263,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 def _take_back(destination: Path) -> None:
     """Root's child works as another user, to whom the destination was given."""
-    (destination / LINKED_SOURCE).unlink(missing_ok=True)
+    for link in destination.glob(LINKED.format("*")):
+        link.unlink()
     if os.geteuid() == 0:
         os.chown(destination, 0, 0)
 

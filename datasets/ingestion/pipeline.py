@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets.ingestion.checks import table_warnings
 from datasets.ingestion.conversion import ColumnConverter
 from datasets.ingestion.csv_source import CsvSource, FastPathFailed
+from datasets.ingestion.extension import ExtendedSource, open_extension
 from datasets.ingestion.inference import ColumnEvidence
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.opening import open_source
@@ -25,6 +26,7 @@ from datasets.ingestion.readings import (
 )
 from datasets.ingestion.result import (
     COLUMN_TYPES,
+    Base,
     Column,
     Detected,
     Findings,
@@ -49,12 +51,28 @@ def ingest(
     on_progress: Progress | None = None,
 ) -> IngestResult:
     """Ingest in this process; see `isolation.ingest_in_child` for the one to call on an uploaded file."""
-    findings = Findings(limits.problems)
-    detected = Detected()
+    findings, detected = Findings(limits.problems), Detected()
     ingestion = _Ingestion(destination, limits, types or {}, on_progress or _silent, findings, detected)
+
+    def opened() -> Source:
+        return open_source(source, destination, filename, content_type, limits, findings, detected, ingestion.read)
+
+    return _concluded(ingestion, source, opened)
+
+
+def extend(
+    source: Path, destination: Path, *, base: Base, limits: Limits, on_progress: Progress | None = None
+) -> IngestResult:
+    """Add the rows of `source`, one JSON object a line, to those of `base`; like `ingest` otherwise."""
+    findings, detected = Findings(limits.problems), Detected(format="rows")
+    ingestion = _Ingestion(destination, limits, {}, on_progress or _silent, findings, detected)
+    return _concluded(ingestion, source, lambda: open_extension(source, base, limits, findings))
+
+
+def _concluded(ingestion: _Ingestion, source: Path, opened: Callable[[], Source]) -> IngestResult:
+    findings = ingestion.findings
     try:
-        opened = open_source(source, destination, filename, content_type, limits, findings, detected, ingestion.read)
-        result = ingestion.run(opened)
+        result = ingestion.run(opened())
     except Rejected as rejection:
         findings.add(rejection.problem)
         result = IngestResult(state="rejected")
@@ -62,10 +80,10 @@ def ingest(
         result = IngestResult(state="rejected")
     finally:
         for name in ("text.utf8", "staging.arrow"):
-            (destination / name).unlink(missing_ok=True)
+            (ingestion.destination / name).unlink(missing_ok=True)
     result.bytes = source.stat().st_size
     result.problems, result.problem_count = findings.listed(), findings.count
-    result.detected = detected
+    result.detected = ingestion.detected
     return result
 
 
@@ -105,7 +123,8 @@ class _Ingestion:
         kept = [position for position, converter in enumerate(converters) if converter is not None]
         names = [source.names[position] for position in kept]
         chosen = [converter for converter in converters if converter is not None]
-        rows, parts, profiler = self._convert(source, kept, names, chosen)
+        stored_parts, stored_rows = _stored(source)
+        rows, parts, profiler = self._convert(source, kept, names, chosen, stored_rows)
         if rows == 0:
             raise _no_rows()
         self.report(0.97, "profiling")
@@ -117,7 +136,7 @@ class _Ingestion:
         columns = [Column(name, profile[name]["type"], profile[name]["missing"] > 0) for name in names]
         table_warnings(columns, profile, profiler, self.findings)
         self.report(1.0, "done")
-        return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile)
+        return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile, kept=stored_parts)
 
     def _check_types(self, names: list[str]) -> None:
         for name, kind in self.types.items():
@@ -178,8 +197,9 @@ class _Ingestion:
         return evidence
 
     def _convert(
-        self, source: Source, kept: list[int], names: list[str], converters: list[ColumnConverter]
+        self, source: Source, kept: list[int], names: list[str], converters: list[ColumnConverter], stored: int
     ) -> tuple[int, list[Any], TableProfiler]:
+        """Rows, parts and profile; the first `stored` rows are in parts already and are only profiled."""
         kinds = [converter.reading.kind for converter in converters]
         schema = pa.schema([(name, ARROW_TYPES[kind]) for name, kind in zip(names, kinds, strict=True)])
         writer = PartWriter(self.destination, schema)
@@ -193,7 +213,8 @@ class _Ingestion:
                     for position, converter in zip(kept, converters, strict=True)
                 ]
                 typed = pa.RecordBatch.from_arrays(arrays, schema=schema)
-                writer.write(typed)
+                if rows >= stored:
+                    writer.write(typed)
                 profiler.observe(typed)
                 rows += batch.num_rows
                 self.report(begun + (0.96 - begun) * source.fraction(), "converting")
@@ -205,6 +226,11 @@ class _Ingestion:
         """Category and text are stored alike and told apart by how often values repeat."""
         forced = self.types.get(name)
         return forced if forced in ("category", "text") else str(profile["type"])
+
+
+def _stored(source: Source) -> tuple[int, int]:
+    """The parts, and the rows in them, with which the source begins and that need not be written again."""
+    return (source.kept, source.kept_rows) if isinstance(source, ExtendedSource) else (0, 0)
 
 
 def _filled(batches: Iterator[Any]) -> Iterator[Any]:

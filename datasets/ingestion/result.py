@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 State = Literal["ready", "rejected"]
@@ -69,6 +71,24 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The version that rows are added to: the files of its parts in row order, and its columns."""
+
+    parts: Sequence[Path]
+    columns: list[Column]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values, the inverse of `from_dict`."""
+        parts = [str(part.resolve()) for part in self.parts]
+        return {"parts": parts, "columns": [asdict(column) for column in self.columns]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Base:
+        """Raises KeyError, TypeError or ValueError when the shape is wrong."""
+        return cls([Path(part) for part in values["parts"]], [Column.from_dict(item) for item in values["columns"]])
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One Parquet file; `path` is its bare name inside the destination."""
 
@@ -104,7 +124,9 @@ class Detected:
 class IngestResult:
     """The outcome of one ingestion; `bytes` is the size of the source file as uploaded.
 
-    `problem_count` counts every problem found, `problems` holds the first ones (Limits.problems).
+    `problem_count` counts every problem found, `problems` holds the first ones (Limits.problems). Where rows were
+    added to a version, `rows`, `columns` and `profile` are those of the whole, and its rows are the first `kept`
+    parts of that version followed by `parts`.
     """
 
     state: State
@@ -116,6 +138,7 @@ class IngestResult:
     problems: list[Problem] = field(default_factory=list)
     problem_count: int = 0
     detected: Detected = field(default_factory=Detected)
+    kept: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values, the inverse of `from_dict`."""
@@ -138,6 +161,7 @@ class IngestResult:
             problems=[Problem.from_dict(item) for item in values["problems"]],
             problem_count=int(values["problem_count"]),
             detected=Detected(**values["detected"]),
+            kept=int(values["kept"]),
         )
 
 
