@@ -71,7 +71,7 @@ def cold(template: Path) -> float:
 def job_template(version: str, folder: Path) -> Path:
     """A job directory of the same data and settings, as the worker would write it."""
     from datasets.models import DatasetVersion
-    from dlplatform.objects import ObjectStore
+    from dlplatform.objects.store import ObjectStore
 
     row = DatasetVersion.objects.select_related("dataset").get(pk=version)
     store = ObjectStore("datasets", row.dataset.organization_id)

@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 
-from dlplatform.objects import IncomingFile
+from dlplatform.objects.store import IncomingFile
 
 BUFFER = 1024 * 1024
 IDLE_SECONDS = 60.0

@@ -16,7 +16,7 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
-from dlplatform.objects import DurableFileStorage, ObjectStore, StoredObject
+from dlplatform.objects.store import ObjectIdentity, ObjectStore
 
 from .ingestion.names import clean_filename
 from .models import Dataset, DatasetVersion
@@ -71,7 +71,7 @@ def set_dataset_archived(*, actor: User, dataset: Dataset, archived: bool) -> Da
 
 @transaction.atomic
 def create_version(
-    *, actor: User, dataset: Dataset, stored: StoredObject, filename: str, content_type: str
+    *, actor: User, dataset: Dataset, stored: ObjectIdentity, filename: str, content_type: str
 ) -> DatasetVersion:
     """A new version of an uploaded file that is in the object store already; queued for ingestion."""
     require(actor, "dataset.write", dataset)
@@ -142,14 +142,14 @@ def announce(version: DatasetVersion) -> None:
 
 
 def local_parts(version: DatasetVersion) -> list[Path]:
-    """The version's Parquet parts as files of this machine, in row order; fetched once where storage is remote."""
+    """The version's Parquet parts as files of this machine, in row order; fetched once where they lie elsewhere."""
     store = object_store(version.dataset.organization_id)
     return [_local_part(store, part["sha256"]) for part in version.parts]
 
 
 def _local_part(store: ObjectStore, sha256: str) -> Path:
-    if isinstance(store.storage, DurableFileStorage):
-        return Path(store.storage.path(store.name(sha256)))
+    if (path := store.local_path(sha256)) is not None:
+        return path
     cached = settings.CACHE_PATH / "parts" / store.prefix / f"{sha256}.parquet"
     if not cached.exists():
         store.fetch(sha256, cached)

@@ -25,7 +25,7 @@ from rest_framework.views import APIView
 
 from dlplatform.accounts.access import DeclaredPolicy, require, visible_or_404
 from dlplatform.accounts.models import User
-from dlplatform.objects import IncomingFile
+from dlplatform.objects.store import IncomingFile
 
 from . import services
 from .bodies import FIELD_LIMIT, Body, TooLarge, body_for, drain

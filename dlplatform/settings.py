@@ -98,6 +98,7 @@ INSTALLED_APPS = [
     "csp",
     "django_htmx",
     "dlplatform",
+    "dlplatform.objects",
     "dlplatform.accounts",
     "datasets",
     "registry",
@@ -183,7 +184,7 @@ def _storage(location: str) -> dict:
                 "endpoint_url": env.str("AWS_S3_ENDPOINT_URL", default=None),
             },
         }
-    return {"BACKEND": "dlplatform.objects.DurableFileStorage", "OPTIONS": {"location": location}}
+    return {"BACKEND": "dlplatform.objects.storages.DurableFileStorage", "OPTIONS": {"location": location}}
 
 
 STORAGES = {

@@ -4,7 +4,7 @@ import nh3
 from django.utils.safestring import SafeString, mark_safe
 from markdown_it import MarkdownIt
 
-from dlplatform.objects import CorruptObject, MissingObject
+from dlplatform.objects.store import CorruptObject, MissingObject
 
 from . import services
 from .models import ModelVersion

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
-from dlplatform.objects import CorruptObject, ObjectStore
+from dlplatform.objects.store import CorruptObject, ObjectStore
 
 BLOCK = 1024 * 1024
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -26,8 +26,8 @@ def file_response(request: HttpRequest, store: ObjectStore, *, sha256: str, size
             status=416, headers={"Content-Range": f"bytes */{size}"}, content_type="application/octet-stream"
         )
     start, end = wanted if isinstance(wanted, tuple) else (0, size - 1)
-    source = store.open(sha256)
     whole = start == 0 and end == size - 1
+    source = store.open(sha256, verify=not whole)
     content = _stream(source, start, end - start + 1, sha256 if whole else None)
     response = StreamingHttpResponse(content, status=206 if wanted else 200, content_type="application/octet-stream")
     response["Content-Length"] = str(max(end - start + 1, 0))
@@ -65,7 +65,7 @@ async def _stream(source: IO[bytes], start: int, length: int, sha256: str | None
             chunk = await reading
             length -= len(chunk)
             if not chunk or (length == 0 and digest and digest.hexdigest() != sha256):
-                raise CorruptObject(f"object {sha256} fails its hash")
+                raise CorruptObject(sha256 or "")
             start += len(chunk)
             reading = _reading(source, start, min(BLOCK, length), digest)
             yield chunk

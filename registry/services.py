@@ -17,7 +17,7 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
-from dlplatform.objects import ObjectStore
+from dlplatform.objects.store import ObjectStore
 
 from . import history, releases
 from .commits import digest_of, identifier_of

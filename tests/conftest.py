@@ -43,7 +43,7 @@ def _own_folders(tmp_path: Path, settings: Any) -> None:
     storages = {name: dict(options) for name, options in settings.STORAGES.items()}
     for name in ("models", "datasets", "default"):
         storages[name] = {
-            "BACKEND": "dlplatform.objects.DurableFileStorage",
+            "BACKEND": "dlplatform.objects.storages.DurableFileStorage",
             "OPTIONS": {"location": str(tmp_path / name)},
         }
     settings.STORAGES = storages

@@ -19,7 +19,7 @@ from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.job import SPEC
 from dlplatform.jobs import LeaseLost
-from dlplatform.objects import CorruptObject, MissingObject, ObjectStore
+from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
 
 from . import states
 from .collector import collect

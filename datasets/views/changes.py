@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -90,18 +91,19 @@ def version_csv(request: HttpRequest, dataset: UUID, number: int) -> StreamingHt
     version = version_or_404(found, number)
     if version.state != DatasetVersion.State.READY:
         raise Http404
-    response = StreamingHttpResponse(_csv_chunks(version), content_type="text/csv; charset=utf-8")
+    chunks = _csv_chunks(
+        services.local_parts(version), [column["name"] for column in version.columns], version.rows or 0
+    )
+    response = StreamingHttpResponse(chunks, content_type="text/csv; charset=utf-8")
     name = quote(f"{found.name}-v{number}.csv", safe="")
     response["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
     return response
 
 
-async def _csv_chunks(version: DatasetVersion) -> AsyncIterator[str]:
+async def _csv_chunks(parts: list[Path], names: list[str], count: int) -> AsyncIterator[str]:
     """Read and written in a thread, some thousand rows at a time: the memory does not grow with the data."""
-    parts = await asyncio.to_thread(services.local_parts, version)
-    names = [column["name"] for column in version.columns]
     yield _csv_lines([names])
-    for offset in range(0, version.rows or 0, CSV_ROWS):
+    for offset in range(0, count, CSV_ROWS):
         rows = await asyncio.to_thread(read_rows, parts, offset, CSV_ROWS)
         yield _csv_lines([row[name] for name in names] for row in rows)
 

@@ -10,7 +10,7 @@ from datasets import services
 from datasets.ingestion.rows import read_rows
 from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.access import may, visible_or_404
-from dlplatform.objects import CorruptObject, MissingObject
+from dlplatform.objects.store import CorruptObject, MissingObject
 from dlplatform.web import page
 
 TABS = ("columns", "rows", "problems", "usage")

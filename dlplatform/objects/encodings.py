@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 RAW, ZSTD, GROUPED, XOR = "raw", "zstd", "grouped", "xor"
 WORTH_DECODING = 0.98  # an encoding that saves less is not worth the work of every later read
 WORTH_A_BASE = 0.9  # the same for a delta, which makes the object depend on another one
+WORTH_CUTTING = 0.9  # the same for a large file, which is then kept in slices
 WINDOWS, WINDOW = 4, 64 * 1024
 TRIED_WHOLE = 512 * 1024
 
@@ -61,6 +62,11 @@ def encode(data: Bytes, *, width: int = 1, base: Bytes | None = None) -> Encoded
             return Encoded(XOR, delta)
     payload = tried[codec] if len(sample) == len(data) else _tried(data, width, only=codec)[codec]
     return Encoded(codec, payload) if len(payload) <= WORTH_DECODING * len(data) else Encoded(RAW, data)
+
+
+def shrinks(sample: Bytes) -> bool:
+    """Whether zstd takes a tenth off, as of text; of what is compressed already it takes nothing."""
+    return len(_compress(sample)) <= WORTH_CUTTING * len(sample)
 
 
 def decode(codec: str, payload: Bytes, *, size: int, base: Bytes | None = None) -> Bytes:

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import close_old_connections
 
 from dlplatform.engine.errors import PackageError, PredictionInputError
-from dlplatform.objects import CorruptObject, MissingObject
+from dlplatform.objects.store import CorruptObject, MissingObject
 from registry.models import ModelVersion
 
 from .cache import PredictorCache
