@@ -7,6 +7,7 @@ from django import forms
 from django.core.exceptions import ValidationError
 
 from .models import Ref
+from .releases import BUMPS
 
 PREFIX = "input-"
 ERROR_PLACE = re.compile(r"instances\.0(?:\.(.*))?", re.DOTALL)
@@ -23,6 +24,18 @@ class RefForm(forms.Form):
     version = forms.UUIDField()
     expected = forms.UUIDField(required=False)
     reason = forms.CharField(max_length=2000, required=False)
+
+
+class RollbackForm(forms.Form):
+    kind = forms.ChoiceField(choices=Ref.Kind.choices)
+    name = forms.CharField(max_length=80)
+    to = forms.UUIDField(required=False)
+    reason = forms.CharField(max_length=2000, required=False)
+
+
+class ReleaseForm(forms.Form):
+    bump = forms.ChoiceField(choices=[(bump, bump) for bump in BUMPS])
+    notes = forms.CharField(max_length=10_000, required=False)
 
 
 class TryForm(forms.Form):

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .views import lists, model, version
+from .views import history, lists, model, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
@@ -12,6 +12,10 @@ urlpatterns = [
     path("models/<uuid:model>/restore", model.model_restore, name="model-restore"),
     path("models/<uuid:model>/refs", model.ref_move, name="ref-move"),
     path("models/<uuid:model>/refs/<str:kind>/<str:name>/remove", model.ref_delete, name="ref-delete"),
+    path("models/<uuid:model>/history", history.model_history, name="model-history"),
+    path("models/<uuid:model>/diff", history.model_diff, name="model-diff"),
+    path("models/<uuid:model>/rollback", history.ref_rollback, name="ref-rollback"),
+    path("model-versions/<uuid:version>/release", history.version_release, name="version-release"),
     path("model-versions/<uuid:version>/", version.version_page, name="model-version"),
     path("model-versions/<uuid:version>/try", version.version_try, name="version-try"),
 ]

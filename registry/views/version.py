@@ -13,9 +13,10 @@ from django.views.decorators.http import require_http_methods
 from dlplatform.accounts.access import may, require, visible_or_404
 from dlplatform.api import Unavailable
 from dlplatform.web import page
+from registry import releases
 from registry.cards import card_of
 from registry.forms import TryForm
-from registry.models import ModelVersion, Ref
+from registry.models import ModelVersion, Ref, Release
 from registry.serving import client
 
 MOST_CLASSES = 12
@@ -42,9 +43,18 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         "settings": _settings(found.lineage),
         "card": card_of(found),
         "can_move": may(request.user, "ref.move", found),
+        **_release(found),
         **try_context(request, found),
     }
     return page(request, "registry/version.html", context)
+
+
+def _release(version: ModelVersion) -> dict[str, Any]:
+    """What releasing it would mean; nothing for a version that is released."""
+    if Release.objects.filter(version=version).exists():
+        return {"proposal": None}
+    proposed = releases.proposal(version)
+    return {"proposal": proposed, "bumps": releases.BUMPS[releases.BUMPS.index(proposed.bump) :]}
 
 
 def _quick_aliases(current: dict[str, Ref], version: ModelVersion) -> list[dict[str, Any]]:
