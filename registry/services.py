@@ -1,7 +1,7 @@
 """What changes in the registry: models, commits, refs. The only writers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from . import history, releases
 from .commits import digest_of, identifier_of
 from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release, VersionParent
 
+VERSIONS_LOOKED_AT = 20
 REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 NUMBER = re.compile(r"v?([1-9]\d{0,8})")
 RIGHT_TO_MOVE = {Ref.Kind.BRANCH: "model.write", Ref.Kind.TAG: "ref.move", Ref.Kind.ALIAS: "ref.move"}
@@ -85,14 +86,28 @@ def _free_name(model: RegisteredModel) -> None:
         raise Conflict(f"Another model is named “{model.name}” now; rename it first.", code="name_taken")
 
 
-def store_directory(organization: UUID, directory: Path) -> dict[str, dict[str, Any]]:
-    """Put every file of a package into the object store; the tree that names them."""
-    store = object_store(organization)
-    tree = {}
-    for path in sorted(item for item in directory.rglob("*") if item.is_file()):
-        stored = store.put_file(path)
-        tree[path.relative_to(directory).as_posix()] = {"sha256": stored.sha256, "size": stored.size}
-    return tree
+def store_directory(
+    organization: UUID, directory: Path, *, like: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Put every file of a package into the object store, all or none; the tree that names them.
+
+    ``like`` is {path: SHA-256} of an earlier version, see ``earlier_files``: what is alike is stored as a difference.
+    """
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    earlier = like or {}
+    stored = object_store(organization).put_files([(path, earlier.get(name)) for name, path in files.items()])
+    return {name: {"sha256": one.sha256, "size": one.size} for name, one in zip(files, stored, strict=True)}
+
+
+def earlier_files(*, organization: Organization, name: str, branch: str = "main") -> dict[str, str]:
+    """{path: SHA-256} of a model's files: of the branch's head, and what that lacks of the newest versions that have it."""
+    versions = ModelVersion.objects.filter(model__organization=organization, model__name=name, model__archived_at=None)
+    head = versions.filter(refs__kind=Ref.Kind.BRANCH, refs__name=branch).values_list("tree", flat=True)
+    newest = versions.order_by("-number").values_list("tree", flat=True)[:VERSIONS_LOOKED_AT]
+    found: dict[str, str] = {}
+    for tree in [*head, *newest]:
+        found = {path: entry["sha256"] for path, entry in tree.items()} | found
+    return found
 
 
 @transaction.atomic

@@ -31,7 +31,8 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
     description = read_description(package)
     evaluation = json.loads((package / "evaluation.json").read_text())
     organization = run.experiment.organization
-    tree = registry.store_directory(organization.pk, package)
+    earlier = registry.earlier_files(organization=organization, name=run.register_as)
+    tree = registry.store_directory(organization.pk, package, like=earlier)
     with transaction.atomic():
         assert run.created_by is not None
         model = registry.model_named(actor=run.created_by, organization=organization, name=run.register_as)

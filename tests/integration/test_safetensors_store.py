@@ -16,6 +16,7 @@ from dlplatform.objects.ancestors import MOST_DEPTH
 from dlplatform.objects.models import StoredObject
 from dlplatform.objects.safetensors_layout import SLICE
 from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
+from registry import services
 from tests.unit.objects.test_safetensors_layout import STRANGE, file_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -265,3 +266,41 @@ def test_a_file_that_vanished_is_missing(store, tmp_path):
     Path(store.storage.path(rows(store).get().file)).unlink()
     with pytest.raises(MissingObject):
         store.read(stored.sha256)
+
+
+# --- in the registry ----------------------------------------------------------------------------------
+
+
+def test_the_next_version_of_a_model_is_stored_as_its_difference(organization, trainer, tmp_path):
+    model = services.create_model(actor=trainer, organization=organization, name="net")
+    tensors = {"a": weights(300, 300), "b": weights(300, 300)}
+    for step in range(3):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(save(tensors))
+        (folder / "README.md").write_text(f"version {step}")
+        like = services.earlier_files(organization=organization, name="net")
+        tree = services.store_directory(organization.pk, folder, like=like)
+        services.commit_version(
+            actor=trainer, model=model, tree=tree, task="classification", signature={}, metrics={}, lineage={},
+            message="",
+        )  # fmt: skip
+        tensors = fine_tuned(tensors, 1e-6)
+    store = services.object_store(organization.pk)
+    assert rows(store, codec="xor").count() == 4
+    for version in model.versions.all():
+        folder = tmp_path / str(version.number - 1)
+        for path, entry in version.tree.items():
+            assert store.read(entry["sha256"]) == (folder / path).read_bytes()
+
+
+def test_a_path_that_the_head_lacks_is_looked_for_further_back(organization, trainer):
+    model = services.create_model(actor=trainer, organization=organization, name="net")
+    for tree in ({"model.safetensors": "1", "old": "2"}, {"model.safetensors": "3"}, {"adapter.safetensors": "4"}):
+        services.commit_version(
+            actor=trainer, model=model, tree={path: {"sha256": value, "size": 1} for path, value in tree.items()},
+            task="classification", signature={}, metrics={}, lineage={}, message="",
+        )  # fmt: skip
+    found = services.earlier_files(organization=organization, name="net")
+    assert found == {"model.safetensors": "3", "old": "2", "adapter.safetensors": "4"}
+    assert services.earlier_files(organization=organization, name="other") == {}
