@@ -4,20 +4,28 @@ They run in the scheduler itself and not through the queue: a tick that repairs 
 (docs/adr/0003).
 """
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 from django.conf import settings
+from django.db import connection
 from django.utils import timezone
 
+from datasets import reachability as dataset_objects
 from datasets import services as datasets
 from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts.idempotency import LIFETIME
-from dlplatform.accounts.models import RememberedAnswer
+from dlplatform.accounts.models import Organization, RememberedAnswer
+from dlplatform.objects import collection
+from registry import reachability as model_objects
 from training import orchestrator, states
 from training.models import Run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,40 @@ def sweep_job_directories() -> int:
     return orchestrator.sweep_job_directories(timedelta(days=14))
 
 
+class Collecting:
+    """Collects objects in a thread, one collection at a time: the other ticks do not wait for a large store."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="collect objects", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            collect_objects()
+        finally:
+            connection.close()
+
+
+def collect_objects() -> None:
+    """Condemn and sweep the objects of every organization that no version refers to any more."""
+    grace = timedelta(days=settings.OBJECT_GRACE_DAYS)
+    sources = {"models": model_objects.reachable_objects, "datasets": dataset_objects.reachable_objects}
+    for storage, reachable_objects in sources.items():
+        collection.remove_abandoned(storage, grace=grace)
+        for organization in Organization.objects.values_list("pk", flat=True):
+            done = collection.collect(storage, organization, reachable_objects(organization), grace=grace)
+            if done.swept or done.condemned:
+                logger.info("objects of %s in %s: %s", organization, storage, done)
+
+
 TICKS = (
     Tick("reconcile runs", settings.RECONCILE_SECONDS, reconcile_runs),
     Tick("reconcile datasets", settings.RECONCILE_SECONDS, reconcile_datasets),
     Tick("forget answers", 3600, forget_answers),
+    Tick("collect objects", 6 * 3600, Collecting().start),
     Tick("sweep job directories", 3600, sweep_job_directories),
 )

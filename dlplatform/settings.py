@@ -61,8 +61,11 @@ REDIS_URL = _read(env.str, "REDIS_URL", "redis://localhost:6379/0")
 DATABASE_POOL_SIZE = _integer("DATABASE_POOL_SIZE", 0, 0, 200)
 MODEL_STORAGE_PATH = _read(env.str, "MODEL_STORAGE_PATH", str(DLP_HOME / "models"))
 DATASET_PATH = _read(env.str, "DATASET_PATH", str(DLP_HOME / "datasets"))
+if MODEL_STORAGE_PATH == DATASET_PATH:
+    raise ImproperlyConfigured("MODEL_STORAGE_PATH and DATASET_PATH must be two places, not one")
 JOB_PATH = DLP_HOME / "jobs"
 CACHE_PATH = DLP_HOME / "cache"
+OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
 UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
 
 # --- work ---------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class ObjectStore:
         return self._batched(lambda batch: [batch.add_file(path, like) for path, like in files])
 
     def put_bytes(self, data: bytes) -> ObjectIdentity:
+        if len(data) > SLICE:
+            return self.put_stream([data])
         return self._batched(lambda batch: batch.add_bytes(data))
 
     def put_stream(self, chunks: Iterable[bytes]) -> ObjectIdentity:
