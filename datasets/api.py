@@ -7,6 +7,7 @@ from django.db.models import Prefetch, QuerySet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ErrorDetail, ValidationError
+from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -16,10 +17,11 @@ from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import Conflict, PagedView, documented, whole_parameter
 
-from . import services
+from . import additions, services
 from .ingestion.rows import read_rows
 from .models import Dataset, DatasetVersion
-from .serializers import DatasetChange, DatasetIn, DatasetOut, RowsOut, VersionDetail, VersionSummary
+from .parsers import NdjsonParser
+from .serializers import AddedOut, DatasetChange, DatasetIn, DatasetOut, RowsIn, RowsOut, VersionDetail, VersionSummary
 
 VERSION = {
     "id": "77aa…", "number": 1, "state": "ready", "progress": 1.0, "phase": "", "rows": 569, "bytes": 41872,
@@ -126,6 +128,36 @@ class VersionsView(PagedView):
         raise Conflict("Uploads are answered by the platform's own ASGI server; start it with `manage.py web`.")
 
 
+class AddedRowsView(APIView):
+    policy = {"POST": "dataset.write"}
+    parser_classes = [JSONParser, NdjsonParser]
+
+    @documented(
+        "Add rows", answer=AddedOut, status=202, tags=["datasets"],
+        request={"application/json": RowsIn, "application/x-ndjson": OpenApiTypes.BINARY},
+        description="Up to 10,000 rows, as `{\"rows\": […]}`, as a JSON list or as NDJSON (one object a line), are added "
+                    "behind those of the newest version; that makes a new version, which a worker ingests. Values are "
+                    "written as the columns' types are in JSON, dates as ISO 8601. All rows or none: an error names "
+                    "the row and the column, as in `rows.2.age`. An integer column becomes a number column when a "
+                    "fraction comes; other types never change this way. Additions sent one after the other build on "
+                    "one another, also while the earlier ones are still being ingested.",
+        example=(
+            {"rows": [{"mean radius": 14.1, "diagnosis": "benign"}, {"mean radius": 20.6, "diagnosis": "malignant"}]},
+            {"accepted": 2, "rejected": 0, "version": {**VERSION, "number": 2, "state": "queued", "progress": 0.0,
+                                                       "rows": None, "bytes": None, "filename": "rows.ndjson"}},
+        ),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, dataset: UUID) -> Response:
+        found = visible_or_404(Dataset.objects.select_related("organization"), request.user, pk=dataset)
+        require(request.user, "dataset.write", found)
+        given = RowsIn(data={"rows": request.data} if isinstance(request.data, list) else request.data)
+        given.is_valid(raise_exception=True)
+        rows = given.validated_data["rows"]
+        version = additions.add_rows(actor=request.user, dataset=found, rows=rows)
+        return Response({"accepted": len(rows), "rejected": 0, "version": VersionSummary(version).data}, status=202)
+
+
 class VersionView(APIView):
     policy = {"GET": "read", "DELETE": "dataset.write"}
 
@@ -175,7 +207,7 @@ class RowsView(APIView):
 
 
 def _version(request: Request, dataset: UUID, number: int) -> DatasetVersion:
-    rows = DatasetVersion.objects.select_related("dataset__organization")
+    rows = DatasetVersion.objects.select_related("dataset__organization", "extends")
     return visible_or_404(rows, request.user, dataset_id=dataset, number=number)
 
 

@@ -12,10 +12,10 @@ from django.conf import settings
 
 from dlplatform.jobs import LeaseLost
 
-from . import services
+from . import additions, services
 from .ingestion.isolation import ingest_in_child
 from .ingestion.limits import Limits
-from .ingestion.result import IngestResult
+from .ingestion.result import Base, Column, IngestResult, rejected
 from .models import DatasetVersion
 
 RENEW_SECONDS = 1.0
@@ -23,6 +23,8 @@ RENEW_SECONDS = 1.0
 
 def ingest(version: str) -> None:
     """Work on a version, unless it is gone, held, ended or not yet due."""
+    if additions.waits(UUID(version)):
+        return  # the version before it wakes it when it has ended
     claimed = DatasetVersion.claim(UUID(version))
     if claimed is not None:
         Ingestion(claimed).work()
@@ -34,6 +36,7 @@ class Ingestion:
     def __init__(self, version: DatasetVersion) -> None:
         self.version = version
         self.store = services.object_store(version.dataset.organization_id)
+        self.base = additions.base_of(version) if version.extends_id else None
         self.cancelled = False
         self.draining = False
         self._renewed = 0.0
@@ -46,6 +49,7 @@ class Ingestion:
         folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=settings.JOB_PATH))
         try:
             self._conclude(self._ingest(folder), folder / "parts")
+            additions.wake_following(self.version)
         except LeaseLost:
             return
         finally:
@@ -55,6 +59,8 @@ class Ingestion:
         self.draining = True
 
     def _ingest(self, folder: Path) -> IngestResult:
+        if self.version.extends_id and self.base is None:
+            return rejected(additions.NOTHING_LEFT)
         source = folder / "source"
         self.store.fetch(self.version.source_sha256, source)
         return ingest_in_child(
@@ -63,9 +69,20 @@ class Ingestion:
             filename=self.version.filename,
             content_type=self.version.content_type,
             limits=Limits(bytes=settings.UPLOAD_MAX_BYTES),
+            base=self._fetched(folder) if self.base else None,
             on_progress=self._note,
             should_stop=self._stop,
         )
+
+    def _fetched(self, folder: Path) -> Base:
+        """The version that the rows join; its parts are copies, since the child reaches no store."""
+        assert self.base is not None
+        parts = []
+        for index, part in enumerate(self.base.parts):
+            parts.append(folder / f"base-{index:05d}.parquet")
+            self.store.fetch(part["sha256"], parts[-1])
+            self._stop()
+        return Base(parts, [Column.from_dict(column) for column in self.base.columns])
 
     def _note(self, fraction: float, phase: str) -> None:
         self._progress = (min(max(fraction, 0.0), 1.0), phase[:60])
@@ -96,16 +113,19 @@ class Ingestion:
             kept = self.store.put_file(parts / part.path)
             stored.append({"sha256": kept.sha256, "rows": part.rows, "bytes": kept.size})
             self.version.renew()
+        joined = {"extends": self.base} if self.base else {}
+        parts_of_all = [*(self.base.parts[: result.kept] if self.base else []), *stored]
         answer = result.to_dict()
         self.version.finish(
             result.state,
             progress=1.0,
             phase="",
             rows=result.rows,
-            bytes=sum(part["bytes"] for part in stored),
+            bytes=sum(part["bytes"] for part in parts_of_all),
             columns=answer["columns"],
-            parts=stored,
+            parts=parts_of_all,
             profile=answer["profile"],
             problems=answer["problems"],
             detected={**answer["detected"], "problem_count": result.problem_count},
+            **joined,
         )

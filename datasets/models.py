@@ -50,7 +50,7 @@ class DatasetVersionQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[overr
 
 
 class DatasetVersion(Job):
-    """One upload, ingested. Parts are Parquet objects in the object store, in row order."""
+    """One upload, or rows added to an earlier version, ingested. Parts are Parquet objects in row order."""
 
     QUEUED: ClassVar[str] = "queued"
     CLAIMED: ClassVar[str] = "running"
@@ -73,6 +73,13 @@ class DatasetVersion(Job):
     created_at = models.DateTimeField(auto_now_add=True)
     filename = models.CharField(max_length=255, blank=True, help_text="A label from the uploader, never a path")
     content_type = models.CharField(max_length=120, blank=True)
+    extends = models.ForeignKey(
+        "self",
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="extensions",
+        help_text="The version whose rows come first; empty when the source is the whole of it",
+    )
     source_sha256 = models.CharField(max_length=64)
     source_bytes = models.BigIntegerField()
     progress = models.FloatField(default=0.0)

@@ -1,9 +1,12 @@
 """JSON in and out of the datasets API."""
 
+from typing import Any
+
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
+from .additions import MAX_ROWS
 from .models import Dataset, DatasetVersion
 
 
@@ -40,6 +43,12 @@ class DatasetOut(serializers.ModelSerializer):
 
 class VersionDetail(VersionSummary):
     dataset = serializers.UUIDField(source="dataset_id")
+    extends = serializers.IntegerField(
+        source="extends.number",
+        default=None,
+        allow_null=True,
+        help_text="Number of the version that rows were added to, or null",
+    )
     columns = serializers.JSONField(help_text="[{name, type, nullable}]")
     profile = serializers.JSONField(help_text="Statistics by column")
     problems = serializers.JSONField(help_text="[{row, column, code, severity, detail}]")
@@ -47,9 +56,36 @@ class VersionDetail(VersionSummary):
 
     class Meta(VersionSummary.Meta):
         fields = [
-            *VersionSummary.Meta.fields, "dataset", "source_sha256", "source_bytes", "columns", "profile",
-            "problems", "detected", "finished_at",
+            *VersionSummary.Meta.fields, "dataset", "extends", "source_sha256", "source_bytes", "columns",
+            "profile", "problems", "detected", "finished_at",
         ]  # fmt: skip
+
+
+class AnyRow(serializers.DictField):
+    """Looked at by `additions.add_rows`, which knows the columns and names the row."""
+
+    def run_validation(self, data: Any = serializers.empty) -> Any:
+        return data
+
+
+class RowsIn(Strict):
+    rows = serializers.ListField(
+        child=AnyRow(),
+        allow_empty=False,
+        max_length=MAX_ROWS,
+        help_text="Rows: {column: value}, with values as the columns' types are written in JSON; null, or nothing, "
+        "where a value is missing",
+        error_messages={
+            "empty": "Send at least one row.",
+            "max_length": "Send at most {max_length} rows at a time, or upload them as a file.",
+        },
+    )
+
+
+class AddedOut(serializers.Serializer):
+    accepted = serializers.IntegerField(help_text="Rows that are going to join")
+    rejected = serializers.IntegerField(help_text="Always 0: when one row does not fit, the request is refused")
+    version = VersionSummary(help_text="The version that will hold all rows")
 
 
 class RowsOut(serializers.Serializer):

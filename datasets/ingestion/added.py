@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from datasets.ingestion.dates import ISO_DATES
 from datasets.ingestion.limits import Limits
+from datasets.ingestion.names import clean_header
 from datasets.ingestion.parts import ARROW_TYPES
 from datasets.ingestion.result import Column, Findings, Problem, shown
 
@@ -51,12 +52,15 @@ def _row_problems(number: int, row: Any, kinds: dict[str, str], limits: Limits) 
         return
     for name, value in row.items():
         if kinds and name not in kinds:
-            yield Problem(code="unknown_column", detail=_unknown(number, name, kinds), row=number, column=name[:200])
+            yield Problem(
+                code="unknown_column", detail=_unknown(number, name, kinds), row=number, column=clean_header(name)
+            )
             continue
         misfit = _misfit(value, kinds.get(name), limits) or _unwritable(name)
         if misfit is not None:
             code, text = misfit
-            yield Problem(code=code, detail=f"Row {number}, column {shown(name)}: {text}", row=number, column=name)
+            detail = f"Row {number}, column {shown(name)}: {text}"
+            yield Problem(code=code, detail=detail, row=number, column=clean_header(name))
 
 
 def _unknown(number: int, name: str, kinds: dict[str, str]) -> str:

@@ -64,7 +64,7 @@ def extend(
     source: Path, destination: Path, *, base: Base, limits: Limits, on_progress: Progress | None = None
 ) -> IngestResult:
     """Add the rows of `source`, one JSON object a line, to those of `base`; like `ingest` otherwise."""
-    findings, detected = Findings(limits.problems), Detected(format="rows")
+    findings, detected = Findings(limits.problems), Detected(format="ndjson")
     ingestion = _Ingestion(destination, limits, {}, on_progress or _silent, findings, detected)
     return _concluded(ingestion, source, lambda: open_extension(source, base, limits, findings))
 

@@ -199,5 +199,5 @@ def test_the_child_extends_too(tmp_path: Path) -> None:
     )
     assert result.state == "ready", result.problems
     assert (result.kept, result.rows, [part.rows for part in result.parts]) == (1, 20_001, [1])
-    assert result.detected.format == "rows"
+    assert result.detected.format == "ndjson"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["part-00000.parquet"]
