@@ -177,14 +177,19 @@ RQ_QUEUES = ("datasets", "training")
 def _storage(location: str) -> dict:
     if location.startswith("s3://"):
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise ImproperlyConfigured(f"{location} names no bucket; write s3://bucket/prefix")
+        endpoint = env.str("AWS_S3_ENDPOINT_URL", default=None)
         return {
-            "BACKEND": "storages.backends.s3.S3Storage",
+            "BACKEND": "dlplatform.objects.s3.S3ObjectStorage",
             "OPTIONS": {
                 "bucket_name": bucket,
                 "location": prefix,
                 "default_acl": None,
                 "file_overwrite": True,
-                "endpoint_url": env.str("AWS_S3_ENDPOINT_URL", default=None),
+                "endpoint_url": endpoint,
+                "region_name": env.str("AWS_DEFAULT_REGION", default=None),
+                "addressing_style": "path" if endpoint else None,  # such servers seldom have a name for every bucket
             },
         }
     return {"BACKEND": "dlplatform.objects.storages.DurableFileStorage", "OPTIONS": {"location": location}}

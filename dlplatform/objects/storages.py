@@ -13,6 +13,7 @@ from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage, Storage
 
 CHUNK = 4 * 1024 * 1024
+UPLOADS = 4
 FSYNCS = 4  # at a time: the file system joins what waits together into one commit
 
 
@@ -101,12 +102,16 @@ def save_files(storage: Storage, files: Sequence[tuple[Path, str]]) -> None:
 
 
 def _upload(storage: Storage, files: Sequence[tuple[Path, str]]) -> None:
-    for path, name in files:
-        with path.open("rb") as content:
-            kept = storage.save(name, File(content))
-        if kept != name:
-            raise OSError(f"the storage kept {name} as {kept}; names must not change")
-        path.unlink(missing_ok=True)
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        list(pool.map(lambda file: _upload_one(storage, *file), files))
+
+
+def _upload_one(storage: Storage, path: Path, name: str) -> None:
+    with path.open("rb") as content:
+        kept = storage.save(name, File(content))
+    if kept != name:
+        raise OSError(f"the storage kept {name} as {kept}; names must not change")
+    path.unlink(missing_ok=True)
 
 
 def read_range(storage: Storage, name: str, offset: int, length: int) -> bytes:
