@@ -32,6 +32,10 @@ DATASET = {
     "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "latest_version": VERSION,
 }  # fmt: skip
 MAX_ROWS = 200
+ONCE = OpenApiParameter(
+    "Idempotency-Key", str, OpenApiParameter.HEADER,
+    description="Your name for this request, up to 200 characters: sent again within a day, it gets the first answer",
+)  # fmt: skip
 
 
 def visible_datasets(user: Any) -> QuerySet[Dataset]:
@@ -120,7 +124,7 @@ class VersionsView(PagedView):
         description="CSV, NDJSON or Parquet: as the multipart field `file`, or as the raw body with its content type "
                     "and `?filename=`. The body is streamed. A worker ingests it; poll the version, or listen on "
                     "`/ws/organizations/{slug}`.",
-        parameters=[OpenApiParameter("filename", str, description="Label of a raw body, such as data.csv")],
+        parameters=[OpenApiParameter("filename", str, description="Label of a raw body, such as data.csv"), ONCE],
         example=(None, {**VERSION, "state": "queued"}),
     )  # fmt: skip
     def post(self, request: Request, dataset: UUID) -> Response:
@@ -133,7 +137,7 @@ class AddedRowsView(APIView):
     parser_classes = [JSONParser, NdjsonParser]
 
     @documented(
-        "Add rows", answer=AddedOut, status=202, tags=["datasets"],
+        "Add rows", answer=AddedOut, status=202, tags=["datasets"], parameters=[ONCE],
         request={"application/json": RowsIn, "application/x-ndjson": OpenApiTypes.BINARY},
         description="Up to 10,000 rows, as `{\"rows\": […]}`, as a JSON list or as NDJSON (one object a line), are added "
                     "behind those of the newest version; that makes a new version, which a worker ingests. Values are "

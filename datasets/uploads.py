@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.handlers.asgi import ASGIRequest
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 from django.http import Http404, QueryDict
 from drf_standardized_errors.handler import exception_handler
 from rest_framework.exceptions import APIException, ErrorDetail, NotAuthenticated, PermissionDenied, ValidationError
@@ -24,6 +24,7 @@ from rest_framework.settings import api_settings
 from rest_framework.views import APIView
 
 from dlplatform.accounts.access import DeclaredPolicy, require, visible_or_404
+from dlplatform.accounts.idempotency import Answer, answered_once, fingerprint_of, key_of
 from dlplatform.accounts.models import User
 from dlplatform.objects.store import IncomingFile
 
@@ -50,13 +51,13 @@ class UploadEndpoint:
             return
         request = ASGIRequest(scope, io.BytesIO())
         try:
-            status, body = 202, await _receive_version(request, matched[1], receive)
+            answer = await _receive_version(request, matched[1], receive)
         except (APIException, Http404, DjangoPermissionDenied) as error:
-            status, body = await sync_to_async(_error)(error, request)
-        await _answer(send, status, body)
+            answer = await sync_to_async(_error)(error, request)
+        await _send(send, answer)
 
 
-async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> dict[str, Any]:
+async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> Answer:
     length = request.headers.get("Content-Length")
     request.META["CONTENT_LENGTH"] = "0"  # nobody but this endpoint reads the body, the CSRF check included
     user, row = await sync_to_async(_authorise)(request, dataset)
@@ -67,11 +68,11 @@ async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> 
         body: Body = body_for(request, incoming)
         await drain(receive, body)
         await asyncio.to_thread(body.close)
-        stored = await asyncio.to_thread(incoming.commit)
+        stored = await asyncio.to_thread(_commit, incoming)
     except BaseException:
         incoming.discard()
         raise
-    return await sync_to_async(_create)(user, row, stored, body)
+    return await sync_to_async(_answer)(user, row, stored, body, key_of(request))
 
 
 def _authorise(request: ASGIRequest, dataset: str) -> tuple[User, Dataset]:
@@ -108,6 +109,31 @@ def _open_session(request: ASGIRequest) -> None:
     request._dont_enforce_csrf_checks = False  # type: ignore[attr-defined]
 
 
+def _commit(incoming: IncomingFile) -> Any:
+    """The store writes to the database, and a thread of the pool would keep its connection for good."""
+    try:
+        return incoming.commit()
+    finally:
+        connections.close_all()
+
+
+def _answer(user: User, dataset: Dataset, stored: Any, body: Body, key: str) -> Answer:
+    """A new version, or what was answered to the same upload before.
+
+    An upload is the same when its file, label and content type are; the bytes around the file may differ, since a
+    client makes up a new boundary each time.
+    """
+
+    def act() -> Answer:
+        return Answer(202, _create(user, dataset, stored, body))
+
+    if not key:
+        return act()
+    content = (f"upload to {dataset.pk}", stored.sha256, body.filename, body.content_type)
+    fingerprint = fingerprint_of(*(part.encode() for part in content))
+    return answered_once(user=user, key=key, fingerprint=fingerprint, act=act)
+
+
 def _create(user: User, dataset: Dataset, stored: Any, body: Body) -> dict[str, Any]:
     if not stored.size:
         raise ValidationError({"file": [ErrorDetail("The file is empty; send one with data.", "empty")]})
@@ -117,7 +143,7 @@ def _create(user: User, dataset: Dataset, stored: Any, body: Body) -> dict[str, 
     return dict(VersionSummary(version).data)
 
 
-def _error(error: Exception, request: ASGIRequest) -> tuple[int, Any]:
+def _error(error: Exception, request: ASGIRequest) -> Answer:
     view = APIView()
     wrapped = view.initialize_request(request)
     # A session's CSRF check looks into the form; the body is not a form and is read by us, chunk by chunk.
@@ -126,11 +152,12 @@ def _error(error: Exception, request: ASGIRequest) -> tuple[int, Any]:
         error.auth_header = api_settings.DEFAULT_AUTHENTICATION_CLASSES[0]().authenticate_header(wrapped)  # type: ignore[attr-defined]
     response = exception_handler(error, {"view": view, "request": wrapped, "args": (), "kwargs": {}})
     assert response is not None
-    return response.status_code, response.data
+    return Answer(response.status_code, response.data)
 
 
-async def _answer(send: Any, status: int, body: Any) -> None:
-    content = orjson.dumps(body, default=str)
+async def _send(send: Any, answer: Answer) -> None:
+    content = orjson.dumps(answer.body, default=str)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    headers += [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

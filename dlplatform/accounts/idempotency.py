@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,28 +28,64 @@ class KeyReused(APIException):
     default_detail = "This Idempotency-Key was used with another request. Use a new key."
 
 
-def idempotent(post: Any) -> Any:
-    """Decorate a view's POST that creates something: a repeated key is answered from memory.
+@dataclass(frozen=True)
+class Answer:
+    """What was answered to a request; `again` when it had been answered before."""
 
-    The key's row is taken in the same transaction as the creation: both are there, or neither.
+    status: int
+    body: Any
+    again: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Idempotent-Replay": "true"} if self.again else {}
+
+
+def key_of(request: Any) -> str:
+    """The key that a request carries; empty when it carries none."""
+    return str(request.headers.get("Idempotency-Key", ""))[:200]
+
+
+def fingerprint_of(*content: bytes) -> str:
+    """What tells two requests apart: everything that decides what they do, in order."""
+    return hashlib.sha256(b"\0".join(content)).hexdigest()
+
+
+def answered_once(*, user: User, key: str, fingerprint: str, act: Callable[[], Answer]) -> Answer:
+    """What `act` answers, or answered when the key first came.
+
+    The key's row is taken in the same transaction as what `act` creates: both are there, or neither. Raises KeyReused
+    when the key stands for another request.
     """
+    with transaction.atomic():
+        first = _claim(user, key, fingerprint)
+        if first is not None:
+            return _again(first, fingerprint)
+        answer = act()
+        RememberedAnswer.objects.filter(user=user, key=key).update(
+            status=answer.status, body=json.loads(json.dumps(answer.body, cls=JSONEncoder))
+        )
+        return answer
+
+
+def idempotent(post: Any) -> Any:
+    """Decorate a view's POST that creates something: a repeated key is answered from memory."""
 
     @functools.wraps(post)
     def once(view: Any, request: Request, *args: Any, **kwargs: Any) -> Response:
-        key = request.headers.get("Idempotency-Key", "")[:200]
+        key = key_of(request)
         if not key:
             return post(view, request, *args, **kwargs)
         body = request._request.body  # before the parser consumes the stream
-        fingerprint = hashlib.sha256(b"\0".join([request.method.encode(), request.path.encode(), body])).hexdigest()
-        with transaction.atomic():
-            first = _claim(request.user, key, fingerprint)
-            if first is not None:
-                return _again(first, fingerprint)
-            response = post(view, request, *args, **kwargs)
-            RememberedAnswer.objects.filter(user=request.user, key=key).update(
-                status=response.status_code, body=json.loads(json.dumps(response.data, cls=JSONEncoder))
-            )
-            return response
+        responses: list[Response] = []
+
+        def act() -> Answer:
+            responses.append(post(view, request, *args, **kwargs))
+            return Answer(responses[0].status_code, responses[0].data)
+
+        fingerprint = fingerprint_of(request.method.encode(), request.path.encode(), body)
+        answer = answered_once(user=request.user, key=key, fingerprint=fingerprint, act=act)
+        return responses[0] if responses else Response(answer.body, status=answer.status, headers=answer.headers)
 
     return once
 
@@ -63,9 +101,9 @@ def _claim(user: User, key: str, fingerprint: str) -> RememberedAnswer | None:
     return None
 
 
-def _again(first: RememberedAnswer, fingerprint: str) -> Response:
+def _again(first: RememberedAnswer, fingerprint: str) -> Answer:
     if first.fingerprint != fingerprint:
         raise KeyReused
     if first.status is None:
         raise Conflict("A request with this Idempotency-Key is still being answered.", code="in_progress")
-    return Response(first.body, status=first.status, headers={"Idempotent-Replay": "true"})
+    return Answer(first.status, first.body, again=True)

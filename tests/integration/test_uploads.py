@@ -2,9 +2,11 @@
 
 import asyncio
 import hashlib
+import threading
 
 import httpx
 import pytest
+from django.db import connection
 
 from datasets.jobs import ingest
 from datasets.models import Dataset, DatasetVersion
@@ -152,6 +154,86 @@ def test_a_client_that_goes_away_leaves_nothing(dataset, trainer):
     asyncio.run(UploadEndpoint(unreached)(scope, receive, send))
     assert sent[0]["status"] == 400
     assert not list(object_store(dataset.organization_id).incoming_folder().iterdir())
+
+
+def test_a_repeated_key_gets_the_first_answer_and_makes_no_second_version(dataset, trainer):
+    key = {"Idempotency-Key": "monday"}
+    answers = [post(trainer, dataset, headers=key, files={"file": ("a.csv", CSV, "text/csv")}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].json() == answers[1].json()
+    assert "Idempotent-Replay" not in answers[0].headers and answers[1].headers["Idempotent-Replay"] == "true"
+    version = DatasetVersion.objects.get()
+    ingest(str(version.pk))
+    later = post(trainer, dataset, headers=key, files={"file": ("a.csv", CSV, "text/csv")})
+    assert later.json() == answers[0].json()
+    assert jobs.queue("datasets").get_job_ids().count(str(version.pk)) == 1
+
+
+def test_an_upload_whose_answer_was_lost_is_sent_again_without_harm(dataset, trainer):
+    messages = [{"type": "http.request", "body": CSV, "more_body": False}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        raise OSError("the client has gone")
+
+    scope = {
+        "type": "http", "method": "POST", "path": f"/api/v1/datasets/{dataset.pk}/versions", "query_string": b"",
+        "headers": [
+            (b"authorization", b"Bearer " + tokens_for(trainer)["access"].encode()), (b"host", b"localhost"),
+            (b"idempotency-key", b"lost"), (b"content-type", b"text/csv"),
+        ],
+    }  # fmt: skip
+    with pytest.raises(OSError):
+        asyncio.run(UploadEndpoint(unreached)(scope, receive, send))
+    again = post(trainer, dataset, content=CSV, headers={"Idempotency-Key": "lost", "Content-Type": "text/csv"})
+    assert again.status_code == 202 and again.json()["number"] == 1
+    assert again.json()["id"] == str(DatasetVersion.objects.get().pk)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("", CSV + b"4,z\n"), ("?filename=other.csv", CSV)], ids=["another file", "another label"]
+)
+def test_a_key_of_another_upload_is_422(dataset, trainer, path, body):
+    key = {"Idempotency-Key": "monday"}
+    assert post(trainer, dataset, headers=key, content=CSV).status_code == 202
+    url = f"/api/v1/datasets/{dataset.pk}/versions{path}"
+    other = post(trainer, dataset, path=url, headers=key, content=body)
+    assert other.status_code == 422 and other.json()["errors"][0]["code"] == "idempotency_key_reused"
+    assert DatasetVersion.objects.count() == 1
+
+
+def test_a_key_belongs_to_its_caller_and_to_the_dataset(dataset, organization, trainer, maintainer):
+    key = {"Idempotency-Key": "monday"}
+    assert post(trainer, dataset, headers=key, content=CSV).json()["number"] == 1
+    assert post(maintainer, dataset, headers=key, content=CSV).json()["number"] == 2
+    other = factories.DatasetFactory(organization=organization)
+    assert post(trainer, other, headers=key, content=CSV).status_code == 422
+
+
+def test_a_refused_upload_does_not_use_up_its_key(dataset, trainer):
+    key = {"Idempotency-Key": "monday"}
+    assert post(trainer, dataset, headers=key, content=b"").status_code == 400
+    assert post(trainer, dataset, headers=key, content=CSV).status_code == 202
+
+
+def test_two_uploads_with_one_key_at_the_same_moment_make_one_version(dataset, trainer):
+    answers = []
+
+    def upload():
+        try:
+            answers.append(post(trainer, dataset, headers={"Idempotency-Key": "monday"}, content=CSV))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=upload) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == DatasetVersion.objects.count() == 1
 
 
 def test_other_requests_pass_through(dataset, trainer):
