@@ -7,7 +7,6 @@ from uuid import UUID
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -109,15 +108,7 @@ def cancel_version(*, actor: User, version: DatasetVersion) -> DatasetVersion:
 
 def end_unheld(version: DatasetVersion, state: str, problems: list[dict[str, Any]] | None = None) -> None:
     """End a version that no worker holds any more."""
-    changed = DatasetVersion.objects.filter(pk=version.pk, lease_epoch=version.lease_epoch, state=version.state).update(
-        state=state,
-        problems=problems or [],
-        finished_at=Now(),
-        lease_owner="",
-        lease_expires_at=None,
-        lease_epoch=F("lease_epoch") + 1,
-    )
-    if changed:
+    if version.end_unheld(state, problems=problems or []):
         version.state = state
         announce(version)
 

@@ -21,7 +21,9 @@ from dlplatform import jobs
 from dlplatform.accounts.idempotency import LIFETIME
 from dlplatform.accounts.models import Organization, RememberedAnswer
 from dlplatform.objects import collection
+from registry import comparisons
 from registry import reachability as model_objects
+from registry.models import Comparison
 from training import orchestrator, states
 from training.models import Run
 
@@ -43,6 +45,10 @@ def reconcile_runs() -> dict[str, int]:
 
 def reconcile_datasets() -> dict[str, int]:
     return jobs.reconcile(DatasetVersion, give_up=datasets.give_up)
+
+
+def reconcile_comparisons() -> dict[str, int]:
+    return jobs.reconcile(Comparison, give_up=comparisons.give_up)
 
 
 def forget_answers() -> int:
@@ -86,6 +92,7 @@ def collect_objects() -> None:
 TICKS = (
     Tick("reconcile runs", settings.RECONCILE_SECONDS, reconcile_runs),
     Tick("reconcile datasets", settings.RECONCILE_SECONDS, reconcile_datasets),
+    Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),
     Tick("sweep job directories", 3600, sweep_job_directories),

@@ -7,6 +7,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from datasets.models import DatasetVersion
+from registry.models import Comparison
 from training.models import Run
 
 from . import jobs
@@ -54,7 +55,7 @@ def metrics(_request: HttpRequest) -> HttpResponse:
             gauge.labels(state).set(model.objects.filter(state=state).count())
     depth = Gauge("dlplatform_queue_depth", "Jobs waiting in Redis", ["queue"], registry=registry)
     try:
-        for queue in (Run.QUEUE, DatasetVersion.QUEUE):
+        for queue in (Run.QUEUE, DatasetVersion.QUEUE, Comparison.QUEUE):
             depth.labels(queue).set(jobs.queue(queue).count)
     except redis.RedisError:
         depth.clear()

@@ -118,6 +118,16 @@ class Job(models.Model):
         """End the job and give the lease back."""
         self.write(state=state, finished_at=Now(), lease_expires_at=None, lease_owner="", **fields)
 
+    def end_unheld(self, state: str, **fields: Any) -> bool:
+        """End a job that nobody works on (queued, or abandoned by a dead worker); False when that changed meanwhile."""
+        seen = type(self).objects.filter(pk=self.pk, lease_epoch=self.lease_epoch, state=self.state)
+        return bool(
+            seen.exclude(state__in=self.HELD, lease_expires_at__gt=Now()).update(
+                state=state, finished_at=Now(), lease_owner="", lease_expires_at=None,
+                lease_epoch=F("lease_epoch") + 1, **fields,
+            )
+        )  # fmt: skip
+
     def release(self, *, delay: float = 0, charge: bool = True, **fields: Any) -> None:
         """Back to the queue; without ``charge`` it is no failure (a drained worker)."""
         self.write(

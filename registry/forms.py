@@ -33,6 +33,12 @@ class RollbackForm(forms.Form):
     reason = forms.CharField(max_length=2000, required=False)
 
 
+class CompareForm(forms.Form):
+    base = forms.UUIDField()
+    head = forms.UUIDField()
+    dataset_version = forms.UUIDField(required=False)
+
+
 class ReleaseForm(forms.Form):
     bump = forms.ChoiceField(choices=[(bump, bump) for bump in BUMPS])
     notes = forms.CharField(max_length=10_000, required=False)

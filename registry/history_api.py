@@ -12,15 +12,26 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from datasets.models import DatasetVersion
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import PagedView, documented
 
-from . import history, releases, services
+from . import comparisons, history, releases, services
 from .api import REF, visible_version
 from .diff import diff
-from .models import ModelVersion, RegisteredModel
-from .serializers import DiffOut, ProposalOut, RefAtOut, RefOut, ReleaseIn, ReleaseOut, RollbackIn
+from .models import Comparison, ModelVersion, RegisteredModel
+from .serializers import (
+    ComparisonIn,
+    ComparisonOut,
+    DiffOut,
+    ProposalOut,
+    RefAtOut,
+    RefOut,
+    ReleaseIn,
+    ReleaseOut,
+    RollbackIn,
+)
 
 RELEASE = {
     "number": "1.3.0", "bump": "minor", "version": "9c1d…", "version_number": 7, "base": "77aa…",
@@ -44,6 +55,14 @@ DIFF = {
                   "classes_removed": []},
     "metrics": [{"name": "accuracy", "base": 0.97, "head": 0.98, "change": 0.01}],
     "data": {"same": True, "base": None, "head": None, "columns": []},
+}  # fmt: skip
+COMPARISON = {
+    "id": "51c0…", "model": "4f2a…", "base": "77aa…", "head": "9c1d…", "dataset_version": "02be…",
+    "state": "succeeded", "progress": 1.0, "phase": "", "created_at": "2026-11-20T09:30:00Z",
+    "finished_at": "2026-11-20T09:30:04Z", "error": None,
+    "result": {"weights": [{"name": "head.weight", "status": "changed", "shape": [2, 64], "elements": 128,
+                            "relative_norm": 0.12, "cosine": 0.993, "largest": 0.08, "share": 1.0}],
+               "behaviour": {"rows": 569, "labelled": 569, "agreement": 0.98}},
 }  # fmt: skip
 VERSION_HELP = "A version: its id, its number (`7` or `v7`), or the name of a branch, tag or alias"
 
@@ -163,3 +182,53 @@ class VersionReleaseView(APIView):
             actor=request.user, version=found, bump=wanted.get("bump"), notes=wanted.get("notes", "")
         )
         return Response(ReleaseOut(release).data, status=201)
+
+
+class ComparisonsView(PagedView):
+    policy = {"GET": "read", "POST": "model.write"}
+
+    @documented("List a model's comparisons", answer=ComparisonOut(many=True), example=(None, COMPARISON),
+                tags=["history"])  # fmt: skip
+    def get(self, request: Request, model: UUID) -> Response:
+        return self.paged(request, _model(request, model).comparisons.all(), ComparisonOut)
+
+    @documented(
+        "Compare weights and behaviour", request=ComparisonIn, answer=ComparisonOut, status=202, tags=["history"],
+        description="Queues a job: every tensor of the two versions side by side and, on the rows of a dataset "
+                    "version, where their answers differ. The same question again answers with the same job.",
+        example=({"base": "77aa…", "head": "9c1d…", "dataset_version": "02be…"}, COMPARISON),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        require(request.user, "model.write", found)
+        given = ComparisonIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data
+        base, head = (services.version_of(model=found, identifier=wanted[side]) for side in ("base", "head"))
+        data = None
+        if "dataset_version" in wanted:
+            data = DatasetVersion.objects.visible_to(request.user).filter(pk=wanted["dataset_version"]).first()
+            if data is None:
+                detail = ErrorDetail("There is no dataset version with this id.", "does_not_exist")
+                raise ValidationError({"dataset_version": [detail]})
+        made = comparisons.request_comparison(actor=request.user, base=base, head=head, dataset_version=data)
+        return Response(ComparisonOut(made).data, status=202)
+
+
+class ComparisonView(APIView):
+    policy = {"GET": "read"}
+
+    @documented("Get a comparison", answer=ComparisonOut, example=(None, COMPARISON), tags=["history"])
+    def get(self, request: Request, comparison: UUID) -> Response:
+        return Response(ComparisonOut(visible_or_404(Comparison.objects, request.user, pk=comparison)).data)
+
+
+class ComparisonCancelView(APIView):
+    policy = {"POST": "model.write"}
+
+    @documented("Cancel a comparison", answer=ComparisonOut, example=(None, COMPARISON), tags=["history"])
+    def post(self, request: Request, comparison: UUID) -> Response:
+        found = visible_or_404(Comparison.objects.select_related("model__organization"), request.user, pk=comparison)
+        stopped = comparisons.cancel_comparison(actor=request.user, comparison=found)
+        return Response(ComparisonOut(stopped).data)

@@ -1,5 +1,7 @@
 """Models, their versions (commits), the refs that point at versions, and the log of every move of a ref."""
 
+from typing import ClassVar
+
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models import F, Q
@@ -7,6 +9,7 @@ from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+from dlplatform.jobs import Job, JobQuerySet
 
 
 class RegisteredModel(TenantModel):
@@ -173,3 +176,35 @@ class Release(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} {self.number}"
+
+
+class ComparisonQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    pass
+
+
+class Comparison(Job):
+    """Weights of two versions, tensor by tensor, and their answers to the rows of a dataset version."""
+
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "registry.jobs.compare"
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="comparisons")
+    base = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="+")
+    head = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="+")
+    dataset_version = models.ForeignKey(DatasetVersion, null=True, on_delete=models.PROTECT, related_name="+")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    result = models.JSONField(null=True, help_text="{weights: [...], behaviour: {...}}")
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = ComparisonQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["base", "head", "-created_at"], name="comparison_of_two")]
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.base_id} → {self.head_id}"

@@ -5,7 +5,7 @@ from rest_framework import serializers
 from dlplatform.api import SafeCharField, Strict
 
 from . import releases
-from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release
+from .models import Comparison, ModelVersion, Ref, RefMove, RegisteredModel, Release
 
 
 class ModelIn(Strict):
@@ -160,3 +160,25 @@ class DiffOut(serializers.Serializer):
     signature = serializers.DictField(help_text="{bump, reasons, inputs, classes_added, classes_removed}")
     metrics = serializers.ListField(child=serializers.DictField(), help_text="[{name, base, head, change}]")
     data = serializers.DictField(help_text="{same, base, head, types, columns: [{name, missing, mean, shift}]}")
+
+
+class ComparisonIn(Strict):
+    base = serializers.UUIDField(help_text="A version")
+    head = serializers.UUIDField(help_text="Another version of the same model")
+    dataset_version = serializers.UUIDField(
+        required=False, help_text="Rows to answer; without it only the weights are compared"
+    )
+
+
+class ComparisonOut(serializers.ModelSerializer):
+    model = serializers.UUIDField(source="model_id")
+    base = serializers.UUIDField(source="base_id")
+    head = serializers.UUIDField(source="head_id")
+    dataset_version = serializers.UUIDField(source="dataset_version_id", allow_null=True)
+
+    class Meta:
+        model = Comparison
+        fields = [
+            "id", "model", "base", "head", "dataset_version", "state", "progress", "phase", "created_at",
+            "finished_at", "error", "result",
+        ]  # fmt: skip

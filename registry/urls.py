@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .views import history, lists, model, version
+from .views import comparison, history, lists, model, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
@@ -14,6 +14,8 @@ urlpatterns = [
     path("models/<uuid:model>/refs/<str:kind>/<str:name>/remove", model.ref_delete, name="ref-delete"),
     path("models/<uuid:model>/history", history.model_history, name="model-history"),
     path("models/<uuid:model>/diff", history.model_diff, name="model-diff"),
+    path("models/<uuid:model>/compare", comparison.model_compare, name="model-compare"),
+    path("comparisons/<uuid:comparison>/cancel", comparison.comparison_cancel, name="comparison-cancel"),
     path("models/<uuid:model>/rollback", history.ref_rollback, name="ref-rollback"),
     path("model-versions/<uuid:version>/release", history.version_release, name="version-release"),
     path("model-versions/<uuid:version>/", version.version_page, name="model-version"),

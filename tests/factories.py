@@ -13,7 +13,7 @@ from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
-from registry.models import ModelVersion, Ref, RegisteredModel
+from registry.models import Comparison, ModelVersion, Ref, RegisteredModel
 from training.models import Experiment, Run
 
 PASSWORD = "password-1234"
@@ -135,6 +135,15 @@ class RefFactory(factory.django.DjangoModelFactory):
     name = "production"
     version = factory.SubFactory(ModelVersionFactory)
     model = factory.SelfAttribute("version.model")
+
+
+class ComparisonFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Comparison
+
+    base = factory.SubFactory(ModelVersionFactory)
+    head = factory.SelfAttribute("base")
+    model = factory.SelfAttribute("base.model")
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

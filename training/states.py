@@ -3,8 +3,6 @@
 from typing import Any
 
 from django.db import transaction
-from django.db.models import F
-from django.db.models.functions import Now
 
 from dlplatform import events
 from dlplatform.engine.errors import CODES
@@ -74,15 +72,7 @@ def requeue(run: Run, *, delay: float, charge: bool, reason: str) -> None:
 @transaction.atomic
 def end_unheld(run: Run, state: str, error: dict[str, str] | None = None) -> bool:
     """End a run that nobody works on (queued, or abandoned by a dead worker). False when that changed."""
-    changed = (
-        Run.objects.filter(pk=run.pk, lease_epoch=run.lease_epoch, state=run.state)
-        .exclude(state__in=Run.HELD, lease_expires_at__gt=Now())
-        .update(
-            state=state, error=error, finished_at=Now(), lease_owner="", lease_expires_at=None,
-            lease_epoch=F("lease_epoch") + 1, eta_seconds=None, phase="",
-        )
-    )  # fmt: skip
-    if not changed:
+    if not run.end_unheld(state, error=error, eta_seconds=None, phase=""):
         return False
     run.refresh_from_db()
     append_event(run, "state", state=state, error=error)

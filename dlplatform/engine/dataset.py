@@ -120,7 +120,7 @@ def _code_classes(column: Column, values: Any) -> Target:
         codes = pc.index_in(values, value_set=pa.array(natural)).to_numpy(zero_copy_only=False)
     else:
         distinct, codes = np.unique(values, return_inverse=True)
-        natural = [_natural(column.type, value) for value in distinct.tolist()]
+        natural = [json_value(column.type, value) for value in distinct.tolist()]
     if len(natural) < 2:
         raise EngineError("single_class", f"The target {column.name!r} holds one class only: {natural[0]!r}.")
     if len(natural) > MAXIMUM_CLASSES:
@@ -130,7 +130,8 @@ def _code_classes(column: Column, values: Any) -> Target:
     return Target(codes.astype(np.int64), tuple(label_of(value) for value in natural), tuple(natural))
 
 
-def _natural(type_: str, value: float) -> Any:
+def json_value(type_: str, value: float) -> Any:
+    """A stored number as the JSON value that it stands for: a boolean, a whole number or itself."""
     if type_ == "boolean":
         return bool(value)
     return int(value) if value.is_integer() and abs(value) < 2**53 else value

@@ -19,10 +19,12 @@ from registry.forms import ReleaseForm, RollbackForm
 from registry.graph import graph, width_of
 from registry.models import ModelVersion, Ref, RefMove, RegisteredModel
 
+from .comparison import comparison_context
 from .model import model_or_404
 from .version import version_or_404
 
 ROWS = 100
+MOST_CHOICES = 500
 
 
 @require_safe
@@ -90,8 +92,11 @@ def model_diff(request: HttpRequest, model: UUID) -> HttpResponse:
     base = (
         _version(found, request.GET.get("base", "")) or head.parents.order_by("child_edges__position").first() or head
     )
-    choices = found.versions.order_by("-number").values_list("number", "message")[:500]
-    context = {"section": "models", "model": found, "base": base, "head": head, "choices": choices}
+    context = {"section": "models", "model": found, "base": base, "head": head}
+    context |= comparison_context(request, base, head)
+    if request.GET.get("part") == "comparison" and request.htmx:
+        return page(request, "registry/_comparison.html", context)
+    context["choices"] = found.versions.order_by("-number").values_list("number", "message")[:MOST_CHOICES]
     return page(request, "registry/diff.html", context | {"diff": diff(base, head)})
 
 

@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class Command(BaseCommand):
-    help = "Start workers: --count for training, and one more that only ingests data."
+    help = "Start workers: --count for training, and one more that ingests data and compares models."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--count", type=int, default=settings.MAX_WORKERS, help="Workers that train")
-        parser.add_argument("--queue", action="append", help="Serve only this queue (datasets, training)")
+        parser.add_argument("--queue", action="append", help="Serve only this queue (datasets, registry, training)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.stopping = False
@@ -39,7 +39,7 @@ class Command(BaseCommand):
         for _ in range(options["count"]):
             self._fork(queues)
         if not options["queue"]:
-            self._fork(["datasets"])
+            self._fork(["datasets", "registry"])
         self._watch()
 
     def _stop(self, *_: Any) -> None:
@@ -74,7 +74,7 @@ class Command(BaseCommand):
 
 def _preload() -> None:
     """Everything that a run needs, once, before forking; no thread and no connection may survive the fork."""
-    import datasets.jobs  # noqa: F401
+    import registry.jobs  # noqa: F401
     import training.jobs
     from dlplatform.engine import package, run  # noqa: F401
 

@@ -1,0 +1,87 @@
+"""Comparisons of two versions that take a job: asked for, cancelled, given up."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models.functions import Now
+
+from datasets.models import DatasetVersion
+from dlplatform import jobs
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+from dlplatform.api import Conflict
+
+from .models import Comparison, ModelVersion
+
+LOST = {
+    "code": "worker_lost",
+    "sentence": "The worker was lost again and again while comparing.",
+    "next_step": "Check the machine's memory, then compare again.",
+}
+
+
+def newest(base: ModelVersion, head: ModelVersion) -> Comparison | None:
+    """The last comparison of these two that was asked for."""
+    rows = Comparison.objects.filter(base=base, head=head).select_related("dataset_version__dataset")
+    return rows.order_by("-created_at").first()
+
+
+@transaction.atomic
+def request_comparison(
+    *, actor: User, base: ModelVersion, head: ModelVersion, dataset_version: DatasetVersion | None = None
+) -> Comparison:
+    """Queue a comparison; one of the same that is there already, waiting, at work or done, is the answer again."""
+    require(actor, "model.write", base.model)
+    if dataset_version is not None:
+        _check_data(dataset_version, head)
+    same = Comparison.objects.filter(base=base, head=head, dataset_version=dataset_version)
+    found: Comparison | None = same.exclude(state__in=("failed", "cancelled")).first()
+    if found is not None:
+        return found
+    comparison: Comparison = Comparison.objects.create(
+        model=head.model, base=base, head=head, dataset_version=dataset_version, created_by=actor
+    )
+    jobs.enqueue(comparison)
+    return comparison
+
+
+def _check_data(data: DatasetVersion, head: ModelVersion) -> None:
+    if data.dataset.organization_id != head.model.organization_id:
+        raise _invalid("The model and the data belong to different organizations.", "invalid")
+    if data.state != DatasetVersion.State.READY:
+        raise _invalid(f"This version is {data.state}; choose one that is ready.", "not_ready")
+    known = {column["name"] for column in data.columns}
+    lacking = sorted(column["name"] for column in head.signature.get("inputs", []) if column["name"] not in known)
+    if lacking:
+        raise _invalid(f"The data lacks inputs of v{head.number}: {', '.join(lacking[:10])}.", "missing_columns")
+
+
+def _invalid(detail: str, code: str) -> ValidationError:
+    return ValidationError({"dataset_version": ValidationError(detail, code=code)})
+
+
+@transaction.atomic
+def cancel_comparison(*, actor: User, comparison: Comparison) -> Comparison:
+    """Stop it: at once while queued, within a second while it runs."""
+    require(actor, "model.write", comparison.model)
+    row: Comparison = Comparison.objects.select_for_update(of=("self",)).get(pk=comparison.pk)
+    if row.ended:
+        raise Conflict(f"This comparison has {row.state} already.", code="ended")
+    Comparison.objects.filter(pk=row.pk).update(cancel_requested_at=Now())
+    if row.state == Comparison.QUEUED:
+        row.end_unheld("cancelled")
+    row.refresh_from_db()
+    return row
+
+
+def give_up(comparison: Comparison) -> None:
+    """The reconciler's verdict on an abandoned comparison that must not be tried again."""
+    if comparison.cancel_requested_at:
+        comparison.end_unheld("cancelled")
+    else:
+        comparison.end_unheld("failed", error=LOST)
+
+
+def failure(code: str, sentence: str, next_step: str) -> dict[str, Any]:
+    return {"code": code, "sentence": sentence, "next_step": next_step}
