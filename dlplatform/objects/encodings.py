@@ -7,13 +7,14 @@ Pure functions on bytes: values are never interpreted as numbers, so NaN payload
 - ``grouped``: the n-th bytes of all items gathered into a plane, every plane compressed on its own. Of trained weights
   only the plane with sign and exponent compresses (byte grouping: LMC, arXiv 2505.09810, section 3).
 - ``xor``: XOR with an ancestor's bytes, then ``grouped``; what did not change becomes zeros (BitX in ZipLLM,
-  arXiv 2505.06252, section 4).
+  arXiv 2505.06252, section 4). Of few changed items only these are kept, with their places.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from struct import Struct
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -23,11 +24,15 @@ RAW, ZSTD, GROUPED, XOR = "raw", "zstd", "grouped", "xor"
 WORTH_DECODING = 0.98  # an encoding that saves less is not worth the work of every later read
 WORTH_A_BASE = 0.9  # the same for a delta, which makes the object depend on another one
 WORTH_CUTTING = 0.9  # the same for a large file, which is then kept in slices
-WINDOWS, WINDOW = 4, 64 * 1024
-TRIED_WHOLE = 512 * 1024
+WINDOWS, WINDOW = 4, 32 * 1024
+TRIED_WHOLE = 256 * 1024
 
 _PREFIX = Struct("<BI")  # item width, number of items
 _LENGTH = Struct("<I")
+
+SPARSE = 0x80
+FEW = 8  # at most one item in so many has changed
+UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 Bytes = bytes | bytearray | memoryview
 Plane = NDArray[np.uint8]
@@ -49,7 +54,7 @@ def encode(data: Bytes, *, width: int = 1, base: Bytes | None = None) -> Encoded
     """The smallest encoding of ``data``; ``xor`` only when it takes at most 0.9 of the best that needs no base.
 
     ``width`` is the size of an item in bytes (4 for float32). ``base`` has the length of ``data``. What is larger
-    than 512 KiB is judged by four windows of 64 KiB before one encoding is made of the whole.
+    than 256 KiB is judged by four windows of 32 KiB before one encoding is made of the whole.
     """
     if base is not None and len(base) != len(data):
         raise ValueError(f"the base has {len(base)} bytes, the object {len(data)}")
@@ -121,7 +126,9 @@ def _delta(data: Bytes, base: Bytes, width: int, most: float) -> Bytes | None:
 # --- zstd ---------------------------------------------------------------------------------------------
 
 
-@cache
+_compressors = threading.local()
+
+
 def _entropy_only() -> zstandard.ZstdCompressionParameters:
     """Hardly any search for matches: the bytes of weights do not repeat, they are only unevenly spread.
 
@@ -133,7 +140,6 @@ def _entropy_only() -> zstandard.ZstdCompressionParameters:
     )  # fmt: skip
 
 
-@cache
 def _matches() -> zstandard.ZstdCompressionParameters:
     return zstandard.ZstdCompressionParameters.from_level(3, write_content_size=False, write_dict_id=False)
 
@@ -142,14 +148,17 @@ def _compress(data: Bytes) -> bytes:
     """One frame. Which of the two ways is the smaller one is tried on a window of it."""
     size = len(data)
     if size <= 2 * WINDOW:
-        return min(_frame(data, _entropy_only()), _frame(data, _matches()), key=len)
+        return min(_frame(data, _entropy_only), _frame(data, _matches), key=len)
     middle = memoryview(data)[size // 2 - WINDOW // 2 : size // 2 + WINDOW // 2]
-    ways = (_entropy_only(), _matches())
-    return _frame(data, min(ways, key=lambda way: len(_frame(middle, way))))
+    return _frame(data, min((_entropy_only, _matches), key=lambda way: len(_frame(middle, way))))
 
 
-def _frame(data: Bytes, parameters: zstandard.ZstdCompressionParameters) -> bytes:
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+def _frame(data: Bytes, parameters: Callable[[], zstandard.ZstdCompressionParameters]) -> bytes:
+    """Compressors keep their tables, and serve one thread at a time."""
+    name = parameters.__name__
+    if not hasattr(_compressors, name):
+        setattr(_compressors, name, zstandard.ZstdCompressor(compression_params=parameters()))
+    return bytes(getattr(_compressors, name).compress(data))
 
 
 def _decompress(payload: Bytes, size: int) -> bytes:
@@ -225,12 +234,51 @@ def _plane(packed: memoryview, items: int) -> Plane:
 
 
 def _xor(data: Bytes, base: Bytes, width: int) -> bytes:
-    return _group(np.bitwise_xor(np.frombuffer(data, np.uint8), np.frombuffer(base, np.uint8)).data, width)
+    """All items grouped, or the few that differ with their places, whatever is smaller."""
+    difference = np.bitwise_xor(np.frombuffer(data, np.uint8), np.frombuffer(base, np.uint8))
+    sparse = _sparse(difference, width)
+    dense = b"" if sparse and len(sparse) * FEW < len(data) else _group(difference.data, width)
+    return min((payload for payload in (sparse, dense) if payload), key=len)
 
 
 def _undo_xor(payload: Bytes, base: Bytes, size: int) -> memoryview:
     if len(base) != size:
         raise DamagedEncoding(f"a base of {len(base)} bytes for {size}")
-    out = _ungroup(payload, size)
+    sparse = len(payload) > 0 and payload[0] & SPARSE
+    out = _undo_sparse(payload, size) if sparse else _ungroup(payload, size)
     np.bitwise_xor(out, np.frombuffer(base, np.uint8), out=out)
     return out.data
+
+
+def _sparse(difference: Plane, width: int) -> bytes:
+    """Prefix, length of the distances, distances from one changed item to the next, changed items; else nothing.
+
+    Planes cost each changed item its place once per byte; here it is told once.
+    """
+    if len(difference) == 0 or len(difference) % width or width not in UNSIGNED:
+        return b""
+    items = difference.view(UNSIGNED[width])
+    places = np.flatnonzero(items)
+    if len(places) * FEW > len(items):
+        return b""
+    distances = _group(np.diff(places, prepend=-1).astype("<u4").data.cast("B"), 4)
+    changed = _group(items[places].data.cast("B"), width)
+    return b"".join([_PREFIX.pack(width | SPARSE, len(places)), _LENGTH.pack(len(distances)), distances, changed])
+
+
+def _undo_sparse(payload: Bytes, size: int) -> Plane:
+    view = memoryview(payload)
+    if len(view) < _PREFIX.size + _LENGTH.size:
+        raise DamagedEncoding("the prefix is missing")
+    tagged, count = _PREFIX.unpack_from(view)
+    width = tagged & ~SPARSE
+    if width not in UNSIGNED or size % width or count * width > size:
+        raise DamagedEncoding(f"{count} items of {width} bytes do not fit into {size} bytes")
+    (length,) = _LENGTH.unpack_from(view, _PREFIX.size)
+    start = _PREFIX.size + _LENGTH.size
+    places = np.cumsum(_ungroup(view[start : start + length], count * 4).view("<u4"), dtype=np.int64) - 1
+    if count and not 0 <= places[-1] < size // width:
+        raise DamagedEncoding("a change lies outside")
+    out = np.zeros(size, np.uint8)
+    out.view(UNSIGNED[width])[places] = _ungroup(view[start + length :], count * width).view(UNSIGNED[width])
+    return out
