@@ -21,9 +21,9 @@ from dlplatform import jobs
 from dlplatform.accounts.idempotency import LIFETIME
 from dlplatform.accounts.models import Organization, RememberedAnswer
 from dlplatform.objects import collection
-from registry import comparisons
+from registry import comparisons, merges
 from registry import reachability as model_objects
-from registry.models import Comparison
+from registry.models import Comparison, Merge
 from training import orchestrator, states
 from training.models import Run
 
@@ -49,6 +49,10 @@ def reconcile_datasets() -> dict[str, int]:
 
 def reconcile_comparisons() -> dict[str, int]:
     return jobs.reconcile(Comparison, give_up=comparisons.give_up)
+
+
+def reconcile_merges() -> dict[str, int]:
+    return jobs.reconcile(Merge, give_up=merges.give_up)
 
 
 def forget_answers() -> int:
@@ -93,6 +97,7 @@ TICKS = (
     Tick("reconcile runs", settings.RECONCILE_SECONDS, reconcile_runs),
     Tick("reconcile datasets", settings.RECONCILE_SECONDS, reconcile_datasets),
     Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
+    Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),
     Tick("sweep job directories", 3600, sweep_job_directories),

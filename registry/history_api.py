@@ -17,14 +17,16 @@ from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import PagedView, documented
 
-from . import comparisons, history, releases, services
+from . import comparisons, history, merges, releases, services
 from .api import REF, visible_version
 from .diff import diff
-from .models import Comparison, ModelVersion, RegisteredModel
+from .models import Comparison, Merge, ModelVersion, RegisteredModel
 from .serializers import (
     ComparisonIn,
     ComparisonOut,
     DiffOut,
+    MergeIn,
+    MergeOut,
     ProposalOut,
     RefAtOut,
     RefOut,
@@ -63,6 +65,14 @@ COMPARISON = {
     "result": {"weights": [{"name": "head.weight", "status": "changed", "shape": [2, 64], "elements": 128,
                             "relative_norm": 0.12, "cosine": 0.993, "largest": 0.08, "share": 1.0}],
                "behaviour": {"rows": 569, "labelled": 569, "agreement": 0.98}},
+}  # fmt: skip
+MERGE = {
+    "id": "7be2…", "model": "4f2a…", "ours": "77aa…", "theirs": "9c1d…", "branch": "main",
+    "recipe": {"method": "ties", "shares": None, "density": 0.2, "shrink": 0.9}, "dataset_version": "02be…",
+    "state": "succeeded", "progress": 1.0, "phase": "", "created_at": "2026-11-20T09:30:00Z",
+    "finished_at": "2026-11-20T09:30:06Z", "output_version": "c2d9…", "error": None,
+    "result": {"tensors": {"merged": 9, "taken": 4, "same": 3},
+               "metrics": {"ours": {"accuracy": 0.97}, "theirs": {"accuracy": 0.96}, "merged": {"accuracy": 0.98}}},
 }  # fmt: skip
 VERSION_HELP = "A version: its id, its number (`7` or `v7`), or the name of a branch, tag or alias"
 
@@ -206,14 +216,21 @@ class ComparisonsView(PagedView):
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
         base, head = (services.version_of(model=found, identifier=wanted[side]) for side in ("base", "head"))
-        data = None
-        if "dataset_version" in wanted:
-            data = DatasetVersion.objects.visible_to(request.user).filter(pk=wanted["dataset_version"]).first()
-            if data is None:
-                detail = ErrorDetail("There is no dataset version with this id.", "does_not_exist")
-                raise ValidationError({"dataset_version": [detail]})
+        data = _data(request, wanted.get("dataset_version"))
         made = comparisons.request_comparison(actor=request.user, base=base, head=head, dataset_version=data)
         return Response(ComparisonOut(made).data, status=202)
+
+
+def _data(request: Request, identifier: UUID | None) -> DatasetVersion | None:
+    """The dataset version of that id, if one was given; ValidationError when the caller cannot see it."""
+    if identifier is None:
+        return None
+    rows = DatasetVersion.objects.visible_to(request.user).select_related("dataset")
+    found: DatasetVersion | None = rows.filter(pk=identifier).first()
+    if found is None:
+        detail = ErrorDetail("There is no dataset version with this id.", "does_not_exist")
+        raise ValidationError({"dataset_version": [detail]})
+    return found
 
 
 class ComparisonView(APIView):
@@ -232,3 +249,49 @@ class ComparisonCancelView(APIView):
         found = visible_or_404(Comparison.objects.select_related("model__organization"), request.user, pk=comparison)
         stopped = comparisons.cancel_comparison(actor=request.user, comparison=found)
         return Response(ComparisonOut(stopped).data)
+
+
+class MergesView(PagedView):
+    policy = {"GET": "read", "POST": "model.write"}
+
+    @documented("List a model's merges", answer=MergeOut(many=True), example=(None, MERGE), tags=["history"])
+    def get(self, request: Request, model: UUID) -> Response:
+        return self.paged(request, _model(request, model).merges.all(), MergeOut)
+
+    @documented(
+        "Merge a version into a branch", request=MergeIn, answer=MergeOut, status=202, tags=["history"],
+        description="Queues a job. A tensor that only one side changed since the common ancestor is taken from it; the "
+                    "method decides about the others. The result is evaluated beside both and committed with both as "
+                    "parents. What conflicts is named: 400 at once, or the job's error.",
+        example=({"theirs": "9c1d…", "branch": "main", "method": "ties"}, MERGE),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, model: UUID) -> Response:
+        found = _model(request, model)
+        require(request.user, "model.write", found)
+        given = MergeIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data
+        made = merges.request_merge(
+            actor=request.user, model=found, theirs=services.version_of(model=found, identifier=wanted["theirs"]),
+            branch=wanted["branch"], dataset_version=_data(request, wanted.get("dataset_version")),
+            recipe={name: wanted[name] for name in ("method", "shares", "density", "shrink") if name in wanted},
+        )  # fmt: skip
+        return Response(MergeOut(made).data, status=202)
+
+
+class MergeView(APIView):
+    policy = {"GET": "read"}
+
+    @documented("Get a merge", answer=MergeOut, example=(None, MERGE), tags=["history"])
+    def get(self, request: Request, merge: UUID) -> Response:
+        return Response(MergeOut(visible_or_404(Merge.objects, request.user, pk=merge)).data)
+
+
+class MergeCancelView(APIView):
+    policy = {"POST": "model.write"}
+
+    @documented("Cancel a merge", answer=MergeOut, example=(None, MERGE), tags=["history"])
+    def post(self, request: Request, merge: UUID) -> Response:
+        found = visible_or_404(Merge.objects.select_related("model__organization"), request.user, pk=merge)
+        return Response(MergeOut(merges.cancel_merge(actor=request.user, merge=found)).data)

@@ -3,7 +3,8 @@
 from uuid import UUID
 
 from .comparing import Comparing
-from .models import Comparison
+from .merging import Merging
+from .models import Comparison, Merge
 
 
 def compare(comparison: str) -> None:
@@ -11,3 +12,10 @@ def compare(comparison: str) -> None:
     claimed = Comparison.claim(UUID(comparison))
     if claimed is not None:
         Comparing(claimed).work()
+
+
+def merge(merge: str) -> None:
+    """Work on a merge, unless it is gone, held, ended or not yet due."""
+    claimed = Merge.claim(UUID(merge))
+    if claimed is not None:
+        Merging(claimed).work()

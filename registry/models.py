@@ -208,3 +208,37 @@ class Comparison(Job):
 
     def __str__(self) -> str:
         return f"{self.model}: {self.base_id} → {self.head_id}"
+
+
+class MergeQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    pass
+
+
+class Merge(Job):
+    """Two versions becoming one: a new version with both as parents, evaluated on a dataset version."""
+
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "registry.jobs.merge"
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="merges")
+    ours = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="+")
+    theirs = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="+")
+    branch = models.CharField(max_length=80)
+    recipe = models.JSONField(help_text="{method, shares, density, shrink}")
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="+")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    output_version = models.OneToOneField(ModelVersion, null=True, on_delete=models.SET_NULL, related_name="merge")
+    result = models.JSONField(null=True, help_text="{tensors: {how: count}, metrics: {ours, theirs, merged}}")
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = MergeQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.model}: {self.theirs_id} into {self.branch}"

@@ -5,7 +5,8 @@ from rest_framework import serializers
 from dlplatform.api import SafeCharField, Strict
 
 from . import releases
-from .models import Comparison, ModelVersion, Ref, RefMove, RegisteredModel, Release
+from .merges import METHODS
+from .models import Comparison, Merge, ModelVersion, Ref, RefMove, RegisteredModel, Release
 
 
 class ModelIn(Strict):
@@ -181,4 +182,36 @@ class ComparisonOut(serializers.ModelSerializer):
         fields = [
             "id", "model", "base", "head", "dataset_version", "state", "progress", "phase", "created_at",
             "finished_at", "error", "result",
+        ]  # fmt: skip
+
+
+class MergeIn(Strict):
+    theirs = serializers.UUIDField(help_text="The version to merge in")
+    branch = SafeCharField(max_length=80, default="main", help_text="The branch that takes it")
+    method = serializers.ChoiceField(choices=list(METHODS), default="average", help_text="How weights are combined")
+    shares = serializers.ListField(
+        child=serializers.FloatField(min_value=-100, max_value=100), min_length=2, max_length=2, required=False,
+        help_text="For the branch and for theirs: proportions (average, slerp) or factors (task-arithmetic, ties)",
+    )  # fmt: skip
+    density = serializers.FloatField(
+        min_value=0.001, max_value=1, default=0.2, help_text="Share of each change that ties keeps"
+    )
+    shrink = serializers.FloatField(min_value=0, max_value=1, default=0.9, help_text="Of RegMean's off-diagonals")
+    dataset_version = serializers.UUIDField(
+        required=False, help_text="Rows to evaluate on; default: those that the branch's head learned from"
+    )
+
+
+class MergeOut(serializers.ModelSerializer):
+    model = serializers.UUIDField(source="model_id")
+    ours = serializers.UUIDField(source="ours_id")
+    theirs = serializers.UUIDField(source="theirs_id")
+    dataset_version = serializers.UUIDField(source="dataset_version_id")
+    output_version = serializers.UUIDField(source="output_version_id", allow_null=True)
+
+    class Meta:
+        model = Merge
+        fields = [
+            "id", "model", "ours", "theirs", "branch", "recipe", "dataset_version", "state", "progress", "phase",
+            "created_at", "finished_at", "output_version", "result", "error",
         ]  # fmt: skip

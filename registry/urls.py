@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .views import comparison, history, lists, model, version
+from .views import comparison, history, lists, merge, model, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
@@ -16,6 +16,9 @@ urlpatterns = [
     path("models/<uuid:model>/diff", history.model_diff, name="model-diff"),
     path("models/<uuid:model>/compare", comparison.model_compare, name="model-compare"),
     path("comparisons/<uuid:comparison>/cancel", comparison.comparison_cancel, name="comparison-cancel"),
+    path("models/<uuid:model>/merge", merge.model_merge, name="model-merge"),
+    path("merges/<uuid:merge>/", merge.merge_page, name="merge"),
+    path("merges/<uuid:merge>/cancel", merge.merge_cancel, name="merge-cancel"),
     path("models/<uuid:model>/rollback", history.ref_rollback, name="ref-rollback"),
     path("model-versions/<uuid:version>/release", history.version_release, name="version-release"),
     path("model-versions/<uuid:version>/", version.version_page, name="model-version"),

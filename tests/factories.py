@@ -13,7 +13,7 @@ from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
-from registry.models import Comparison, ModelVersion, Ref, RegisteredModel
+from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel
 from training.models import Experiment, Run
 
 PASSWORD = "password-1234"
@@ -144,6 +144,18 @@ class ComparisonFactory(factory.django.DjangoModelFactory):
     base = factory.SubFactory(ModelVersionFactory)
     head = factory.SelfAttribute("base")
     model = factory.SelfAttribute("base.model")
+
+
+class MergeFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Merge
+
+    ours = factory.SubFactory(ModelVersionFactory)
+    theirs = factory.SelfAttribute("ours")
+    model = factory.SelfAttribute("ours.model")
+    branch = "main"
+    recipe = {"method": "average"}
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

@@ -29,7 +29,7 @@ class Predictor:
         """Verify and load a package. Raises PackageError."""
         loaded = package.load(Path(directory))
         self.description = loaded.description
-        self._network = loaded.network
+        self.network = loaded.network
         self._preprocessor = loaded.preprocessor
         self._codings = loaded.preprocessor.codings
         self._columns = {each.column.name for each in self._codings}
@@ -50,12 +50,12 @@ class Predictor:
         """(n, K) class probabilities, or (n, 1) values in the target's units, for a typed table."""
         inputs = self._preprocessor.transform(table)
         tensors = to_tensors(inputs, np.zeros(table.rows), torch.device("cpu"))
-        groups = self._network.shape.groups
+        groups = self.network.shape.groups
         parts = []
         with torch.inference_mode():
             for rows in torch.split(torch.arange(table.rows), CHUNK):
-                outputs = self._network(tensors.batch(rows.expand(groups, -1)))
-                parts.append(mean_prediction(self._network, outputs).double().mean(0).numpy())
+                outputs = self.network(tensors.batch(rows.expand(groups, -1)))
+                parts.append(mean_prediction(self.network, outputs).double().mean(0).numpy())
         predicted: np.ndarray[Any, Any] = np.concatenate(parts)
         output = self.description["output"]
         if output["kind"] == "number":

@@ -96,6 +96,8 @@ def model_diff(request: HttpRequest, model: UUID) -> HttpResponse:
     context |= comparison_context(request, base, head)
     if request.GET.get("part") == "comparison" and request.htmx:
         return page(request, "registry/_comparison.html", context)
+    branches = found.refs.filter(kind=Ref.Kind.BRANCH).exclude(version=head)
+    context["branches"] = list(branches.values_list("name", flat=True)[:MOST_CHOICES])
     context["choices"] = found.versions.order_by("-number").values_list("number", "message")[:MOST_CHOICES]
     return page(request, "registry/diff.html", context | {"diff": diff(base, head)})
 

@@ -1,0 +1,107 @@
+"""Merges of two versions: asked for, cancelled, given up. The work is in `registry.merging`."""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models.functions import Now
+
+from datasets.models import DatasetVersion
+from dlplatform import jobs
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+from dlplatform.api import Conflict
+
+from . import history
+from .comparisons import LOST
+from .models import Merge, ModelVersion, Ref, RegisteredModel
+
+METHODS = ("average", "slerp", "task-arithmetic", "ties", "regmean")  # those of dlplatform.engine.merging
+DEFAULT_RECIPE = {"method": "average", "shares": None, "density": 0.2, "shrink": 0.9}
+NEED_ANCESTOR = ("task-arithmetic", "ties")
+
+
+@transaction.atomic
+def request_merge(
+    *,
+    actor: User,
+    model: RegisteredModel,
+    theirs: ModelVersion,
+    branch: str = "main",
+    recipe: dict[str, Any] | None = None,
+    dataset_version: DatasetVersion | None = None,
+) -> Merge:
+    """Queue a merge of a version into a branch. What can be seen to conflict is refused now, by name.
+
+    ``dataset_version`` is what the merged version is evaluated on and what RegMean takes its inputs from; by default
+    that of the branch's head. Raises ValidationError, Conflict.
+    """
+    require(actor, "model.write", model)
+    head = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).select_related("version__model").first()
+    if head is None:
+        raise _invalid("branch", f"There is no branch “{branch[:80]}”.", "does_not_exist")
+    ours = head.version
+    data = dataset_version or ours.dataset_version
+    if data is None:
+        raise _invalid("dataset_version", "Name the data to evaluate the merged version on.", "required")
+    if data.dataset.organization_id != model.organization_id or data.state != DatasetVersion.State.READY:
+        raise _invalid("dataset_version", "Choose a ready dataset version of this organization.", "invalid")
+    wanted = DEFAULT_RECIPE | (recipe or {})
+    ancestor = history.common_ancestor(ours, theirs)
+    if ancestor == theirs:
+        raise Conflict(f"v{theirs.number} is part of “{branch}” already.", code="merged")
+    if ancestor is None and wanted["method"] in NEED_ANCESTOR:
+        raise _invalid("method", f"{wanted['method']} needs a common ancestor, and there is none.", "no_ancestor")
+    if problems := conflicts(ours, theirs):
+        raise ValidationError({"theirs": [ValidationError(problem, code="conflict") for problem in problems]})
+    merge: Merge = Merge.objects.create(
+        model=model, ours=ours, theirs=theirs, branch=branch, recipe=wanted, dataset_version=data, created_by=actor
+    )
+    audit.record(actor, "merge.request", model, model.organization, theirs=theirs.number, branch=branch)
+    jobs.enqueue(merge)
+    return merge
+
+
+def conflicts(ours: ModelVersion, theirs: ModelVersion) -> list[str]:
+    """What keeps two versions from being merged: another task, target, inputs or classes."""
+    found = []
+    if ours.task != theirs.task:
+        found.append(f"The tasks differ: {ours.task} and {theirs.task}.")
+    left, right = ours.signature, theirs.signature
+    if left.get("target") != right.get("target"):
+        found.append(f"The targets differ: {left.get('target')} and {right.get('target')}.")
+    inputs = [{column["name"]: column["type"] for column in each.get("inputs", [])} for each in (left, right)]
+    odd = sorted(name for name in inputs[0].keys() | inputs[1].keys() if inputs[0].get(name) != inputs[1].get(name))
+    if odd:
+        found.append(f"The inputs differ: {', '.join(odd[:10])}.")
+    classes = [each.get("output", {}).get("classes") for each in (left, right)]
+    if classes[0] != classes[1]:
+        found.append("The classes differ, or stand in another order.")
+    return found
+
+
+def _invalid(field: str, detail: str, code: str) -> ValidationError:
+    return ValidationError({field: ValidationError(detail, code=code)})
+
+
+@transaction.atomic
+def cancel_merge(*, actor: User, merge: Merge) -> Merge:
+    """Stop it: at once while queued, within a second while it runs."""
+    require(actor, "model.write", merge.model)
+    row: Merge = Merge.objects.select_for_update(of=("self",)).get(pk=merge.pk)
+    if row.ended:
+        raise Conflict(f"This merge has {row.state} already.", code="ended")
+    Merge.objects.filter(pk=row.pk).update(cancel_requested_at=Now())
+    if row.state == Merge.QUEUED:
+        row.end_unheld("cancelled")
+    row.refresh_from_db()
+    return row
+
+
+def give_up(merge: Merge) -> None:
+    """The reconciler's verdict on an abandoned merge that must not be tried again."""
+    if merge.cancel_requested_at:
+        merge.end_unheld("cancelled")
+    else:
+        merge.end_unheld("failed", error=LOST)
