@@ -17,7 +17,7 @@ class StoredObject(models.Model):
         RAW = "raw"
         ZSTD = "zstd"
         GROUPED = "grouped"
-        XOR = "xor"
+        DELTA = "delta"
         COMPOSITE = "composite"
 
     storage = models.CharField(max_length=40, help_text="Name in STORAGES")
@@ -26,7 +26,7 @@ class StoredObject(models.Model):
     size = models.BigIntegerField(help_text="Bytes of the object")
     stored_size = models.BigIntegerField(help_text="Bytes that it takes in its file; 0 for a composite")
     codec = models.CharField(max_length=10, choices=Codec.choices)
-    base = models.CharField(max_length=64, blank=True, help_text="The object that an XOR was made with")
+    base = models.CharField(max_length=64, blank=True, help_text="The object that a delta was made with")
     depth = models.PositiveSmallIntegerField(default=0, help_text="Objects to read before this one")
     file = models.CharField(max_length=200, blank=True, help_text="Name in the storage, never used twice")
     offset = models.BigIntegerField(default=0)
@@ -44,8 +44,8 @@ class StoredObject(models.Model):
                 name="stored_object_has_file_or_parts",
             ),
             models.CheckConstraint(
-                condition=Q(codec="xor", depth__gt=0) & ~Q(base="") | (~Q(codec="xor") & Q(base="", depth=0)),
-                name="stored_object_base_of_xor_only",
+                condition=Q(codec="delta", depth__gt=0) & ~Q(base="") | (~Q(codec="delta") & Q(base="", depth=0)),
+                name="stored_object_base_of_delta_only",
             ),
         ]
         indexes = [

@@ -21,7 +21,7 @@ from django.core.files.storage import Storage
 
 from . import index
 from .ancestors import Ancestor
-from .encodings import RAW, XOR, Bytes, Encoded, encode, shrinks
+from .encodings import DELTA, RAW, Bytes, Encoded, encode, shrinks
 from .errors import MissingObject
 from .index import COMPOSITE, Scope, Superseded
 from .models import StoredObject
@@ -215,7 +215,7 @@ class Batch:
     ) -> tuple[StoredObject, Bytes]:
         """The row, and the payload unless it is in a file already; packs belong to the thread that owns the batch."""
         row = self._row(sha256, len(data), encoded.codec, len(encoded.payload))
-        if encoded.codec == XOR:
+        if encoded.codec == DELTA:
             assert base is not None
             row.base, row.depth = base.sha256, base.depth + 1
         if len(encoded.payload) < SMALL:

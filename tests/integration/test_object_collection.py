@@ -98,7 +98,7 @@ def test_bases_of_what_is_kept_are_kept(store, tmp_path):
     changed = {"a": base["a"] + weights(300, 300) * np.float32(1e-4)}
     old = put(store, tmp_path, base)
     new = put(store, tmp_path, changed, like=old)
-    assert StoredObject.objects.filter(codec="xor").count() == 1
+    assert StoredObject.objects.filter(codec="delta").count() == 1
     assert bytes_freed("models", store.scope.organization, [old], [new]) < 1000
     collected(store, [new])
     assert not store.exists(old) and store.read(new) == save(changed)

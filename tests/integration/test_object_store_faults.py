@@ -233,7 +233,7 @@ def test_a_base_that_is_gone_is_missing_not_wrong(store, tmp_path):
     old = store.put_file(path)
     path.write_bytes(save({"a": base["a"] * np.float32(1.0001)}))
     new = store.put_file(path, like=old.sha256)
-    delta = store.scope.rows.get(codec="xor")
+    delta = store.scope.rows.get(codec="delta")
     store.scope.rows.filter(sha256=delta.base).delete()
     with pytest.raises(MissingObject):
         store.read(new.sha256)

@@ -77,7 +77,7 @@ def test_safetensors_go_in_and_come_out_byte_for_byte(store, bucket, tmp_path):
         assert store.read(sha256) == save(tensors)
         store.fetch(sha256, tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == save(tensors)
-    assert StoredObject.objects.filter(codec="xor").count() == 1
+    assert StoredObject.objects.filter(codec="delta").count() == 1
     keys = [found.key for found in bucket.objects.all()]
     assert len(keys) == 3 and all(key.startswith(f"models/{store.prefix}/") for key in keys)
 

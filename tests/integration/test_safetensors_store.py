@@ -125,7 +125,7 @@ def test_what_changed_a_little_is_stored_as_its_difference(store, tmp_path):
     changed["special"].view(np.uint32)[::7] ^= 0x80000001
     content = save(changed)
     stored = put(store, tmp_path, content, like=first.sha256)
-    assert rows(store, codec="xor").count() >= 2
+    assert rows(store, codec="delta").count() >= 2
     assert stored_bytes(store) - before < 0.5 * len(content)
     assert_comes_back(store, tmp_path, stored, content)
 
@@ -164,7 +164,7 @@ def test_no_difference_is_made_with_a_damaged_ancestor(store, tmp_path):
     path.write_bytes(damaged)
     content = save(fine_tuned(tensors, 1e-6))
     stored = put(store, tmp_path, content, like=first.sha256)
-    assert store.read(stored.sha256) == content and not rows(store, codec="xor")
+    assert store.read(stored.sha256) == content and not rows(store, codec="delta")
     with pytest.raises(CorruptObject):
         store.read(first.sha256)
     with pytest.raises(CorruptObject), store.open(first.sha256) as source:
@@ -287,7 +287,7 @@ def test_the_next_version_of_a_model_is_stored_as_its_difference(organization, t
         )  # fmt: skip
         tensors = fine_tuned(tensors, 1e-6)
     store = services.object_store(organization.pk)
-    assert rows(store, codec="xor").count() == 4
+    assert rows(store, codec="delta").count() == 4
     for version in model.versions.all():
         folder = tmp_path / str(version.number - 1)
         for path, entry in version.tree.items():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlplatform.objects import encodings
-from dlplatform.objects.encodings import GROUPED, RAW, XOR, ZSTD, DamagedEncoding, decode, encode
+from dlplatform.objects.encodings import DELTA, GROUPED, RAW, ZSTD, DamagedEncoding, decode, encode
 
 GENERATOR = np.random.default_rng(3)
 SPECIAL = struct.pack("<8I", 0x80000000, 0x7FC00001, 0xFFC12345, 0x7F800001, 0x7F800000, 0xFF800000, 1, 0x80000001)
@@ -63,7 +63,7 @@ def test_round_trip_of_a_delta(name):
     for index in range(0, len(changed), 997):
         changed[index] ^= 0x81
     codec = round_trip(bytes(changed), width, base=data).codec
-    assert codec == XOR or len(data) < 1000 or name in ("NaN payloads, -0.0, denormals", "large and even", "text")
+    assert codec == DELTA or len(data) < 1000 or name in ("NaN payloads, -0.0, denormals", "large and even", "text")
 
 
 def test_the_smallest_codec_is_taken():
@@ -75,14 +75,15 @@ def test_the_smallest_codec_is_taken():
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.parametrize("count", [0, 1, 50, 1000])
-def test_few_changes_cost_little_wherever_they_are(width, count):
+@pytest.mark.parametrize("way", [0, encodings.SUBTRACTED])
+def test_few_changes_cost_little_wherever_they_are(width, count, way):
     base = np.frombuffer(weights(100_000), f"u{width}")
     changed = base.copy()
     places = GENERATOR.choice(len(changed), count, replace=False)
     changed[places] ^= GENERATOR.integers(1, 2 ** (8 * width) - 1, count, dtype=f"u{width}")
-    payload = encodings._xor(changed.tobytes(), base.tobytes(), width)
+    payload = encodings._delta_by(way, changed.tobytes(), base.tobytes(), width)
     assert payload[0] & encodings.SPARSE and len(payload) < count * (width + 1.5) + 150
-    back = decode(XOR, payload, size=base.nbytes, base=base.tobytes())
+    back = decode(DELTA, payload, size=base.nbytes, base=base.tobytes())
     assert bytes(back) == changed.tobytes()
 
 
@@ -99,7 +100,7 @@ def test_a_delta_whose_windows_promised_too_much_is_not_kept():
     for index in range(encodings.WINDOWS):
         kept[index * step - 4 : index * step + encodings.WINDOW] = True
     changed[~kept] = np.frombuffer(GENERATOR.bytes(len(changed)), np.uint8)[~kept]
-    assert round_trip(changed.tobytes(), 4, base=base).codec != XOR
+    assert round_trip(changed.tobytes(), 4, base=base).codec != DELTA
 
 
 def test_a_base_of_another_length_is_refused():
@@ -115,23 +116,26 @@ def test_any_bytes_come_back(data, width, seed):
 
 
 @given(
-    payload=st.binary(max_size=200), codec=st.sampled_from([ZSTD, GROUPED, XOR, RAW, "other"]), size=st.integers(0, 300)
+    payload=st.binary(max_size=200),
+    codec=st.sampled_from([ZSTD, GROUPED, DELTA, RAW, "other"]),
+    size=st.integers(0, 300),
 )
 def test_foreign_payloads_are_refused_or_have_the_right_size(payload, codec, size):
     with suppress(DamagedEncoding):
         assert len(decode(codec, payload, size=size, base=b"\0" * size)) == size
 
 
-@pytest.mark.parametrize("codec", [ZSTD, GROUPED, XOR, "few"])
+@pytest.mark.parametrize("codec", [ZSTD, GROUPED, DELTA, "few", "subtracted"])
 def test_a_flipped_bit_or_a_missing_end_does_no_harm(codec):
     data, base = CASES["bfloat16"][0], bfloat16(5000)
     payload = {
         ZSTD: encodings._compress(CASES["text"][0]),
         GROUPED: encodings._group(data, 2),
-        XOR: encodings._xor(data, base, 2),
-        "few": encodings._xor(data[:2000] + base[2000:], base, 2),
+        DELTA: encodings._delta_by(0, data, base, 2),
+        "subtracted": encodings._delta_by(encodings.SUBTRACTED, data, base, 2),
+        "few": encodings._delta_by(0, data[:2000] + base[2000:], base, 2),
     }[codec]
-    codec = XOR if codec == "few" else codec
+    codec = DELTA if codec in ("few", "subtracted") else codec
     for position in range(0, len(payload), max(len(payload) // 150, 1)):
         flipped = bytearray(payload)
         flipped[position] ^= 1 << (position % 8)
@@ -149,4 +153,26 @@ def test_a_delta_without_its_base_is_refused():
     delta = encode(b"a" * 5000 + b"b", base=b"a" * 5001)
     for base in (None, b"short"):
         with pytest.raises(DamagedEncoding, match="base"):
-            decode(XOR, delta.payload, size=5001, base=base)
+            decode(DELTA, delta.payload, size=5001, base=base)
+
+
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1)), max_size=30),
+    width=st.sampled_from([1, 2, 4, 8]),
+)
+def test_differences_of_any_integers_are_undone(pairs, width):
+    largest = 2 ** (8 * width)
+    data, base = (np.array([pair[side] % largest for pair in pairs], f"<u{width}").tobytes() for side in (0, 1))
+    for way in (0, encodings.SUBTRACTED):
+        payload = encodings._delta_by(way, data, base, width)
+        assert bytes(decode(DELTA, payload, size=len(data), base=base)) == data
+
+
+def test_neighbouring_floats_differ_by_one_where_xor_changes_many_bits():
+    base = np.full(5000, 1.0, np.float32)
+    data = np.nextafter(base, np.float32(0.0))
+    assert not np.frombuffer(encodings._subtracted(data.tobytes(), base.tobytes(), 4), np.uint32).max() > 1
+    trained = np.frombuffer(weights(50_000), np.float32)
+    moved = (trained + np.frombuffer(weights(50_000), np.float32) * np.float32(1e-3)).tobytes()
+    sizes = [len(encodings._delta_by(way, moved, trained.tobytes(), 4)) for way in (0, encodings.SUBTRACTED)]
+    assert sizes[1] < sizes[0]
