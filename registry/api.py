@@ -1,5 +1,6 @@
 """REST API of the registry: models, versions, files, refs, predictions."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -7,6 +8,7 @@ from django.db.models import Count, QuerySet
 from django.http import Http404, HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
+from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -16,10 +18,13 @@ from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, documented
 
-from . import services
+from . import links, services
+from .archive import archive_response
 from .files import file_response
 from .models import ModelVersion, Ref, RefMove, RegisteredModel
 from .serializers import (
+    LinkIn,
+    LinkOut,
     ModelChange,
     ModelIn,
     ModelOut,
@@ -204,13 +209,66 @@ class VersionFileView(APIView):
         answer=OpenApiResponse(OpenApiTypes.BINARY, description="The file's bytes"),
     )  # fmt: skip
     def get(self, request: Request, version: UUID, path: str) -> HttpResponseBase:
+        return _file(request, visible_version(request, version), path)
+
+
+def _file(request: Request, version: ModelVersion, path: str) -> HttpResponseBase:
+    entry = version.tree.get(path)
+    if entry is None:
+        raise Http404
+    store = services.object_store(version.model.organization_id)
+    label = path.rsplit("/", 1)[-1]
+    return file_response(request._request, store, sha256=entry["sha256"], size=entry["size"], label=label)
+
+
+class VersionArchiveView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "Download a whole version", tags=["model versions"], description="A zip, streamed; supports `If-None-Match`.",
+        answer=OpenApiResponse(OpenApiTypes.BINARY, description="The zip's bytes"),
+    )  # fmt: skip
+    def get(self, request: Request, version: UUID) -> HttpResponseBase:
+        return archive_response(request._request, visible_version(request, version))
+
+
+class VersionLinkView(APIView):
+    policy = {"POST": "read"}
+
+    @documented(
+        "Make a link that expires", request=LinkIn, answer=LinkOut, status=201, tags=["model versions"],
+        description="For somebody without an account: one file, or the whole version as a zip. It stops working when it "
+                    "expires, and when its maker loses access.",
+        example=({"path": "model.safetensors", "seconds": 3600},
+                 {"url": "https://platform.example/api/v1/downloads/eyJ2…", "expires_at": "2026-11-20T10:30:00Z"}),
+    )  # fmt: skip
+    def post(self, request: Request, version: UUID) -> Response:
         found = visible_version(request, version)
-        entry = found.tree.get(path)
-        if entry is None:
-            raise Http404
-        store = services.object_store(found.model.organization_id)
-        label = path.rsplit("/", 1)[-1]
-        return file_response(request._request, store, sha256=entry["sha256"], size=entry["size"], label=label)
+        given = LinkIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        path = given.validated_data["path"]
+        if path and path not in found.tree:
+            raise ValidationError({"path": [ErrorDetail("This version has no such file.", "does_not_exist")]})
+        lasts = timedelta(seconds=given.validated_data["seconds"])
+        token, expires = links.sign_link(actor=request.user, version=found, path=path, lasts=lasts)
+        url = request.build_absolute_uri(f"/api/v1/downloads/{token}")
+        return Response(LinkOut({"url": url, "expires_at": expires}).data, status=201)
+
+
+class DownloadView(APIView):
+    policy = {"GET": "public"}
+
+    @documented(
+        "Follow a link", tags=["model versions"], auth=[],
+        answer=OpenApiResponse(OpenApiTypes.BINARY, description="The file's or the zip's bytes"),
+    )  # fmt: skip
+    def get(self, request: Request, token: str) -> HttpResponseBase:
+        meant = links.read_link(token)
+        if meant is None:
+            detail = "This link is broken or has expired; ask for a new one."
+            raise ValidationError({"token": [ErrorDetail(detail, "expired")]})
+        version, path = meant
+        return _file(request, version, path) if path else archive_response(request._request, version)
 
 
 class VersionPredictView(APIView):

@@ -23,5 +23,8 @@ urlpatterns = [
     path("model-versions/<uuid:version>/release", history_api.VersionReleaseView.as_view()),
     path("model-versions/<uuid:version>", api.VersionView.as_view()),
     path("model-versions/<uuid:version>/files/<path:path>", api.VersionFileView.as_view()),
+    path("model-versions/<uuid:version>/archive", api.VersionArchiveView.as_view()),
+    path("model-versions/<uuid:version>/link", api.VersionLinkView.as_view()),
+    path("downloads/<str:token>", api.DownloadView.as_view()),
     path("model-versions/<uuid:version>/predict", api.VersionPredictView.as_view()),
 ]

@@ -215,3 +215,17 @@ class MergeOut(serializers.ModelSerializer):
             "id", "model", "ours", "theirs", "branch", "recipe", "dataset_version", "state", "progress", "phase",
             "created_at", "finished_at", "output_version", "result", "error",
         ]  # fmt: skip
+
+
+class LinkIn(Strict):
+    path = SafeCharField(
+        required=False, allow_blank=True, default="", max_length=1000, help_text="A file; empty is the whole as a zip"
+    )
+    seconds = serializers.IntegerField(
+        min_value=60, max_value=30 * 86400, default=86400, help_text="How long it works; at most 30 days"
+    )
+
+
+class LinkOut(serializers.Serializer):
+    url = serializers.URLField(help_text="Needs no sign-in")
+    expires_at = serializers.DateTimeField()

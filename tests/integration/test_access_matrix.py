@@ -35,7 +35,7 @@ def rows(organization, trainer):
     return {
         "<uuid:dataset>": dataset.pk, "<int:number>": 1, "<uuid:experiment>": experiment.pk, "<uuid:run>": run.pk,
         "<uuid:model>": model.pk, "<uuid:version>": model_version.pk, "<slug:kind>": "alias", "<str:name>": "production",
-        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<path:path>": "model.json", "<uuid:key>": key.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
+        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<str:token>": "token", "<path:path>": "model.json", "<uuid:key>": key.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
     }  # fmt: skip
 
 
@@ -98,7 +98,8 @@ def test_a_role_is_refused_exactly_where_its_rank_is_too_low(request, api, rows,
     user = request.getfixturevalue(person)
     answer = call(api(user), method, url_of(path, rows))
     assert answer.status_code < 500, answer.content
-    assert answer.get("Content-Type", "application/json") == "application/json"
+    wanted = "application/zip" if path.endswith("/archive") else "application/json"
+    assert answer.get("Content-Type", wanted) == wanted
     if action not in ACTIONS:
         return
     needed = ACTIONS["ref.move"] if "refs/<slug:kind>" in path and method in ("PUT", "DELETE") else ACTIONS[action]
