@@ -35,6 +35,7 @@ urlpatterns = [
     path("docs", login_not_required(DocsView.as_view(url_name="schema")), name="docs"),
     path("redoc", login_not_required(RedocView.as_view(url_name="schema")), name="redoc"),
     path("api/v1/", include(api)),
+    path("", include("registry.hub.urls")),
     path("admin/", admin.site.urls),
     path("", include("dlplatform.accounts.urls")),
     path("", include("datasets.urls")),

@@ -62,6 +62,17 @@ def is_ancestor(older: ModelVersion, newer: ModelVersion) -> bool:
     return lowest_common(edges_of(newer.model_id), older.number, newer.number) == older.number
 
 
+def ancestors_of(version: ModelVersion) -> list[int]:
+    """The numbers of a version and of all that it continues or merged."""
+    parents = edges_of(version.model_id)
+    found, waiting = {version.number}, [version.number]
+    while waiting:
+        new = set(parents.get(waiting.pop(), ())) - found
+        found |= new
+        waiting += new
+    return sorted(found)
+
+
 def refs_at(model: RegisteredModel, moment: datetime, kinds: Iterable[str] = Ref.Kind.values) -> list[RefMove]:
     """The move by which each ref came to where it pointed at that time; refs that did not exist are left out."""
     last = (
