@@ -12,6 +12,7 @@ from django.db import connection
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization, User
+from dlplatform.valkey import shared_connection
 from tests import factories
 from training import services
 from training.models import Run
@@ -35,6 +36,12 @@ def flower_rows(count: int = 240) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@pytest.fixture(autouse=True)
+def empty_queues() -> None:
+    """What an earlier test queued and nobody worked on is not there; this process has a Valkey database of its own."""
+    shared_connection().flushdb()
 
 
 @pytest.fixture
