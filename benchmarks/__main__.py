@@ -8,7 +8,16 @@ import sys
 
 from tests.live import ROOT
 
-NAMES = ("submit_to_first_step", "metric_ingestion", "metric_series", "sockets", "transfer", "runs_page", "at_rest")
+NAMES = (
+    "submit_to_first_step",
+    "metric_ingestion",
+    "metric_series",
+    "sockets",
+    "transfer",
+    "runs_page",
+    "history",
+    "at_rest",
+)
 OWN_SIZES = (("training_throughput", "--repetitions", "3"), ("ingestion", "20"))
 
 

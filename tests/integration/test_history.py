@@ -4,10 +4,12 @@ import itertools
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import connection
 from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -383,3 +385,36 @@ def test_a_model_page_with_500_versions_and_20_branches_costs_few_queries(
     for path in ("", "history"):
         with django_assert_max_num_queries(20):
             assert page.get(f"/models/{model.pk}/{path}").status_code == 200
+
+
+# --- concurrency --------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_hundred_concurrent_moves_exactly_one_wins_each_round_and_the_log_replays(maintainer, trainer, model):
+    versions = [commit(trainer, model) for _ in range(5)]
+    standing = None
+
+    def move(version, expected):
+        try:
+            services.move_ref(
+                actor=maintainer, model=model, kind="alias", name="production", version=version,
+                expected=expected, check_expected=True,
+            )  # fmt: skip
+            return version.pk
+        except Conflict:
+            return None
+        finally:
+            connection.close()
+
+    for target in versions[:3]:
+        with ThreadPoolExecutor(24) as threads:
+            results = list(threads.map(lambda _, to=target, held=standing: move(to, held), range(200)))
+        winners = [result for result in results if result]
+        assert winners == [target.pk]
+        standing = target.pk
+    replayed = None
+    for one in RefMove.objects.filter(model=model, kind="alias", name="production").order_by("id"):
+        assert one.from_version_id == replayed
+        replayed = one.to_version_id
+    assert replayed == standing == model.refs.get(kind="alias").version_id
