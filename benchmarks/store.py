@@ -29,7 +29,6 @@ LIMITS_LINEAGE = {torch.float32: 0.45, torch.bfloat16: 0.28}
 LIMIT_SPEED = 0.6
 LIMIT_GROWTH_MB = 100
 CHUNK = 64 * 1024
-TENSOR = 250_000
 
 
 def stored_bytes(organization: UUID) -> int:
@@ -49,11 +48,11 @@ def forget(organization: UUID) -> None:
     StoredObject.objects.filter(organization=organization).delete()
 
 
-def write_model(path: Path, tensors: int, values: Iterator[np.ndarray]) -> None:
-    """A safetensors file of float32 tensors of a megabyte each, written one at a time."""
-    size = TENSOR * 4
+def write_model(path: Path, tensors: int, side: int, values: Iterator[np.ndarray]) -> None:
+    """A safetensors file of square float32 tensors, written one at a time."""
+    size = side * side * 4
     header = {
-        f"layer.{number}": {"dtype": "F32", "shape": [500, 500], "data_offsets": [number * size, (number + 1) * size]}
+        f"layer.{number}": {"dtype": "F32", "shape": [side, side], "data_offsets": [number * size, (number + 1) * size]}
         for number in range(tensors)
     }
     text = json.dumps(header).encode()
@@ -63,8 +62,8 @@ def write_model(path: Path, tensors: int, values: Iterator[np.ndarray]) -> None:
             out.write(array.astype(np.float32).tobytes())
 
 
-def normal(seed: int, number: int) -> np.ndarray:
-    return np.random.default_rng([seed, number]).standard_normal(TENSOR) * 0.02
+def normal(seed: int, number: int, side: int = 500) -> np.ndarray:
+    return np.random.default_rng([seed, number]).standard_normal(side * side) * 0.02
 
 
 # --- ten versions -------------------------------------------------------------------------------------
@@ -87,7 +86,7 @@ def ten_versions(folder: Path, case: str, megabytes: int) -> None:
             chosen = generator.integers(model.size, size=model.size // 100)
             model.reshape(-1)[chosen] += generator.standard_normal(len(chosen)).astype(np.float32) * 1e-3
         path = folder / f"{version}.safetensors"
-        write_model(path, megabytes, iter(model))
+        write_model(path, megabytes, 500, iter(model))
         like = store.put_file(path, like=like).sha256
         names.append(like)
         one = one or stored_bytes(organization)
@@ -168,7 +167,8 @@ def in_and_out(folder: Path, megabytes: int, repetitions: int) -> None:
     from dlplatform.objects.store import ObjectStore
 
     source = folder / "model.safetensors"
-    write_model(source, megabytes, (normal(0, number) for number in range(megabytes)))
+    tensors = megabytes // 4
+    write_model(source, tensors, 1000, (normal(0, number, 1000) for number in range(tensors)))
     size = source.stat().st_size
     this = psutil.Process()
     memory = {"in": Memory(this), "out": Memory(this)}

@@ -26,8 +26,9 @@ RAW, ZSTD, GROUPED, DELTA = "raw", "zstd", "grouped", "delta"
 WORTH_DECODING = 0.98  # an encoding that saves less is not worth the work of every later read
 WORTH_A_BASE = 0.9  # the same for a delta, which makes the object depend on another one
 WORTH_CUTTING = 0.9  # the same for a large file, which is then kept in slices
-WINDOWS, WINDOW = 4, 32 * 1024
-TRIED_WHOLE = 256 * 1024
+WINDOWS, WINDOW = 4, 16 * 1024
+TRIED_WHOLE = 128 * 1024
+PROBE = 8 * 1024
 
 _PREFIX = Struct("<BI")  # item width, number of items
 _LENGTH = Struct("<I")
@@ -56,7 +57,7 @@ def encode(data: Bytes, *, width: int = 1, base: Bytes | None = None) -> Encoded
     """The smallest encoding of ``data``; ``delta`` only when it takes at most 0.9 of the best that needs no base.
 
     ``width`` is the size of an item in bytes (4 for float32). ``base`` has the length of ``data``. What is larger
-    than 256 KiB is judged by four windows of 32 KiB before one encoding is made of the whole.
+    than 128 KiB is judged by four windows of 16 KiB before one encoding is made of the whole.
     """
     if base is not None and len(base) != len(data):
         raise ValueError(f"the base has {len(base)} bytes, the object {len(data)}")
@@ -138,9 +139,9 @@ def _matches() -> zstandard.ZstdCompressionParameters:
 def _compress(data: Bytes) -> bytes:
     """One frame. Which of the two ways is the smaller one is tried on a window of it."""
     size = len(data)
-    if size <= 2 * WINDOW:
+    if size <= 2 * PROBE:
         return min(_frame(data, _entropy_only), _frame(data, _matches), key=len)
-    middle = memoryview(data)[size // 2 - WINDOW // 2 : size // 2 + WINDOW // 2]
+    middle = memoryview(data)[size // 2 - PROBE // 2 : size // 2 + PROBE // 2]
     return _frame(data, min((_entropy_only, _matches), key=lambda way: len(_frame(middle, way))))
 
 
