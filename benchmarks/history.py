@@ -24,6 +24,8 @@ BRANCHES = 20
 
 def model_with(count: int, reach: int, branches: int = 1) -> Any:
     """A model of ``count`` versions; each continues one of the ``reach`` before it, a tenth are merges."""
+    from django.db import connection
+
     from dlplatform.accounts.models import User
     from dlplatform.accounts.organizations import default_for
     from registry import services
@@ -50,6 +52,8 @@ def model_with(count: int, reach: int, branches: int = 1) -> Any:
             for position, parent in enumerate(sorted(parents, reverse=True))
         ]
     VersionParent.objects.bulk_create(edges, batch_size=5000)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
     for number in range(branches):
         Ref.objects.create(model=model, kind=Ref.Kind.BRANCH, name=f"branch-{number}", version=versions[-1 - number])
     return model, versions
