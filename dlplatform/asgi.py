@@ -17,6 +17,7 @@ from servestatic import ServeStaticASGI
 
 from datasets.uploads import UploadEndpoint
 from dlplatform.body_limit import BodyLimit
+from registry.hub.uploads import HubUploads
 from training.sockets import organization_socket, run_socket
 
 sockets = URLRouter(
@@ -41,7 +42,7 @@ def with_static_files(wrapped: Any) -> ServeStaticASGI:
 
 application = ProtocolTypeRouter(
     {
-        "http": with_static_files(UploadEndpoint(BodyLimit(django_application))),
+        "http": with_static_files(UploadEndpoint(HubUploads(BodyLimit(django_application)))),
         "websocket": sockets,
     }
 )

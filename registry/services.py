@@ -1,7 +1,7 @@
 """What changes in the registry: models, commits, refs. The only writers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
 from dlplatform.objects.store import ObjectStore
 
-from . import history, releases
+from . import history, releases, trees
 from .commits import digest_of, identifier_of
 from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release, VersionParent
 
@@ -151,6 +151,44 @@ def commit_version(
     _point(actor, model, Ref.Kind.BRANCH, branch, version, reason=message)
     audit.record(actor, "version.commit", version, model.organization, number=number, digest=digest)
     return version
+
+
+@transaction.atomic
+def commit_files(
+    *,
+    actor: User,
+    model: RegisteredModel,
+    message: str,
+    added: Mapping[str, dict[str, Any]],
+    deleted: Collection[str] = (),
+    branch: str = "main",
+    expected: str | None = None,
+    lineage: dict[str, Any] | None = None,
+) -> ModelVersion:
+    """Add a version whose tree is that of the branch with files added and taken away; no change makes no version.
+
+    ``expected`` is (the beginning of) the digest that the branch is expected at: Conflict `ref_moved` otherwise. What
+    is known of the model stays known while its package stays the same.
+    """
+    require(actor, "model.write", model)
+    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    head = ModelVersion.objects.filter(model=model, refs__kind=Ref.Kind.BRANCH, refs__name=branch).first()
+    if head is None and branch != "main":
+        raise ValidationError(
+            {"branch": ValidationError(f"There is no branch “{branch[:80]}”.", code="does_not_exist")}
+        )
+    if expected is not None and not (head and head.digest.startswith(expected)):
+        raise Conflict(f"“{branch}” was moved meanwhile; look at what is new and try again.", code="ref_moved")
+    tree = trees.changed(head.tree if head else {}, added, deleted)
+    if head and tree == head.tree:
+        return head
+    known = head if head and trees.same_model(head.tree, tree) else None
+    return commit_version(
+        actor=actor, model=model, tree=tree, message=message, branch=branch, task=known.task if known else "",
+        signature=known.signature if known else {}, metrics=known.metrics if known else {},
+        lineage=(known.lineage if known else {}) | (lineage or {}),
+        dataset_version=known.dataset_version if known else None,
+    )  # fmt: skip
 
 
 @transaction.atomic
