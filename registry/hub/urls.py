@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from . import api, changes
+from . import api, changes, pages
 
 REPO = "api/models/<str:namespace>/<str:name>"
 FILES = "<str:namespace>/<str:name>"
@@ -29,5 +29,6 @@ urlpatterns = [
     path(f"{REPO}/tag/<path:revision>", changes.TagView.as_view()),
     path(f"{FILES}.git/info/lfs/objects/batch", changes.BatchView.as_view()),
     path(f"{FILES}.git/info/lfs/objects/<str:oid>", changes.ObjectView.as_view()),
+    path(f"{FILES}/commit/<str:revision>", pages.commit_page),
     path(f"{FILES}/resolve/<str:revision>/<path:path>", api.FileView.as_view()),
 ]

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from django.conf import settings
 
+from dlplatform.engine.package import MODEL, PackageError
 from dlplatform.engine.predict import Predictor
 from registry.models import ModelVersion
 from registry.services import object_store
@@ -39,6 +40,8 @@ class PredictorCache:
 
 def package_directory(version: ModelVersion) -> Path:
     """The version's files in a folder of this machine; each is verified as it comes from the store."""
+    if MODEL not in version.tree:
+        raise PackageError(f"This version has no {MODEL}: it was not trained here, and other programs load it.")
     folder = settings.CACHE_PATH / "packages" / version.digest
     store = object_store(version.model.organization_id)
     for path, entry in version.tree.items():

@@ -10,6 +10,7 @@ from dlplatform.accounts.models import User
 from dlplatform.accounts.roles import ACTIONS, Role, Scope
 from registry import services
 from registry.hub.objects import grant
+from registry.hub.pages import commit_page
 from registry.hub.urls import urlpatterns
 from registry.models import Ref
 from tests import factories
@@ -44,6 +45,8 @@ def routes(wanted=lambda path, action: True):
 def _routes(wanted):
     for route in urlpatterns:
         path = str(route.pattern)
+        if route.callback is commit_page:
+            continue
         for method, action in route.callback.cls.policy.items():
             if wanted(path, action):
                 yield pytest.param(path, method, action, id=f"{method} {path}")
@@ -137,6 +140,17 @@ def test_a_key_is_refused_outside_its_scope(model, maintainer, scope, path, meth
     if ACTIONS[action].scope != scope:
         assert answer.status_code == 403
         assert ACTIONS[action].scope in answer.headers["X-Error-Message"]
+
+
+def test_the_address_of_a_commit_leads_people_to_its_page(web, model, viewer, stranger):
+    version = model.versions.get()
+    address = f"/lab/known/commit/{version.digest[:40]}"
+    assert web(viewer).get(address).headers["Location"] == f"/model-versions/{version.pk}/"
+    assert web(viewer).get("/lab/known/commit/0000000").status_code == 404
+    assert web(stranger).get(address).status_code == 404
+    assert "login" in web(None).get(address).headers["Location"]
+    assert web(viewer).get(f"/model-versions/{version.pk}/").status_code == 200
+    assert web(viewer).get(f"/models/{model.pk}/").status_code == 200
 
 
 def test_a_grant_ends_with_the_right_to_write(organization, model, trainer):
