@@ -16,6 +16,7 @@ NAMES = (
     "transfer",
     "runs_page",
     "history",
+    "store",
     "at_rest",
 )
 OWN_SIZES = (("training_throughput", "--repetitions", "3"), ("ingestion", "20"))
