@@ -153,6 +153,14 @@ def test_the_address_of_a_commit_leads_people_to_its_page(web, model, viewer, st
     assert web(viewer).get(f"/models/{model.pk}/").status_code == 200
 
 
+def test_a_version_without_a_package_is_not_even_fetched_to_predict_with(model):
+    from dlplatform.engine.errors import PackageError
+    from registry.serving.cache import package_directory
+
+    with pytest.raises(PackageError, match=r"no model\.json"):
+        package_directory(model.versions.get())
+
+
 def test_a_grant_ends_with_the_right_to_write(organization, model, trainer):
     from registry.hub.errors import HubError
     from registry.hub.objects import granted

@@ -286,18 +286,20 @@ def test_transformers_push_and_load(as_client):
 
 
 def client_sends_large_file(path):
+    import filecmp
     import os
 
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, hf_hub_download
 
     if os.path.isdir(path):
         HfApi().upload_folder(folder_path=path, repo_id="lab/private")
         return
     HfApi().upload_file(path_or_fileobj=path, path_in_repo="large.safetensors", repo_id="lab/private")
+    assert filecmp.cmp(path, hf_hub_download("lab/private", "large.safetensors"), shallow=False)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "tensors", "one commit"])
-def test_web_stays_small_while_it_takes_200_mb(as_client, platform, tmp_path, kind):
+def test_web_stays_small_while_it_takes_200_mb_and_gives_them_back(as_client, platform, tmp_path, kind):
     import numpy
     from safetensors.numpy import save_file
 
