@@ -149,10 +149,11 @@ _database = environ.Env.db_url_config(DATABASE_URL)
 if _database.get("ENGINE") != "django.db.backends.postgresql":
     raise ImproperlyConfigured("DATABASE_URL must be a postgresql:// address: PostgreSQL is the only database")
 _database["TEST"] = {"NAME": "test_dlplatform"}
+# Also with a pool, which would otherwise hand out the connections of a server that has restarted since.
+_database["CONN_HEALTH_CHECKS"] = True
 if DATABASE_POOL_SIZE:
     _database["OPTIONS"] = {"pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 20}}
 else:
-    _database["CONN_HEALTH_CHECKS"] = True
     _database["CONN_MAX_AGE"] = None
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

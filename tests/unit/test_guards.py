@@ -1,6 +1,7 @@
 """What keeps the house in order: migrations, schema, imports, policies, pinned floors."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -89,3 +90,11 @@ def test_libraries_are_above_their_advisories(name, floor):
 
 def test_the_project_package_is_empty_at_its_root():
     assert (ROOT / "dlplatform" / "__init__.py").read_text() == ""
+
+
+def test_a_pooled_connection_is_checked_before_it_is_handed_out():
+    """A database that restarted leaves dead connections in the pool; a page must not fail over one."""
+    code = "import django; django.setup(); from django.db import connection; assert connection.pool._check"
+    environment = {**os.environ, "DATABASE_POOL_SIZE": "4", "DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
