@@ -21,7 +21,6 @@ from dlplatform import jobs
 from dlplatform.accounts.idempotency import LIFETIME
 from dlplatform.accounts.models import Organization, RememberedAnswer
 from dlplatform.objects import collection
-from registry import comparisons, merges
 from registry import reachability as model_objects
 from registry.models import Comparison, Merge
 from training import orchestrator, states
@@ -48,11 +47,11 @@ def reconcile_datasets() -> dict[str, int]:
 
 
 def reconcile_comparisons() -> dict[str, int]:
-    return jobs.reconcile(Comparison, give_up=comparisons.give_up)
+    return jobs.reconcile(Comparison, give_up=jobs.give_up)
 
 
 def reconcile_merges() -> dict[str, int]:
-    return jobs.reconcile(Merge, give_up=merges.give_up)
+    return jobs.reconcile(Merge, give_up=jobs.give_up)
 
 
 def forget_answers() -> int:

@@ -21,6 +21,7 @@ from django.db.models.functions import Coalesce, Greatest, Now
 from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
+from .api import Conflict
 from .processes import die_with_parent
 from .valkey import shared_connection
 
@@ -173,6 +174,34 @@ def wake(job: Job) -> None:
         )
     except (redis.RedisError, OSError) as error:
         logger.warning("%s waits for the reconciler: %s", job.pk, error)
+
+
+LOST = {
+    "code": "worker_lost",
+    "sentence": "The worker was lost again and again.",
+    "next_step": "Check the machine's memory, then ask for it again.",
+}
+
+
+@transaction.atomic
+def cancel(job: Job) -> Any:
+    """Stop a job: at once while queued, at its next beat while held. The row as it is now; Conflict when it has ended."""
+    row: Any = type(job).objects.select_for_update(of=("self",)).get(pk=job.pk)
+    if row.ended:
+        raise Conflict(f"This {row._meta.verbose_name} has {row.state} already.", code="ended")
+    type(job).objects.filter(pk=row.pk).update(cancel_requested_at=Now())
+    if row.state == row.QUEUED:
+        row.end_unheld("cancelled")
+    row.refresh_from_db()
+    return row
+
+
+def give_up(job: Job) -> None:
+    """The reconciler's verdict on an abandoned job with an ``error`` that must not be tried again."""
+    if job.cancel_requested_at:
+        job.end_unheld("cancelled")
+    else:
+        job.end_unheld("failed", error=LOST)
 
 
 def reconcile(model: type[Job], *, give_up: Any) -> dict[str, int]:

@@ -1,24 +1,16 @@
-"""Comparisons of two versions that take a job: asked for, cancelled, given up."""
+"""Comparisons of two versions that take a job: asked for, cancelled."""
 
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models.functions import Now
 
 from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
-from dlplatform.api import Conflict
 
 from .models import Comparison, ModelVersion
-
-LOST = {
-    "code": "worker_lost",
-    "sentence": "The worker was lost again and again while comparing.",
-    "next_step": "Check the machine's memory, then compare again.",
-}
 
 
 def newest(base: ModelVersion, head: ModelVersion) -> Comparison | None:
@@ -61,26 +53,11 @@ def _invalid(detail: str, code: str) -> ValidationError:
     return ValidationError({"dataset_version": ValidationError(detail, code=code)})
 
 
-@transaction.atomic
 def cancel_comparison(*, actor: User, comparison: Comparison) -> Comparison:
     """Stop it: at once while queued, within a second while it runs."""
     require(actor, "model.write", comparison.model)
-    row: Comparison = Comparison.objects.select_for_update(of=("self",)).get(pk=comparison.pk)
-    if row.ended:
-        raise Conflict(f"This comparison has {row.state} already.", code="ended")
-    Comparison.objects.filter(pk=row.pk).update(cancel_requested_at=Now())
-    if row.state == Comparison.QUEUED:
-        row.end_unheld("cancelled")
-    row.refresh_from_db()
-    return row
-
-
-def give_up(comparison: Comparison) -> None:
-    """The reconciler's verdict on an abandoned comparison that must not be tried again."""
-    if comparison.cancel_requested_at:
-        comparison.end_unheld("cancelled")
-    else:
-        comparison.end_unheld("failed", error=LOST)
+    stopped: Comparison = jobs.cancel(comparison)
+    return stopped
 
 
 def failure(code: str, sentence: str, next_step: str) -> dict[str, Any]:

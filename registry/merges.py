@@ -1,10 +1,9 @@
-"""Merges of two versions: asked for, cancelled, given up. The work is in `registry.merging`."""
+"""Merges of two versions: asked for, cancelled. The work is in `registry.merging`."""
 
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models.functions import Now
 
 from datasets.models import DatasetVersion
 from dlplatform import jobs
@@ -14,7 +13,6 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 
 from . import history
-from .comparisons import LOST
 from .models import Merge, ModelVersion, Ref, RegisteredModel
 
 METHODS = ("average", "slerp", "task-arithmetic", "ties", "regmean")  # those of dlplatform.engine.merging
@@ -85,23 +83,8 @@ def _invalid(field: str, detail: str, code: str) -> ValidationError:
     return ValidationError({field: ValidationError(detail, code=code)})
 
 
-@transaction.atomic
 def cancel_merge(*, actor: User, merge: Merge) -> Merge:
     """Stop it: at once while queued, within a second while it runs."""
     require(actor, "model.write", merge.model)
-    row: Merge = Merge.objects.select_for_update(of=("self",)).get(pk=merge.pk)
-    if row.ended:
-        raise Conflict(f"This merge has {row.state} already.", code="ended")
-    Merge.objects.filter(pk=row.pk).update(cancel_requested_at=Now())
-    if row.state == Merge.QUEUED:
-        row.end_unheld("cancelled")
-    row.refresh_from_db()
-    return row
-
-
-def give_up(merge: Merge) -> None:
-    """The reconciler's verdict on an abandoned merge that must not be tried again."""
-    if merge.cancel_requested_at:
-        merge.end_unheld("cancelled")
-    else:
-        merge.end_unheld("failed", error=LOST)
+    stopped: Merge = jobs.cancel(merge)
+    return stopped
