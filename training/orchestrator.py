@@ -181,23 +181,24 @@ class Orchestrator:
         append_event(self.run, "log", level=level, message=json.loads(clean_json(message)))
 
     def _patiently(self, step: Callable[[], Any]) -> Any:
-        """Do a step that needs the database; while it is away the engine goes on and the spool holds all."""
+        """Do a step that needs the database; while it is away the engine goes on and the spool holds all.
+
+        Whether the last commit before the cut arrived is unknown, so nothing is tried again before our position
+        was read anew.
+        """
         started = time.monotonic()
+        cut = False
         while True:
             try:
+                if cut:
+                    self.monitor.refresh()
                 return step()
             except (OperationalError, InterfaceError):
                 if time.monotonic() - started > DATABASE_PATIENCE:
                     raise
+                cut = True
                 database.close()
                 time.sleep(0.3)
-                self._reconnect()
-
-    def _reconnect(self) -> None:
-        try:
-            self.monitor.refresh()
-        except (OperationalError, InterfaceError):
-            database.close()
 
     # --- after --------------------------------------------------------------------------------------
 

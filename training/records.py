@@ -5,7 +5,8 @@ that replaying a spool changes nothing and a worker that lost its lease writes n
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +24,7 @@ from .models import Run, RunEvent
 
 NULL = r"\N"
 COPY_POINTS = "COPY {table} (series_id, step, value, sequence, time) FROM STDIN"
+COPY_EVENTS = "COPY training_runevent (run_id, sequence, type, time, payload) FROM STDIN"
 TEMPORARY = """
 CREATE TEMPORARY TABLE IF NOT EXISTS incoming_points
     (series_id bigint, step bigint, value double precision, sequence bigint, time timestamptz)
@@ -123,8 +125,15 @@ def _copy_points(cursor: Any, run: Run, numbered: list[tuple[int, dict[str, Any]
 
 
 def _copy(cursor: Any, table: str, rows: str) -> None:
-    with cursor.copy(COPY_POINTS.format(table=table)) as copy:
+    with _copying(cursor, COPY_POINTS.format(table=table)) as copy:
         copy.write(rows)
+
+
+@contextmanager
+def _copying(cursor: Any, statement: str) -> Iterator[Any]:
+    """COPY whose errors are Django's, as those of every other statement: Django wraps calls, not what follows them."""
+    with connection.wrap_database_errors, cursor.copy(statement) as copy:
+        yield copy
 
 
 def _publish_series(cursor: Any, run: Run, summaries: dict[str, Summary]) -> dict[str, Known]:
@@ -161,7 +170,7 @@ def _time(line: dict[str, Any]) -> str:
 def _copy_events(cursor: Any, run: Run, numbered: list[tuple[int, dict[str, Any]]]) -> None:
     if not numbered:
         return
-    with cursor.copy("COPY training_runevent (run_id, sequence, type, time, payload) FROM STDIN") as copy:
+    with _copying(cursor, COPY_EVENTS) as copy:
         for sequence, line in numbered:
             payload = {name: value for name, value in line.items() if name not in ("sequence", "time", "type")}
             copy.write_row([run.pk, sequence, line["type"], line["time"], clean_json(payload)])

@@ -1,12 +1,16 @@
 """What runs report, in and out of the database: exact, replayable, downsampled without losing extremes."""
 
 import random
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
+from django.db import OperationalError, connection
 
 from dlplatform.jobs import LeaseLost
 from tests import factories
+from training import records
 from training.curves import curves, downsampled
 from training.models import MetricPoint, MetricSeries, Run, RunEvent
 from training.records import append_spool, clean_json, events_after
@@ -65,6 +69,32 @@ def test_nothing_is_written_under_an_old_epoch_or_after_the_end(run):
     with pytest.raises(LeaseLost):
         append_spool(run, [log(1, "late")])
     assert not RunEvent.objects.exists()
+
+
+@pytest.mark.parametrize("line", [metric(1, 1, loss=0.5), log(1, "cut")], ids=["metric", "log"])
+def test_a_connection_cut_in_the_middle_of_a_copy_is_an_error_of_djangos(run, line, monkeypatch):
+    """The orchestrator waits for the database on Django's errors; a bare psycopg error would end the attempt."""
+    copying = records._copying
+
+    @contextmanager
+    def cut(cursor, statement):
+        with copying(cursor, statement) as copy:
+            terminate(cursor.connection.info.backend_pid)
+            yield copy
+
+    monkeypatch.setattr(records, "_copying", cut)
+    with pytest.raises(OperationalError):
+        append_spool(run, [line])
+    connection.close()
+    monkeypatch.undo()
+    append_spool(run, [line])
+    assert [event["sequence"] for event in events_after(run.pk, 0)] == [1]
+
+
+def terminate(backend: int) -> None:
+    """End another connection of the database and wait until it is gone."""
+    with psycopg.connect(**connection.get_connection_params() | {"cursor_factory": None}, autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
 
 
 def test_nan_and_infinity_are_gaps_and_summaries_ignore_them(run):
