@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from django.db import transaction
+
 from dlplatform import events
 from dlplatform.engine.events import SPOOL, read_events
 from dlplatform.jobs import LeaseLost
@@ -42,10 +44,11 @@ class Monitor:
         if not fresh:
             return
         self._heard = time.monotonic()
-        last = append_spool(self.run, fresh)
         columns = summary(fresh)
-        if columns:
-            self.run.write(**columns)
+        with transaction.atomic():
+            last = append_spool(self.run, fresh)
+            if columns:
+                self.run.write(**columns)
         events.publish_run(self.run.pk, last)
 
     def _notice(self, line: dict[str, Any]) -> None:
