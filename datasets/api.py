@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import Conflict, PagedView, documented, whole_parameter
+from dlplatform.api import ONCE, Conflict, PagedView, documented, whole_parameter
 
 from . import additions, services
 from .ingestion.rows import read_rows
@@ -32,10 +32,6 @@ DATASET = {
     "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "latest_version": VERSION,
 }  # fmt: skip
 MAX_ROWS = 200
-ONCE = OpenApiParameter(
-    "Idempotency-Key", str, OpenApiParameter.HEADER,
-    description="Your name for this request, up to 200 characters: sent again within a day, it gets the first answer",
-)  # fmt: skip
 
 
 def visible_datasets(user: Any) -> QuerySet[Dataset]:

@@ -1,31 +1,20 @@
-"""Uploads, received in one pass: hashed and written as they come, with constant memory.
-
-Django's ASGI handler would spool the whole body into a temporary file before any view runs, and its multipart
-parser is slow. This endpoint stands in front of it for one route, with the same authentication and services.
-"""
+"""Uploads of dataset versions, received in one pass: hashed and written as they come, with constant memory."""
 
 import asyncio
-import io
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
-import orjson
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.handlers.asgi import ASGIRequest
-from django.db import close_old_connections, connections
-from django.http import Http404, QueryDict
-from drf_standardized_errors.handler import exception_handler
-from rest_framework.exceptions import APIException, ErrorDetail, NotAuthenticated, PermissionDenied, ValidationError
-from rest_framework.settings import api_settings
-from rest_framework.views import APIView
+from django.http import Http404
+from rest_framework.exceptions import ErrorDetail, ValidationError
 
-from dlplatform.accounts.access import DeclaredPolicy, require, visible_or_404
+from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import Answer, answered_once, fingerprint_of, key_of
 from dlplatform.accounts.models import User
+from dlplatform.accounts.receiving import Handler, ReceivingEndpoint, in_thread, signed_in
 from dlplatform.objects.store import IncomingFile
 
 from . import services
@@ -35,31 +24,20 @@ from .serializers import VersionSummary
 
 ROUTE = re.compile(r"/api/v1/datasets/([0-9a-fA-F-]{36})/versions/?")
 
-Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 
+class UploadEndpoint(ReceivingEndpoint):
+    """ASGI: answers uploads of dataset versions."""
 
-class UploadEndpoint:
-    """ASGI: answers uploads of dataset versions, and passes everything else on."""
-
-    def __init__(self, wrapped: Application) -> None:
-        self.wrapped = wrapped
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+    def handler(self, scope: dict[str, Any]) -> Handler | None:
         matched = ROUTE.fullmatch(scope["path"]) if scope.get("method") == "POST" else None
         if matched is None:
-            await self.wrapped(scope, receive, send)
-            return
-        request = ASGIRequest(scope, io.BytesIO())
-        try:
-            answer = await _receive_version(request, matched[1], receive)
-        except (APIException, Http404, DjangoPermissionDenied) as error:
-            answer = await sync_to_async(_error)(error, request)
-        await _send(send, answer)
+            return None
+        dataset = matched[1]
+        return lambda request, receive: _receive_version(request, dataset, receive)
 
 
 async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> Answer:
     length = request.headers.get("Content-Length")
-    request.META["CONTENT_LENGTH"] = "0"  # nobody but this endpoint reads the body, the CSRF check included
     user, row = await sync_to_async(_authorise)(request, dataset)
     if length and length.isdigit() and int(length) > settings.UPLOAD_MAX_BYTES + FIELD_LIMIT:
         raise TooLarge
@@ -68,7 +46,7 @@ async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> 
         body: Body = body_for(request, incoming)
         await drain(receive, body)
         await asyncio.to_thread(body.close)
-        stored = await asyncio.to_thread(_commit, incoming)
+        stored = await in_thread(incoming.commit)
     except BaseException:
         incoming.discard()
         raise
@@ -76,20 +54,8 @@ async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> 
 
 
 def _authorise(request: ASGIRequest, dataset: str) -> tuple[User, Dataset]:
-    """The same authentication, throttles of sight and right as an API view; before a byte is kept."""
-    close_old_connections()
-    view = APIView()
-    view.policy = {"POST": "dataset.write"}  # type: ignore[attr-defined]
-    _open_session(request)
-    wrapped = view.initialize_request(request)
-    # A session's CSRF check looks into the form; the body is not a form and is read by us, chunk by chunk.
-    wrapped._full_data = wrapped._data = QueryDict()
-    view.request = wrapped
-    user = wrapped.user
-    if not user.is_authenticated:
-        raise NotAuthenticated
-    if not DeclaredPolicy().has_permission(wrapped, view):
-        raise PermissionDenied
+    """Before a byte is kept."""
+    user = signed_in(request, "dataset.write")
     try:
         identifier = UUID(dataset)
     except ValueError:
@@ -97,24 +63,6 @@ def _authorise(request: ASGIRequest, dataset: str) -> tuple[User, Dataset]:
     row = visible_or_404(Dataset.objects.select_related("organization"), user, pk=identifier)
     require(user, "dataset.write", row)
     return user, row
-
-
-def _open_session(request: ASGIRequest) -> None:
-    """What Django's session and authentication middleware would have done."""
-    from django.contrib.auth import get_user
-    from django.contrib.sessions.backends.db import SessionStore
-
-    request.session = SessionStore(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
-    request.user = get_user(request)
-    request._dont_enforce_csrf_checks = False  # type: ignore[attr-defined]
-
-
-def _commit(incoming: IncomingFile) -> Any:
-    """The store writes to the database, and a thread of the pool would keep its connection for good."""
-    try:
-        return incoming.commit()
-    finally:
-        connections.close_all()
 
 
 def _answer(user: User, dataset: Dataset, stored: Any, body: Body, key: str) -> Answer:
@@ -141,23 +89,3 @@ def _create(user: User, dataset: Dataset, stored: Any, body: Body) -> dict[str, 
         actor=user, dataset=dataset, stored=stored, filename=body.filename, content_type=body.content_type
     )
     return dict(VersionSummary(version).data)
-
-
-def _error(error: Exception, request: ASGIRequest) -> Answer:
-    view = APIView()
-    wrapped = view.initialize_request(request)
-    # A session's CSRF check looks into the form; the body is not a form and is read by us, chunk by chunk.
-    wrapped._full_data = wrapped._data = QueryDict()
-    if isinstance(error, APIException) and error.status_code == 401:
-        error.auth_header = api_settings.DEFAULT_AUTHENTICATION_CLASSES[0]().authenticate_header(wrapped)  # type: ignore[attr-defined]
-    response = exception_handler(error, {"view": view, "request": wrapped, "args": (), "kwargs": {}})
-    assert response is not None
-    return Answer(response.status_code, response.data)
-
-
-async def _send(send: Any, answer: Answer) -> None:
-    content = orjson.dumps(answer.body, default=str)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

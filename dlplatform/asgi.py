@@ -18,6 +18,7 @@ from servestatic import ServeStaticASGI
 from datasets.uploads import UploadEndpoint
 from dlplatform.body_limit import BodyLimit
 from registry.hub.uploads import HubUploads
+from registry.upload_endpoint import ModelUploads
 from training.sockets import organization_socket, run_socket
 
 sockets = URLRouter(
@@ -42,7 +43,7 @@ def with_static_files(wrapped: Any) -> ServeStaticASGI:
 
 application = ProtocolTypeRouter(
     {
-        "http": with_static_files(UploadEndpoint(HubUploads(BodyLimit(django_application)))),
+        "http": with_static_files(UploadEndpoint(ModelUploads(HubUploads(BodyLimit(django_application))))),
         "websocket": sockets,
     }
 )

@@ -1,7 +1,7 @@
 """Bodies that Django reads whole: none longer than the limit, and each with its length.
 
 Django's ASGI handler writes a body of any size into a temporary file before it looks at the limit, and takes one
-that comes in chunks without a length for an empty one. Uploads do not come this way (`datasets.uploads`).
+that comes in chunks without a length for an empty one. Uploads do not come this way (`accounts.receiving`).
 """
 
 from collections.abc import Awaitable, Callable

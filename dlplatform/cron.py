@@ -22,7 +22,8 @@ from dlplatform.accounts.idempotency import LIFETIME
 from dlplatform.accounts.models import Organization, RememberedAnswer
 from dlplatform.objects import collection
 from registry import reachability as model_objects
-from registry.models import Comparison, Merge
+from registry import uploads
+from registry.models import Comparison, Merge, Upload
 from training import orchestrator, states
 from training.models import Run
 
@@ -52,6 +53,10 @@ def reconcile_comparisons() -> dict[str, int]:
 
 def reconcile_merges() -> dict[str, int]:
     return jobs.reconcile(Merge, give_up=jobs.give_up)
+
+
+def reconcile_uploads() -> dict[str, int]:
+    return jobs.reconcile(Upload, give_up=jobs.give_up)
 
 
 def forget_answers() -> int:
@@ -97,6 +102,8 @@ TICKS = (
     Tick("reconcile datasets", settings.RECONCILE_SECONDS, reconcile_datasets),
     Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
     Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
+    Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
+    Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),
     Tick("sweep job directories", 3600, sweep_job_directories),

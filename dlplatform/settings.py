@@ -67,6 +67,7 @@ JOB_PATH = DLP_HOME / "jobs"
 CACHE_PATH = DLP_HOME / "cache"
 OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
 UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
+MODEL_UPLOAD_MAX_BYTES = _integer("MODEL_UPLOAD_MAX_BYTES", 64 * 1024**3, 1024, 1024**5)
 
 # --- work ---------------------------------------------------------------------------------------------
 MAX_WORKERS = _integer("MAX_WORKERS", 2, 1, 256)

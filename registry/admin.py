@@ -6,8 +6,8 @@ from django.http import HttpRequest
 
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin
 
-from . import services
-from .models import ModelVersion, Ref, RefMove, RegisteredModel
+from . import services, uploads
+from .models import ModelVersion, Ref, RefMove, RegisteredModel, Upload
 
 
 @admin.register(RegisteredModel)
@@ -43,3 +43,17 @@ class RefMoveAdmin(ReadOnly):
     search_fields = ["model__name", "name", "reason"]
     list_select_related = ["model", "from_version__model", "to_version__model", "actor"]
     date_hierarchy = "moved_at"
+
+
+@admin.register(Upload)
+class UploadAdmin(ReadOnly):
+    list_display = ["model", "state", "branch", "created_by", "created_at", "touched_at", "output_version"]
+    list_filter = ["state", "model__organization"]
+    search_fields = ["model__name", "message", "id"]
+    list_select_related = ["model", "created_by", "output_version__model"]
+    actions = ["abort"]
+
+    @admin.action(description="Abort the chosen uploads")
+    def abort(self, request: HttpRequest, queryset: QuerySet[Upload]) -> None:
+        for upload in queryset.exclude(state__in=Upload.ENDED).select_related("model__organization"):
+            uploads.abort(actor=request.user, upload=upload)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import PagedView, documented
+from dlplatform.api import ONCE, Conflict, PagedView, documented
 
 from . import links, services
 from .archive import archive_response
@@ -34,9 +34,11 @@ from .serializers import (
     RefMoveIn,
     RefMoveOut,
     RefOut,
+    UploadOut,
     VersionOut,
 )
 from .serving import client
+from .uploads_api import UPLOAD
 
 REF = {"kind": "alias", "name": "production", "version": "9c1d…", "number": 3, "updated_at": "2026-11-20T09:30:00Z"}
 MODEL = {
@@ -128,13 +130,30 @@ class ModelView(APIView):
 
 
 class ModelVersionsView(PagedView):
-    policy = {"GET": "read"}
+    # POST is answered by registry.upload_endpoint before Django sees it; it stands here for the schema and the matrix.
+    policy = {"GET": "read", "POST": "model.write"}
     ordering = "-number"
 
     @documented("List a model's versions", answer=VersionOut(many=True), example=(None, VERSION), tags=["models"])
     def get(self, request: Request, model: UUID) -> Response:
         found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
         return self.paged(request, found.versions.select_related("model", "author"), VersionOut)
+
+    @documented(
+        "Upload a version in one request", answer=UploadOut, status=202, tags=["models"],
+        request={"multipart/form-data": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}},
+                 "application/octet-stream": OpenApiTypes.BINARY},
+        description="A zip of a package or of a Hugging Face directory, or one safetensors file: as the multipart field "
+                    "`file`, or as the raw body with `?filename=`. A worker checks and commits it; poll the upload. Files "
+                    "over 5 GB, or over a bad connection, come in parts: see *uploads*.",
+        parameters=[OpenApiParameter("filename", str, description="Label of a raw body, such as model.safetensors"),
+                    OpenApiParameter("branch", str, description="The branch that gets the version; default `main`"),
+                    OpenApiParameter("message", str, description="Of the commit"), ONCE],
+        example=(None, {**UPLOAD, "state": "queued", "missing": []}),
+    )  # fmt: skip
+    def post(self, request: Request, model: UUID) -> Response:
+        require(request.user, "model.write", visible_or_404(RegisteredModel.objects, request.user, pk=model))
+        raise Conflict("Uploads are answered by the platform's own ASGI server; start it with `manage.py web`.")
 
 
 class RefsView(PagedView):

@@ -1,11 +1,15 @@
 from django.urls import path
 
-from . import api, history_api
+from . import api, history_api, uploads_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
     path("models/<uuid:model>", api.ModelView.as_view()),
     path("models/<uuid:model>/versions", api.ModelVersionsView.as_view()),
+    path("models/<uuid:model>/uploads", uploads_api.UploadsView.as_view()),
+    path("uploads/<uuid:upload>", uploads_api.UploadView.as_view()),
+    path("uploads/<uuid:upload>/files/<int:file>/parts/<int:number>", uploads_api.UploadPartView.as_view()),
+    path("uploads/<uuid:upload>/complete", uploads_api.UploadCompleteView.as_view()),
     path("models/<uuid:model>/refs", api.RefsView.as_view()),
     path("models/<uuid:model>/refs/log", api.RefLogView.as_view()),
     path("models/<uuid:model>/refs/<slug:kind>/<str:name>", api.RefView.as_view()),

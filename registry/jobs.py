@@ -3,8 +3,9 @@
 from uuid import UUID
 
 from .comparing import Comparing
+from .importing import Importing
 from .merging import Merging
-from .models import Comparison, Merge
+from .models import Comparison, Merge, Upload
 
 
 def compare(comparison: str) -> None:
@@ -19,3 +20,10 @@ def merge(merge: str) -> None:
     claimed = Merge.claim(UUID(merge))
     if claimed is not None:
         Merging(claimed).work()
+
+
+def import_upload(upload: str) -> None:
+    """Make a version of an upload, unless it is gone, held, ended or not yet due."""
+    claimed = Upload.claim(UUID(upload))
+    if claimed is not None:
+        Importing(claimed).work()

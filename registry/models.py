@@ -1,10 +1,11 @@
 """Models, their versions (commits), the refs that point at versions, and the log of every move of a ref."""
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models import F, Q
+from django.utils import timezone
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from datasets.models import DatasetVersion
@@ -242,3 +243,67 @@ class Merge(Job):
 
     def __str__(self) -> str:
         return f"{self.model}: {self.theirs_id} into {self.branch}"
+
+
+class UploadQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    def open(self) -> Self:
+        """Those that still wait for parts."""
+        return self.filter(state=Upload.RECEIVING)
+
+
+class Upload(Job):
+    """Files on their way to becoming a version: received in parts, then checked and committed by a worker."""
+
+    RECEIVING: ClassVar[str] = "receiving"
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "registry.jobs.import_upload"
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="uploads")
+    branch = models.CharField(max_length=80, default="main")
+    message = models.TextField(blank=True)
+    files = models.JSONField(help_text="[{path, size, sha256 or null}] in the order of their parts' file numbers")
+    part_size = models.BigIntegerField(help_text="Bytes of every part but the last of a file")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    touched_at = models.DateTimeField(default=timezone.now, help_text="When a part last came")
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    output_version = models.OneToOneField(ModelVersion, null=True, on_delete=models.SET_NULL, related_name="upload")
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = UploadQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [
+            models.Index(fields=["touched_at"], condition=Q(state="receiving"), name="upload_open"),
+            models.Index(fields=["model", "-created_at"], name="upload_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model}: {len(self.files)} files"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file["size"] for file in self.files)
+
+
+class UploadPart(models.Model):
+    """A part that is there, durable. It never changes: other bytes for the same place are refused."""
+
+    tenant_parent = "upload__model"
+
+    upload = models.ForeignKey(Upload, on_delete=models.CASCADE, related_name="parts")
+    file = models.PositiveIntegerField(help_text="Which of the upload's files")
+    number = models.PositiveIntegerField(help_text="Which part of it, from 0")
+    size = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64)
+
+    class Meta:
+        ordering = ["file", "number"]
+        constraints = [models.UniqueConstraint(fields=["upload", "file", "number"], name="upload_part_once")]
+
+    def __str__(self) -> str:
+        return f"part {self.number} of file {self.file}"

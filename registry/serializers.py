@@ -1,12 +1,14 @@
 """JSON in and out of the registry API."""
 
+from typing import Any
+
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
-from . import releases
+from . import releases, trees, uploads
 from .merges import METHODS
-from .models import Comparison, Merge, ModelVersion, Ref, RefMove, RegisteredModel, Release
+from .models import Comparison, Merge, ModelVersion, Ref, RefMove, RegisteredModel, Release, Upload, UploadPart
 
 
 class ModelIn(Strict):
@@ -229,3 +231,55 @@ class LinkIn(Strict):
 class LinkOut(serializers.Serializer):
     url = serializers.URLField(help_text="Needs no sign-in")
     expires_at = serializers.DateTimeField()
+
+
+SHA256 = r"^[0-9a-f]{64}\Z"
+
+
+class UploadFileIn(Strict):
+    path = SafeCharField(max_length=1000, trim_whitespace=False, help_text="Path in the version, such as config.json")
+    size = serializers.IntegerField(min_value=0, help_text="Bytes")
+    sha256 = serializers.RegexField(
+        SHA256, required=False, help_text="Of the whole file, in hexadecimal; may also come with `complete`"
+    )
+
+
+class UploadIn(Strict):
+    files = UploadFileIn(many=True, max_length=trees.MOST_FILES, help_text="All files of the version")
+    message = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text="Of the commit")
+    branch = SafeCharField(max_length=80, default=uploads.MAIN, help_text="The branch that gets the version")
+    part_size = serializers.IntegerField(
+        required=False, min_value=uploads.SMALLEST_PART, max_value=uploads.LARGEST_PART,
+        help_text="Bytes of a part; default: 16 MiB, more for files of over 160 GB",
+    )  # fmt: skip
+
+
+class UploadCompleteIn(Strict):
+    sha256 = serializers.DictField(
+        child=serializers.RegexField(SHA256), required=False, help_text="{path: SHA-256} of whole files"
+    )
+
+
+class UploadOut(serializers.ModelSerializer):
+    model = serializers.UUIDField(source="model_id")
+    files = serializers.ListField(child=serializers.DictField(), help_text="[{path, size, sha256}]")
+    missing = serializers.SerializerMethodField(
+        help_text="[{file, path, parts: [[first, last], …]}]; empty once all came"
+    )
+    output_version = serializers.UUIDField(source="output_version_id", allow_null=True)
+
+    class Meta:
+        model = Upload
+        fields = [
+            "id", "model", "state", "branch", "message", "files", "part_size", "missing", "progress", "phase",
+            "created_at", "finished_at", "output_version", "error",
+        ]  # fmt: skip
+
+    def get_missing(self, upload: Upload) -> list[dict[str, Any]]:
+        return uploads.missing(upload) if upload.state == Upload.RECEIVING else []
+
+
+class PartOut(serializers.ModelSerializer):
+    class Meta:
+        model = UploadPart
+        fields = ["file", "number", "size", "sha256"]

@@ -1,7 +1,7 @@
 """What changes in the registry: models, commits, refs. The only writers."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -87,15 +87,20 @@ def _free_name(model: RegisteredModel) -> None:
 
 
 def store_directory(
-    organization: UUID, directory: Path, *, like: Mapping[str, str] | None = None
+    organization: UUID,
+    directory: Path,
+    *,
+    like: Mapping[str, str] | None = None,
+    beat: Callable[[int], None] = lambda _: None,
 ) -> dict[str, dict[str, Any]]:
     """Put every file of a package into the object store, all or none; the tree that names them.
 
     ``like`` is {path: SHA-256} of an earlier version, see ``earlier_files``: what is alike is stored as a difference.
+    ``beat`` is told of the work as it goes on, see `objects.writing.Batch`.
     """
     files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
     earlier = like or {}
-    stored = object_store(organization).put_files([(path, earlier.get(name)) for name, path in files.items()])
+    stored = object_store(organization).put_files([(path, earlier.get(name)) for name, path in files.items()], beat)
     return {name: {"sha256": one.sha256, "size": one.size} for name, one in zip(files, stored, strict=True)}
 
 

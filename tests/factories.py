@@ -13,7 +13,7 @@ from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
-from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel
+from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
 from training.models import Experiment, Run
 
 PASSWORD = "password-1234"
@@ -156,6 +156,16 @@ class MergeFactory(factory.django.DjangoModelFactory):
     branch = "main"
     recipe = {"method": "average"}
     dataset_version = factory.SubFactory(DatasetVersionFactory)
+
+
+class UploadFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Upload
+
+    model = factory.SubFactory(RegisteredModelFactory)
+    state = Upload.RECEIVING
+    files = [{"path": "model.safetensors", "size": 10, "sha256": None}]
+    part_size = 1024 * 1024
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

@@ -3,8 +3,8 @@
 import functools
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -35,10 +35,11 @@ class Answer:
     status: int
     body: Any
     again: bool = False
+    more_headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"Idempotent-Replay": "true"} if self.again else {}
+        return {**self.more_headers, **({"Idempotent-Replay": "true"} if self.again else {})}
 
 
 def key_of(request: Any) -> str:

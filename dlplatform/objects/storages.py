@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -37,10 +37,11 @@ class DurableFileStorage(FileSystemStorage):
             raise
         return name
 
-    def adopt(self, files: Sequence[tuple[Path, str]]) -> None:
+    def adopt(self, files: Sequence[tuple[Path, str]], beat: Callable[[], None] = lambda: None) -> None:
         """Make files of this file system durable and give them their names, without a copy; one fsync a folder."""
         with ThreadPoolExecutor(FSYNCS) as pool:
-            list(pool.map(fsync_file, [path for path, _ in files]))
+            for _ in pool.map(fsync_file, [path for path, _ in files]):
+                beat()
         targets = [Path(self.path(name)) for _, name in files]
         for folder in {target.parent for target in targets}:
             make_durable_folder(folder)
@@ -88,22 +89,26 @@ def start_writing_back(descriptor: int, offset: int, length: int) -> None:
 # --- what differs between storages --------------------------------------------------------------------
 
 
-def save_files(storage: Storage, files: Sequence[tuple[Path, str]]) -> None:
-    """Move complete local files into the storage under names that nothing has yet: all of them, or none."""
+def save_files(storage: Storage, files: Sequence[tuple[Path, str]], beat: Callable[[], None] = lambda: None) -> None:
+    """Move complete local files into the storage under names that nothing has yet: all of them, or none.
+
+    ``beat`` is called as each of them is done.
+    """
     try:
         if isinstance(storage, DurableFileStorage):
-            storage.adopt(files)
+            storage.adopt(files, beat)
         else:
-            _upload(storage, files)
+            _upload(storage, files, beat)
     except BaseException:
         with suppress(Exception):  # what cannot be written may not be removable either
             delete_files(storage, [name for _, name in files])
         raise
 
 
-def _upload(storage: Storage, files: Sequence[tuple[Path, str]]) -> None:
+def _upload(storage: Storage, files: Sequence[tuple[Path, str]], beat: Callable[[], None]) -> None:
     with ThreadPoolExecutor(UPLOADS) as pool:
-        list(pool.map(lambda file: _upload_one(storage, *file), files))
+        for _ in pool.map(lambda file: _upload_one(storage, *file), files):
+            beat()
 
 
 def _upload_one(storage: Storage, path: Path, name: str) -> None:

@@ -54,9 +54,14 @@ class ObjectStore:
         """
         return self.put_files([(path, like)])[0]
 
-    def put_files(self, files: Sequence[tuple[Path, str | None]]) -> list[ObjectIdentity]:
-        """Store several files, each with its ``like``; all of them become visible together."""
-        return self._batched(lambda batch: [batch.add_file(path, like) for path, like in files])
+    def put_files(
+        self, files: Sequence[tuple[Path, str | None]], beat: Callable[[int], None] = lambda _: None
+    ) -> list[ObjectIdentity]:
+        """Store several files, each with its ``like``; all of them become visible together.
+
+        ``beat`` is told of the work as it goes on, see `writing.Batch`.
+        """
+        return self._batched(lambda batch: [batch.add_file(path, like) for path, like in files], beat)
 
     def put_bytes(self, data: bytes) -> ObjectIdentity:
         if len(data) > SLICE:
@@ -78,10 +83,10 @@ class ObjectStore:
         self._batched(lambda batch: batch.add_written(path, identity))
         path.unlink(missing_ok=True)
 
-    def _batched(self, fill: Callable[[Batch], Added]) -> Added:
+    def _batched(self, fill: Callable[[Batch], Added], beat: Callable[[int], None] = lambda _: None) -> Added:
         """A batch, made anew when the collection took something away that it relied on."""
         for _ in range(ATTEMPTS):
-            with suppress(Superseded), Batch(self.storage, self.scope) as batch:
+            with suppress(Superseded), Batch(self.storage, self.scope, beat) as batch:
                 added = fill(batch)
                 batch.commit()
                 return added

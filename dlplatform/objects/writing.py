@@ -9,7 +9,8 @@ import hashlib
 import os
 import secrets
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_leng
 from .storages import CHUNK, DurableFileStorage, delete_files, save_files, start_writing_back
 
 WRITE_BACK = 8 * 1024 * 1024
+WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
 
 
@@ -79,11 +81,16 @@ class IncomingBytes:
 
 
 class Batch:
-    """Objects that become visible together. Use as a context; without ``commit`` nothing of it stays."""
+    """Objects that become visible together. Use as a context; without ``commit`` nothing of it stays.
 
-    def __init__(self, storage: Storage, scope: Scope) -> None:
+    ``beat`` is called at least every few seconds, in the thread that owns the batch, with the number of bytes that were
+    worked through since: every byte of a file counts twice. What it raises ends the batch.
+    """
+
+    def __init__(self, storage: Storage, scope: Scope, beat: Callable[[int], None] = lambda _: None) -> None:
         self.storage = storage
         self.scope = scope
+        self._beat = beat
         self.folder = incoming_folder(storage)
         self._token = secrets.token_hex(8)
         self._rows: dict[str, StoredObject] = {}
@@ -135,6 +142,7 @@ class Batch:
             with path.open("rb") as source:
                 while chunk := source.read(CHUNK):
                     incoming.write(chunk)
+                    self._beat(2 * len(chunk))
             identity = incoming.finish()
             taken = self.add_written(incoming.path, identity)
         except BaseException:
@@ -149,7 +157,14 @@ class Batch:
         with path.open("rb") as source, ThreadPoolExecutor(THREADS) as pool:
             before = _state(source.fileno())
             whole = pool.submit(_hash_of_file, path)
-            ids = list(ahead(pool, partial(_hash_of_region, source.fileno()), laid_out))
+            ids = []
+            for region, sha256 in zip(
+                laid_out, ahead(pool, partial(_hash_of_region, source.fileno()), laid_out), strict=True
+            ):
+                ids.append(sha256)
+                self._beat(region.size)
+            while not wait([whole], WAIT_SECONDS).done:
+                self._beat(0)
             identity = ObjectIdentity(whole.result(), size)
             if not self._has(identity.sha256):
                 parts = self._add_parts(pool, source.fileno(), laid_out, ids, like)
@@ -169,6 +184,7 @@ class Batch:
         ancestor = self._ancestor(like) if missing else None
         for row, payload in ahead(pool, partial(self._encoded, source, ancestor), missing.items()):
             self._keep(row, payload)
+            self._beat(row.size)
         parts: list[list[str | int]] = []
         for sha256, region in zip(ids, laid_out, strict=True):
             there = known.get(sha256) or self._rows.get(sha256)
@@ -248,7 +264,7 @@ class Batch:
         """Make everything durable and visible. Raises Superseded, and then nothing of the batch is in the store."""
         self._pack.close()
         files = [*self._written, *self._pack.files]
-        save_files(self.storage, files)
+        save_files(self.storage, files, lambda: self._beat(0))
         try:
             beaten = index.add(self.scope, self._rows.values(), self._relied_on)
         except Superseded:

@@ -13,10 +13,10 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import SafeCharField
-from registry import services, trees
+from registry import pickles, services, trees
 from registry.models import ModelVersion, Ref, RegisteredModel
 
-from . import entries, objects, pickles, revisions
+from . import entries, objects, revisions
 from .errors import HubError, RepoNotFound, RevisionNotFound
 from .names import IDENTIFIER, model_name, repo_id
 from .views import HubView, RepoView, origin

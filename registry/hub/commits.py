@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 from django.conf import settings
 
-from registry import trees
+from registry import pickles, trees
 
-from . import objects, pickles
+from . import objects
 from .changes import REGULAR_BYTES
 from .errors import HubError
 

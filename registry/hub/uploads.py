@@ -1,35 +1,34 @@
 """Bodies of any size from Hugging Face clients, received in front of Django with constant memory.
 
 Large files come by `PUT …/info/lfs/objects/{id}` and are hashed and written as they come; a commit comes as one JSON
-object a line. See `datasets.uploads` for why this stands in front.
+object a line.
 """
 
 import asyncio
-import io
 import re
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import orjson
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.core.handlers.asgi import ASGIRequest
-from django.db import close_old_connections, connections
+from django.db import close_old_connections
 from rest_framework.exceptions import NotAuthenticated
 
 from datasets.bodies import FIELD_LIMIT, Body, TooLarge, drain
 from dlplatform.accounts.access import require
 from dlplatform.accounts.authentication import Refused, bearer, user_of_bearer
+from dlplatform.accounts.idempotency import Answer
 from dlplatform.accounts.models import User
+from dlplatform.accounts.receiving import Handler, ReceivingEndpoint, in_thread
 from dlplatform.api import Conflict
 from dlplatform.objects.store import IncomingFile, MissingObject
-from registry import services
+from registry import pickles, services
 from registry.models import ModelVersion, RegisteredModel
 
-from . import errors, objects, pickles
+from . import errors, objects
 from .changes import branch_head
 from .commits import CommitBody
 from .errors import EntryNotFound, HubError, RevisionNotFound
@@ -41,42 +40,25 @@ OBJECT = re.compile(r"/[^/]+/[^/]+\.git/info/lfs/objects/([0-9a-f]{64})")
 COMMIT = re.compile(r"/api/models/([^/]+)/([^/]+)/commit/(.+)")
 WEIGHTS = "model.safetensors"
 
-Answer = tuple[int, dict[str, Any], dict[str, str]]
-Application = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
-Done = TypeVar("Done")
 
+class HubUploads(ReceivingEndpoint):
+    """ASGI: answers large files and commits."""
 
-class HubUploads:
-    """ASGI: answers large files and commits, and passes everything else on."""
+    def handler(self, scope: dict[str, Any]) -> Handler | None:
+        method, path = scope.get("method"), scope["path"]
+        if method == "PUT" and (matched := OBJECT.fullmatch(path)):
+            oid = matched[1]
+            return lambda request, receive: _receive_object(request, receive, oid)
+        if method == "POST" and (matched := COMMIT.fullmatch(path)):
+            names = matched.groups()
+            return lambda request, receive: _receive_commit(request, receive, *names)
+        return None
 
-    def __init__(self, wrapped: Application) -> None:
-        self.wrapped = wrapped
-
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        handler = _handler(scope)
-        if handler is None:
-            await self.wrapped(scope, receive, send)
-            return
-        request = ASGIRequest(scope, io.BytesIO())
-        try:
-            answer = await handler(request, receive)
-        except Exception as error:
-            known = errors.known_error(error)
-            if known is None:
-                raise
-            answer = known.status_code, {"error": errors.text_of(known)}, errors.headers_of(known)
-        await _send(send, answer)
-
-
-def _handler(scope: dict[str, Any]) -> Callable[[ASGIRequest, Any], Awaitable[Answer]] | None:
-    method, path = scope.get("method"), scope["path"]
-    if method == "PUT" and (matched := OBJECT.fullmatch(path)):
-        oid = matched[1]
-        return lambda request, receive: _receive_object(request, receive, oid)
-    if method == "POST" and (matched := COMMIT.fullmatch(path)):
-        names = matched.groups()
-        return lambda request, receive: _receive_commit(request, receive, *names)
-    return None
+    def refusal(self, error: Exception, request: ASGIRequest) -> Answer | None:
+        known = errors.known_error(error)
+        if known is None:
+            return None
+        return Answer(known.status_code, {"error": errors.text_of(known)}, more_headers=errors.headers_of(known))
 
 
 # --- large files --------------------------------------------------------------------------------------
@@ -113,12 +95,12 @@ async def _receive_object(request: ASGIRequest, receive: Any, oid: str) -> Answe
     body = ObjectBody(incoming, size)
     try:
         await drain(receive, body)
-        await _in_thread(lambda: _store_object(model, body, oid))
+        await in_thread(lambda: _store_object(model, body, oid))
     except BaseException:
         incoming.discard()
         raise
     await sync_to_async(objects.note_received)(model, user, oid, size)
-    return 200, {}, {}
+    return Answer(200, {})
 
 
 def _grant_of(request: ASGIRequest, oid: str) -> tuple[RegisteredModel, User, int]:
@@ -153,10 +135,10 @@ async def _receive_commit(request: ASGIRequest, receive: Any, namespace: str, na
         body = CommitBody(Path(folder))
         await drain(receive, body)  # type: ignore[arg-type]
         await asyncio.to_thread(body.close)
-        added = await _in_thread(lambda: _stored(model, user, body, branch))
+        added = await in_thread(lambda: _stored(model, user, body, branch))
     version = await sync_to_async(_commit)(user, model, body, added, branch)
     url = f"{origin(request)}/{repo_id(model)}/commit/{commit_id(version)}"
-    return 200, {"success": True, "commitOid": commit_id(version), "commitUrl": url, "hookOutput": ""}, {}
+    return Answer(200, {"success": True, "commitOid": commit_id(version), "commitUrl": url, "hookOutput": ""})
 
 
 def _authorise(request: ASGIRequest, namespace: str, name: str, branch: str) -> tuple[User, RegisteredModel]:
@@ -213,24 +195,3 @@ def _commit(
         if "branch" in fields:
             raise RevisionNotFound(branch) from None
         raise
-
-
-async def _in_thread(work: Callable[[], Done]) -> Done:
-    """The store writes to the database, and a thread of the pool would keep its connection for good."""
-
-    def closing() -> Done:
-        try:
-            return work()
-        finally:
-            connections.close_all()
-
-    return await asyncio.to_thread(closing)
-
-
-async def _send(send: Any, answer: Answer) -> None:
-    status, body, more = answer
-    content = orjson.dumps(body)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    headers += [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in more.items()]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})

@@ -31,11 +31,12 @@ def rows(organization, trainer):
     factories.RefFactory(version=model_version)
     key = factories.ApiKeyFactory(user=trainer)
     merge = factories.MergeFactory(model=model, ours=model_version, theirs=model_version, dataset_version=version)
+    upload = factories.UploadFactory(model=model, created_by=trainer)
     comparison = factories.ComparisonFactory(model=model, base=model_version, head=model_version)
     return {
         "<uuid:dataset>": dataset.pk, "<int:number>": 1, "<uuid:experiment>": experiment.pk, "<uuid:run>": run.pk,
         "<uuid:model>": model.pk, "<uuid:version>": model_version.pk, "<slug:kind>": "alias", "<str:name>": "production",
-        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<str:token>": "token", "<path:path>": "model.json", "<uuid:key>": key.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
+        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<uuid:key>": key.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
     }  # fmt: skip
 
 

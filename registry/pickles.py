@@ -1,6 +1,6 @@
 """Checkpoints that are pickles: whoever loads one runs whatever code is in it, so none is kept here."""
 
-from .errors import HubError
+from rest_framework.exceptions import APIException
 
 ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".pt2", ".mar")
 REFUSAL = (
@@ -13,15 +13,25 @@ ZIP = b"PK\x03\x04"
 SAMPLE = 512
 
 
+class PickleRefused(APIException):
+    """A file that is a pickle, or may hold one; ``what`` names it."""
+
+    status_code = 422
+    default_code = "pickle"
+
+    def __init__(self, what: str) -> None:
+        super().__init__(REFUSAL.format(what=what))
+
+
 def check_name(path: str) -> None:
     if path.lower().endswith(ENDINGS):
-        raise HubError(REFUSAL.format(what=f"{path[:100]!r}"))
+        raise PickleRefused(repr(path[:100]))
 
 
 def check_content(beginning: bytes, what: str = "This file") -> None:
     """Look at the first ``SAMPLE`` bytes, for checkpoints under another name."""
     if _is_pickle(beginning) or (beginning.startswith(ZIP) and b"data.pkl" in beginning):
-        raise HubError(REFUSAL.format(what=what))
+        raise PickleRefused(what)
 
 
 def _is_pickle(beginning: bytes) -> bool:

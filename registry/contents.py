@@ -1,0 +1,100 @@
+"""What the files of an upload are: a package of ours, a Hugging Face directory, or weights alone.
+
+Nothing is trusted and nothing is run: JSON and headers of safetensors are read, never weights.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dlplatform.engine import package
+from dlplatform.engine.description import MODEL
+from dlplatform.engine.errors import PackageError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+MOST_JSON = 16 * 1024 * 1024
+ENDING = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a version says of itself. ``kind``: package, transformers, adapter or weights."""
+
+    kind: str
+    task: str = ""
+    signature: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+
+
+def recognise(directory: Path) -> Contents:
+    """Check the files of a directory and tell what they are. Raises PackageError with what to do."""
+    if (directory / MODEL).is_file():
+        return _package(directory)
+    weights = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob(f"*{ENDING}"))}
+    if not weights:
+        raise PackageError(
+            "There are no weights among the files. Send a package (model.json and model.safetensors), a directory that "
+            "save_pretrained wrote (config.json and *.safetensors), or a state_dict saved with safetensors."
+        )
+    shapes = {name: package.read_header(path) for name, path in weights.items()}
+    told = {"tensors": sum(map(len, shapes.values())), "parameters": _parameters(shapes)}
+    if (directory / ADAPTER).is_file():
+        adapter = _json(directory / ADAPTER)
+        base = str(adapter.get("base_model_name_or_path") or "")[:200]
+        return Contents("adapter", lineage=told | {"adapter": str(adapter.get("peft_type", ""))[:40], "base": base})
+    if (directory / CONFIG).is_file():
+        _check_shards(directory, shapes)
+        config = _json(directory / CONFIG)
+        architectures = config.get("architectures")
+        named = [str(name)[:100] for name in architectures[:10]] if isinstance(architectures, list) else []
+        return Contents(
+            "transformers",
+            lineage=told | {"architectures": named, "model_type": str(config.get("model_type", ""))[:100]},
+        )
+    return Contents("weights", lineage=told)
+
+
+def _package(directory: Path) -> Contents:
+    description = package.verify(directory)
+    signature = {name: description.get(name) for name in ("inputs", "output", "target")}
+    lineage = {"settings": description.get("config", {}), "package": description["lineage"]}
+    return Contents("package", description["task"], signature, description["metrics"], lineage)
+
+
+def _parameters(shapes: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> int:
+    return sum(math.prod(shape) for tensors in shapes.values() for _, shape in tensors.values())
+
+
+def _check_shards(directory: Path, shapes: Mapping[str, Mapping[str, Any]]) -> None:
+    """An index names the file of every tensor: all of them must be there."""
+    if not (directory / INDEX).is_file():
+        return
+    named = _json(directory / INDEX).get("weight_map")
+    if not isinstance(named, dict):
+        raise PackageError(f"{INDEX} has no weight_map.")
+    for tensor, file in named.items():
+        if tensor not in shapes.get(str(file), {}):
+            raise PackageError(
+                f"{INDEX} says that the tensor {str(tensor)[:100]!r} is in {str(file)[:100]!r}, and it is not there: "
+                "send all files of the directory."
+            )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MOST_JSON:
+        raise PackageError(f"{path.name} is larger than {MOST_JSON >> 20} MB.")
+    try:
+        found = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise PackageError(f"{path.name} is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise PackageError(f"{path.name} is not a JSON object.")
+    return found
