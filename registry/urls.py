@@ -2,10 +2,14 @@
 
 from django.urls import path
 
-from .views import comparison, history, lists, merge, model, version
+from .views import comparison, history, lists, merge, model, upload, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
+    path("models/upload", upload.model_new, name="model-new"),
+    path("models/<uuid:model>/upload", upload.model_upload, name="model-upload"),
+    path("uploads/<uuid:upload>/", upload.upload_page, name="upload"),
+    path("uploads/<uuid:upload>/abort", upload.upload_abort, name="upload-abort"),
     path("models/<uuid:model>/", model.model_page, name="model"),
     path("models/<uuid:model>/edit", model.model_edit, name="model-edit"),
     path("models/<uuid:model>/archive", model.model_archive, name="model-archive"),

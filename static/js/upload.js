@@ -1,5 +1,6 @@
 // Uploads a file as it is, with progress and a way to stop it; then goes to the page that follows its reading.
 import { csrfToken } from "./platform.js";
+import { receiveDrops, sentences, showErrors, size } from "./transfer.js";
 
 const form = document.getElementById("upload");
 const file = document.getElementById("file");
@@ -14,13 +15,6 @@ const name = form.elements.name;
 let request = null;
 let dataset = form.dataset.dataset;
 
-function size(bytes) {
-  const units = ["B", "KB", "MB", "GB", "TB"];
-  let at = 0;
-  for (; bytes >= 1024 && at < units.length - 1; at += 1) bytes /= 1024;
-  return `${at ? bytes.toFixed(1) : bytes} ${units[at]}`;
-}
-
 function chosen() {
   const one = file.files[0];
   document.getElementById("file-words").textContent = one ? `${one.name}, ${size(one.size)}` : "";
@@ -28,24 +22,14 @@ function chosen() {
 }
 
 function fail(lines) {
-  errors.replaceChildren(...[].concat(lines).map((line) => {
-    const one = document.createElement("p");
-    one.textContent = line;
-    return one;
-  }));
+  showErrors(errors, lines);
   busy(false);
-  errors.scrollIntoView({ block: "nearest" });
 }
 
 function busy(on) {
   start.disabled = on;
   cancel.hidden = !on;
   progress.hidden = !on;
-}
-
-function sentences(answer, status) {
-  const found = answer?.errors?.map(({ attr, detail }) => (attr && attr !== "file" ? `${attr}: ${detail}` : detail));
-  return found?.length ? found : [`The platform answered with an error (${status}). Try again.`];
 }
 
 async function makeDataset() {
@@ -100,16 +84,7 @@ async function upload(event) {
 form.addEventListener("submit", upload);
 file.addEventListener("change", chosen);
 cancel.addEventListener("click", () => request?.abort());
-for (const type of ["dragenter", "dragover"]) {
-  drop.addEventListener(type, (event) => {
-    event.preventDefault();
-    drop.classList.add("over");
-  });
-}
-for (const type of ["dragleave", "drop"]) drop.addEventListener(type, () => drop.classList.remove("over"));
-drop.addEventListener("drop", (event) => {
-  event.preventDefault();
-  if (!event.dataTransfer.files.length) return;
-  file.files = event.dataTransfer.files;
+receiveDrops(drop, (files) => {
+  file.files = files;
   chosen();
 });

@@ -39,7 +39,10 @@ def things(organization, trainer):
         model=model, dataset_version=version, message=HOSTILE, signature=signature, metrics={HOSTILE: 0.5}
     )
     factories.RefFactory(model=model, version=made)
-    return {"dataset": dataset, "version": version, "run": run, "model": model, "model_version": made}
+    upload = factories.UploadFactory(
+        model=model, message=HOSTILE, created_by=trainer, files=[{"path": HOSTILE, "size": 10, "sha256": None}]
+    )
+    return {"dataset": dataset, "version": version, "run": run, "model": model, "model_version": made, "upload": upload}
 
 
 def evaluation():
@@ -66,16 +69,19 @@ def pages_of(things):
         reverse("run-log", args=[run]), reverse("dataset", args=[dataset]), reverse("dataset", args=[dataset]) + "?tab=problems",
         reverse("dataset", args=[dataset]) + "?tab=rows", reverse("dataset", args=[dataset]) + "?tab=usage",
         reverse("model", args=[model]), reverse("model-version", args=[version]),
+        reverse("upload", args=[things["upload"].pk]),
     ]  # fmt: skip
 
 
 LISTS = ["home", "datasets", "runs", "experiments", "models", "members", "api-keys", "password-change", "compare"]
-WRITING = ["dataset-new", "run-new"]
+WRITING = ["dataset-new", "run-new", "model-new"]
 CHANGES = [
     ("run", name) for name in ("run-cancel", "run-resume", "run-archive", "run-restore", "run-rename")
 ] + [
     ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore")
-] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")]  # fmt: skip
+] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
+    ("upload", "upload-abort")
+]  # fmt: skip
 
 
 def test_nobody_sees_a_page_without_signing_in(web, things):
@@ -127,6 +133,7 @@ def test_names_stay_text_on_every_page(web, maintainer, things):
     addresses = [
         *map(reverse, LISTS),
         reverse("run-new"),
+        reverse("model-upload", args=[things["model"].pk]),
         *pages_of(things),
         f"{reverse('compare')}?run={things['run'].pk}",
     ]
@@ -141,7 +148,7 @@ def test_no_page_has_an_inline_script_style_or_handler(web, maintainer, things):
         rb"<style|\sstyle=|\son[a-z]+=\"|hx-on|javascript:|<script(?![^>]*(src=|application/json))", re.IGNORECASE
     )
     client = web(maintainer)
-    for address in [*map(reverse, LISTS), reverse("run-new"), reverse("dataset-new"), *pages_of(things)]:
+    for address in [*map(reverse, LISTS), *map(reverse, WRITING), *pages_of(things)]:
         answer = client.get(address)
         if answer["Content-Type"].startswith("text/html"):
             text = answer.content.replace(b" onerror=", b"")
