@@ -19,6 +19,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+SHOWN_CATEGORIES = 100
 MOST_JSON = 16 * 1024 * 1024
 ENDING = ".safetensors"
 
@@ -63,10 +64,46 @@ def recognise(directory: Path) -> Contents:
 
 
 def _package(directory: Path) -> Contents:
+    """What ``model.json`` says, as far as pages and forms may rely on it: whoever sent it may have written anything."""
     description = package.verify(directory)
-    signature = {name: description.get(name) for name in ("inputs", "output", "target")}
-    lineage = {"settings": description.get("config", {}), "package": description["lineage"]}
-    return Contents("package", description["task"], signature, description["metrics"], lineage)
+    output = {name: value for name, value in description["output"].items() if _is_plain(value)}
+    target = description.get("target")
+    signature = {
+        "inputs": [_input(column) for column in description["inputs"]],
+        "output": output,
+        "target": target[:200] if isinstance(target, str) else "",
+    }
+    metrics = {str(name)[:100]: value for name, value in description["metrics"].items() if _is_number(value)}
+    config = description.get("config")
+    lineage = {"settings": config if _are_settings(config) else {}, "package": description["lineage"]}
+    return Contents("package", description["task"], signature, metrics, lineage)
+
+
+def _input(column: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and type are checked by ``verify``; the rest only helps people to fill in a form."""
+    categories = column.get("categories")
+    known = [one for one in categories if isinstance(one, str)] if isinstance(categories, list) else []
+    hints = {name: column.get(name) for name in ("minimum", "maximum", "median", "example")}
+    plain = {name: value for name, value in hints.items() if isinstance(value, str | bool) or _is_number(value)}
+    if not {"minimum", "maximum"} <= plain.keys():
+        plain |= {"minimum": None, "maximum": None}
+    return {
+        "name": column["name"], "type": column["type"], "nullable": column.get("nullable") is True,
+        "categories": known[:SHOWN_CATEGORIES], "median": None, "example": None, **plain,
+    }  # fmt: skip
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a scalar, or a list of scalars."""
+    return all(not isinstance(one, list | dict) for one in (value if isinstance(value, list) else [value]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _are_settings(config: Any) -> bool:
+    return isinstance(config, dict) and isinstance(config.get("params") or {}, dict)
 
 
 def _parameters(shapes: Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]) -> int:

@@ -136,6 +136,7 @@ async function sendPatiently(part, told) {
       return;
     } catch (problem) {
       told(0);
+      if (stopped) return;
       const passing = problem.status === 0 || problem.status === 429 || problem.status >= 500;
       if (!passing || attempt === ATTEMPTS) throw problem.lines ?? problem;
       await new Promise((resolve) => setTimeout(resolve, Math.min(500 * 2 ** attempt, 15_000)));

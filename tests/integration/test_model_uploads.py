@@ -384,6 +384,24 @@ def test_a_package_that_was_trained_here_comes_back_with_all_that_is_known(api, 
     assert answer[0]["label"] in "abc"
 
 
+def test_a_package_with_odd_words_in_it_breaks_no_page(api, web, trainer, queue_run, model):
+    train(str(queue_run(QUICK).pk))
+    trained = ModelVersion.objects.get()
+    store = services.object_store(trained.model.organization_id)
+    files = {path: store.read(entry["sha256"]) for path, entry in trained.tree.items()}
+    described = json.loads(files.pop("model.json"))
+    files.pop("manifest.json", None)
+    described |= {"config": [1], "metrics": {"accuracy": "high", "f1": None, "loss": 0.5}, "target": {"a": 1}}
+    for column in described["inputs"]:
+        column |= {"categories": 5, "example": {"a": [1]}, "minimum": [], "maximum": {}, "nullable": "maybe"}
+    described["output"]["kind"] = {"odd": []}
+    files["model.json"] = json.dumps(described).encode()
+    version = version_of(api, trainer, model, files)
+    assert version.metrics == {"loss": 0.5} and version.signature["target"] == ""
+    for address in (f"/models/{model.pk}/", f"/model-versions/{version.pk}/", f"/models/{model.pk}/history"):
+        assert web(trainer).get(address).status_code == 200, address
+
+
 def zipped(files, **more):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
