@@ -29,7 +29,7 @@ BLOCK = 1 << 20
 
 
 class Memory:
-    """The most that a process's resident memory grows while this is entered."""
+    """The most that the resident memory of a process, or of a fork of it, grows while this is entered."""
 
     def __init__(self, process: psutil.Process) -> None:
         self.process = process
@@ -41,7 +41,7 @@ class Memory:
 
         def sample() -> None:
             while not done.wait(0.02):
-                self.grown = max(self.grown, (self.process.memory_info().rss - before) / 1e6)
+                self.grown = max(self.grown, (self._resident() - before) / 1e6)
 
         thread = threading.Thread(target=sample)
         thread.start()
@@ -50,6 +50,14 @@ class Memory:
         finally:
             done.set()
             thread.join()
+
+    def _resident(self) -> int:
+        """Of the largest: a worker forks for every job."""
+        largest = self.process.memory_info().rss
+        for child in self.process.children():
+            with contextlib.suppress(psutil.Error):
+                largest = max(largest, child.memory_info().rss)
+        return largest
 
 
 def write_table(path: Path, megabytes: int) -> None:
