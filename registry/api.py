@@ -18,7 +18,7 @@ from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import ONCE, Conflict, PagedView, documented
 
-from . import links, services
+from . import deletion, links, services
 from .archive import archive_response
 from .files import file_response
 from .models import ModelVersion, Ref, RefMove, RegisteredModel
@@ -43,12 +43,12 @@ from .uploads_api import UPLOAD
 REF = {"kind": "alias", "name": "production", "version": "9c1d…", "number": 3, "updated_at": "2026-11-20T09:30:00Z"}
 MODEL = {
     "id": "4f2a…", "name": "breast cancer", "description": "", "organization": "main",
-    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "versions": 3, "refs": [REF],
+    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "deleted_at": None, "versions": 3, "refs": [REF],
 }  # fmt: skip
 VERSION = {
     "id": "9c1d…", "model": "4f2a…", "model_name": "breast cancer", "number": 3, "digest": "9c1d22…",
     "message": "Run breast cancer-3", "author": "maria", "task": "classification",
-    "metrics": {"accuracy": 0.982}, "dataset_version": "77aa…", "created_at": "2026-11-20T09:30:00Z",
+    "metrics": {"accuracy": 0.982}, "dataset_version": "77aa…", "created_at": "2026-11-20T09:30:00Z", "deleted_at": None,
 }  # fmt: skip
 MOVE = {
     "kind": "alias", "name": "production", "from_version": None, "to_version": "9c1d…", "actor": "maria",
@@ -121,12 +121,15 @@ class ModelView(APIView):
         services.update_model(actor=request.user, model=found, **given.validated_data)
         return self.get(request, model)
 
-    @documented("Archive a model", answer=None, status=204, tags=["models"],
-                description="Takes it out of the lists; nothing is lost.")  # fmt: skip
+    @documented(
+        "Delete a model", answer=ModelOut, tags=["models"], example=(None, {**MODEL, "deleted_at": "2026-11-20T09:30:00Z"}),
+        description="Takes it out of the lists and deletes the files of its versions, which can be undone for some days; what "
+                    "is known of the versions stays. `deletion` tells beforehand how many bytes it frees.",
+    )  # fmt: skip
     def delete(self, request: Request, model: UUID) -> Response:
-        found = visible_or_404(RegisteredModel.objects, request.user, pk=model)
-        services.set_model_archived(actor=request.user, model=found, archived=True)
-        return Response(status=204)
+        found = visible_or_404(RegisteredModel.objects.select_related("organization"), request.user, pk=model)
+        deletion.delete_model(actor=request.user, model=found)
+        return self.get(request, model)
 
 
 class ModelVersionsView(PagedView):
@@ -211,12 +214,22 @@ class RefView(APIView):
 
 
 class VersionView(APIView):
-    policy = {"GET": "read"}
+    policy = {"GET": "read", "DELETE": "model.delete"}
 
     @documented("Get a model version with its tree, signature and lineage", answer=ModelVersionDetail,
                 example=(None, VERSION), tags=["model versions"])  # fmt: skip
     def get(self, request: Request, version: UUID) -> Response:
         return Response(ModelVersionDetail(visible_version(request, version)).data)
+
+    @documented(
+        "Delete the files of a version", answer=ModelVersionDetail, tags=["model versions"],
+        description="Frees what nothing else needs after some days, until when it can be undone; the version itself, its "
+                    "metrics and its lineage stay. 409 `in_use` while a ref points to it or it is released.",
+        example=(None, {**VERSION, "deleted_at": "2026-11-20T09:30:00Z"}),
+    )  # fmt: skip
+    def delete(self, request: Request, version: UUID) -> Response:
+        deletion.delete_version(actor=request.user, version=visible_version(request, version))
+        return self.get(request, version)
 
 
 class VersionFileView(APIView):
@@ -232,6 +245,7 @@ class VersionFileView(APIView):
 
 
 def _file(request: Request, version: ModelVersion, path: str) -> HttpResponseBase:
+    deletion.require_files(version)
     entry = version.tree.get(path)
     if entry is None:
         raise Http404
@@ -248,7 +262,12 @@ class VersionArchiveView(APIView):
         answer=OpenApiResponse(OpenApiTypes.BINARY, description="The zip's bytes"),
     )  # fmt: skip
     def get(self, request: Request, version: UUID) -> HttpResponseBase:
-        return archive_response(request._request, visible_version(request, version))
+        return _archive(request, visible_version(request, version))
+
+
+def _archive(request: Request, version: ModelVersion) -> HttpResponseBase:
+    deletion.require_files(version)
+    return archive_response(request._request, version)
 
 
 class VersionLinkView(APIView):
@@ -265,6 +284,7 @@ class VersionLinkView(APIView):
         found = visible_version(request, version)
         given = LinkIn(data=request.data)
         given.is_valid(raise_exception=True)
+        deletion.require_files(found)
         path = given.validated_data["path"]
         if path and path not in found.tree:
             raise ValidationError({"path": [ErrorDetail("This version has no such file.", "does_not_exist")]})
@@ -287,7 +307,7 @@ class DownloadView(APIView):
             detail = "This link is broken or has expired; ask for a new one."
             raise ValidationError({"token": [ErrorDetail(detail, "expired")]})
         version, path = meant
-        return _file(request, version, path) if path else archive_response(request._request, version)
+        return _file(request, version, path) if path else _archive(request, version)
 
 
 class VersionPredictView(APIView):
@@ -312,6 +332,7 @@ class RefPredictView(APIView):
 
 def _predict(request: Request, version: ModelVersion) -> Response:
     require(request.user, "predict", version)
+    deletion.require_files(version)
     given = PredictIn(data=request.data)
     given.is_valid(raise_exception=True)
     predictions = client.predict(version.pk, given.validated_data["instances"])

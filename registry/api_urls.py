@@ -1,10 +1,15 @@
 from django.urls import path
 
-from . import api, history_api, uploads_api
+from . import api, deletion_api, history_api, uploads_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
     path("models/<uuid:model>", api.ModelView.as_view()),
+    path("models/<uuid:model>/deletion", deletion_api.ModelDeletionView.as_view()),
+    path("models/<uuid:model>/archive", deletion_api.ModelArchiveView.as_view()),
+    path("models/<uuid:model>/restore", deletion_api.ModelRestoreView.as_view()),
+    path("model-versions/<uuid:version>/deletion", deletion_api.VersionDeletionView.as_view()),
+    path("model-versions/<uuid:version>/restore", deletion_api.VersionRestoreView.as_view()),
     path("models/<uuid:model>/versions", api.ModelVersionsView.as_view()),
     path("models/<uuid:model>/uploads", uploads_api.UploadsView.as_view()),
     path("uploads/<uuid:upload>", uploads_api.UploadView.as_view()),

@@ -19,6 +19,9 @@ class RegisteredModel(TenantModel):
     name = models.CharField(max_length=120)
     description = models.TextField(blank=True)
     archived_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(
+        null=True, blank=True, help_text="When the files of all its versions were deleted"
+    )
 
     class Meta:
         ordering = ["-created_at"]
@@ -68,6 +71,9 @@ class ModelVersion(models.Model):
         "self", symmetrical=False, through="VersionParent", through_fields=("child", "parent"), related_name="children"
     )
     created_at = models.DateTimeField(editable=False)
+    deleted_at = models.DateTimeField(
+        null=True, editable=False, help_text="When its files were deleted; all else that is known of it stays"
+    )
 
     objects = TenantQuerySet.as_manager()
 

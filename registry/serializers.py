@@ -38,7 +38,17 @@ class ModelOut(serializers.ModelSerializer):
 
     class Meta:
         model = RegisteredModel
-        fields = ["id", "name", "description", "organization", "created_at", "archived_at", "versions", "refs"]
+        fields = [
+            "id",
+            "name",
+            "description",
+            "organization",
+            "created_at",
+            "archived_at",
+            "deleted_at",
+            "versions",
+            "refs",
+        ]
 
 
 class VersionOut(serializers.ModelSerializer):
@@ -53,7 +63,7 @@ class VersionOut(serializers.ModelSerializer):
         model = ModelVersion
         fields = [
             "id", "model", "model_name", "number", "digest", "message", "author", "task", "metrics",
-            "dataset_version", "created_at",
+            "dataset_version", "created_at", "deleted_at",
         ]  # fmt: skip
 
 
@@ -217,6 +227,12 @@ class MergeOut(serializers.ModelSerializer):
             "id", "model", "ours", "theirs", "branch", "recipe", "dataset_version", "state", "progress", "phase",
             "created_at", "finished_at", "output_version", "result", "error",
         ]  # fmt: skip
+
+
+class DeletionOut(serializers.Serializer):
+    bytes = serializers.IntegerField(help_text="Stored bytes that nothing else needs; freed after the grace period")
+    versions = serializers.IntegerField(help_text="Versions that lose their files")
+    obstacles = serializers.ListField(child=serializers.CharField(), help_text="What stands against it now")
 
 
 class LinkIn(Strict):

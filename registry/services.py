@@ -19,7 +19,7 @@ from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
 from dlplatform.objects.store import ObjectStore
 
-from . import history, releases, trees
+from . import deletion, history, releases, trees
 from .commits import digest_of, identifier_of
 from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release, VersionParent
 
@@ -71,6 +71,7 @@ def set_model_archived(*, actor: User, model: RegisteredModel, archived: bool) -
     """Take a model out of the lists, or bring it back; nothing is lost either way."""
     require(actor, "model.delete", model)
     if not archived:
+        deletion.require_living(model)
         _free_name(model)
     model.archived_at = timezone.now() if archived else None
     model.save(update_fields=["archived_at"])
@@ -132,7 +133,7 @@ def commit_version(
 ) -> ModelVersion:
     """Add an immutable version and move the branch to it. Parents default to the branch's head."""
     require(actor, "model.write", model)
-    RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    deletion.require_living(RegisteredModel.objects.select_for_update().get(pk=model.pk))
     if parents is None:
         head = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).select_related("version").first()
         parents = [head.version] if head else []
@@ -219,6 +220,8 @@ def move_ref(
             {"version": ValidationError("This version belongs to another model.", code="does_not_exist")}
         )
     RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    version.refresh_from_db(fields=["deleted_at"])
+    deletion.require_files(version)
     current = Ref.objects.filter(model=model, kind=kind, name=name).first()
     if current and kind == Ref.Kind.TAG and current.version_id != version.pk:
         raise Conflict(f"The tag “{name}” exists and tags never move; choose another name.", code="tag_exists")
@@ -292,6 +295,7 @@ def roll_back(
     target = to or history.before(ref)
     if target is None or target.pk == ref.version_id:
         raise Conflict(f"“{name}” has nowhere to go back to; name a version.", code="nothing_before")
+    deletion.require_files(target)
     told = reason or f"Roll back from v{ref.version.number} to v{target.number}"
     if kind == Ref.Kind.ALIAS:
         return move_ref(actor=actor, model=model, kind=kind, name=name, version=target, reason=told)

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .views import comparison, history, lists, merge, model, upload, version
+from .views import comparison, deletion, history, lists, merge, model, upload, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
@@ -13,6 +13,9 @@ urlpatterns = [
     path("models/<uuid:model>/", model.model_page, name="model"),
     path("models/<uuid:model>/edit", model.model_edit, name="model-edit"),
     path("models/<uuid:model>/archive", model.model_archive, name="model-archive"),
+    path("models/<uuid:model>/delete", deletion.model_delete, name="model-delete"),
+    path("model-versions/<uuid:version>/delete", deletion.version_delete, name="version-delete"),
+    path("model-versions/<uuid:version>/restore", deletion.version_restore, name="version-restore"),
     path("models/<uuid:model>/restore", model.model_restore, name="model-restore"),
     path("models/<uuid:model>/refs", model.ref_move, name="ref-move"),
     path("models/<uuid:model>/refs/<str:kind>/<str:name>/remove", model.ref_delete, name="ref-delete"),

@@ -13,7 +13,7 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import SafeCharField
-from registry import pickles, services, trees
+from registry import deletion, pickles, services, trees
 from registry.models import ModelVersion, Ref, RegisteredModel
 
 from . import entries, objects, revisions
@@ -98,7 +98,7 @@ class DeleteRepoView(HubView):
         wanted = given(RepoIn, request)
         organization = organization_of(request.user, wanted.get("organization"))
         model = revisions.model_of(request.user, organization.slug, wanted["name"])
-        services.set_model_archived(actor=request.user, model=model, archived=True)
+        deletion.delete_model(actor=request.user, model=model)
         return Response({})
 
 

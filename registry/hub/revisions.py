@@ -38,7 +38,7 @@ def version_of(model: RegisteredModel, revision: str) -> ModelVersion:
     In this order: a whole commit id, a branch, a tag, an alias, the tag `1.0.0` for `v1.0.0`, an unambiguous start of
     a commit id of at least seven digits.
     """
-    rows = ModelVersion.objects.filter(model=model).select_related("model__organization", "author")
+    rows = ModelVersion.objects.filter(model=model, deleted_at=None).select_related("model__organization", "author")
     if WHOLE_ID.fullmatch(revision) and (found := rows.filter(digest__startswith=revision).first()):
         return found
     ref = ref_named(model, revision)

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_POST
 from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import page_of, refusals_as_messages, safe_next, said, submitted
 from dlplatform.web import page
-from registry import services
+from registry import deletion, services
 from registry.cards import card_of
 from registry.forms import ModelForm, RefForm
 from registry.models import ModelVersion, Ref, RefMove, RegisteredModel
@@ -47,8 +47,9 @@ def model_page(request: HttpRequest, model: UUID) -> HttpResponse:
         "can_write": may(request.user, "model.write", found),
         "can_move": may(request.user, "ref.move", found),
         "can_archive": may(request.user, "model.delete", found),
+        "undoable_until": found.deleted_at and deletion.undoable_until(found.deleted_at),
     }
-    if version is not None:
+    if version is not None and version.deleted_at is None:
         context |= {"card": card_of(version), **try_context(request, version)}
     return page(request, "registry/model.html", context)
 
@@ -56,7 +57,7 @@ def model_page(request: HttpRequest, model: UUID) -> HttpResponse:
 def _telling_version(model: RegisteredModel, refs: list[Ref]) -> ModelVersion | None:
     """The version to show and to try: what is in production, else the newest."""
     production = next((ref.version_id for ref in refs if (ref.kind, ref.name) == (Ref.Kind.ALIAS, "production")), None)
-    rows = ModelVersion.objects.filter(model=model).select_related("model__organization")
+    rows = ModelVersion.objects.filter(model=model, deleted_at=None).select_related("model__organization")
     return rows.filter(pk=production).first() if production else rows.order_by("-number").first()
 
 
@@ -111,7 +112,10 @@ def model_restore(request: HttpRequest, model: UUID) -> HttpResponse:
 def _set_archived(request: HttpRequest, model: UUID, archived: bool, text: str, undo: str = "") -> HttpResponse:
     found = model_or_404(request, model)
     with refusals_as_messages(request):
-        services.set_model_archived(actor=request.user, model=found, archived=archived)
+        if archived:
+            services.set_model_archived(actor=request.user, model=found, archived=True)
+        else:
+            deletion.restore_model(actor=request.user, model=found)
         said(request, f"“{found.name}” {text}", undo and reverse(undo, args=[found.pk]))
     return redirect("model", found.pk)
 

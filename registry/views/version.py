@@ -11,9 +11,9 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 
 from dlplatform.accounts.access import may, require, visible_or_404
-from dlplatform.api import Unavailable
+from dlplatform.api import Conflict, Unavailable
 from dlplatform.web import page
-from registry import releases
+from registry import deletion, releases
 from registry.cards import card_of
 from registry.forms import TryForm
 from registry.models import ModelVersion, Ref, Release
@@ -41,11 +41,13 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         "aliases": _quick_aliases({ref.name: ref for ref in aliases}, found),
         "parents": found.parents.only("id", "number", "model_id").order_by("child_edges__position"),
         "settings": _settings(found.lineage),
-        "card": card_of(found),
-        "can_move": may(request.user, "ref.move", found),
-        **_release(found),
-        **try_context(request, found),
+        "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
+        "can_delete": may(request.user, "model.delete", found),
     }
+    if found.deleted_at is None:
+        context |= {"card": card_of(found), **_release(found), **try_context(request, found)}
+    else:
+        context["undoable_until"] = deletion.undoable_until(found.deleted_at)
     return page(request, "registry/version.html", context)
 
 
@@ -107,10 +109,11 @@ def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
 
 def _predicted(version: ModelVersion, form: TryForm) -> dict[str, Any] | None:
     try:
+        deletion.require_files(version)
         return _shown(client.predict(version.pk, [form.instance()])[0])
     except ValidationError as error:
         form.add_refusal(error)
-    except (Unavailable, client.Unusable) as error:
+    except (Unavailable, Conflict, client.Unusable) as error:
         form.add_error(None, str(error.detail))
     except Http404:
         form.add_error(None, "The inference process does not know this version; it may have been removed.")

@@ -80,7 +80,8 @@ CHANGES = [
 ] + [
     ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore")
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
-    ("upload", "upload-abort")
+    ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
+    ("model_version", "version-restore"),
 ]  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_models_are_named_once_archived_and_brought_back(trainer, maintainer, mo
     with pytest.raises(ValidationError):
         services.create_model(actor=trainer, organization=model.organization, name=model.name)
     assert api(trainer).delete(f"/api/v1/models/{model.pk}").status_code == 403
-    assert api(maintainer).delete(f"/api/v1/models/{model.pk}").status_code == 204
+    assert api(maintainer).post(f"/api/v1/models/{model.pk}/archive").status_code == 200
     assert api(trainer).get("/api/v1/models").json()["results"] == []
     again = services.create_model(actor=trainer, organization=model.organization, name=model.name)
     model.refresh_from_db()

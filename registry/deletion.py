@@ -1,0 +1,149 @@
+"""Deleting models and versions: the bytes are told beforehand, freed after a grace period, and undoable until then.
+
+What is deleted are the files. The commit stays, with who made it, when, from what and how good it was, for the log of
+refs must go on answering what was in production.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+from dlplatform.api import Conflict
+from dlplatform.objects.errors import MissingObject
+from dlplatform.objects.store import ObjectStore
+
+from .models import ModelVersion, RegisteredModel
+from .reachability import bytes_freed_by_deleting, objects_of
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What deleting would do: stored bytes that go, versions that lose their files, what stands against it."""
+
+    bytes: int
+    versions: int
+    obstacles: Sequence[str] = ()
+
+
+def grace() -> timedelta:
+    return timedelta(days=settings.OBJECT_GRACE_DAYS)
+
+
+def undoable_until(deleted_at: datetime) -> datetime:
+    return deleted_at + grace()
+
+
+def require_files(version: ModelVersion) -> None:
+    """Raise Conflict for a version whose files were deleted."""
+    if version.deleted_at is not None:
+        raise Conflict(
+            f"The files of v{version.number} were deleted on {version.deleted_at:%-d %B %Y}; they can be brought back "
+            f"until {undoable_until(version.deleted_at):%-d %B %Y}.",
+            code="files_deleted",
+        )
+
+
+def require_living(model: RegisteredModel) -> None:
+    """Raise Conflict for a model that was deleted."""
+    if model.deleted_at is not None:
+        raise Conflict(f"The model “{model.name}” was deleted; bring it back first.", code="deleted")
+
+
+# --- versions -----------------------------------------------------------------------------------------
+
+
+def preview_of_version(version: ModelVersion) -> Preview:
+    return Preview(bytes_freed_by_deleting([version], version.model.organization_id), 1, obstacles=_obstacles(version))
+
+
+def _obstacles(version: ModelVersion) -> list[str]:
+    """Names by which the version can still be asked for."""
+    found = [f"the {ref.kind} “{ref.name}” points to it" for ref in version.refs.order_by("kind", "name")]
+    if hasattr(version, "release"):
+        found.append(f"it is released as {version.release.number}")
+    return found
+
+
+@transaction.atomic
+def delete_version(*, actor: User, version: ModelVersion) -> ModelVersion:
+    """Delete the files of a version that no name stands for any more. Raises Conflict."""
+    require(actor, "model.delete", version.model)
+    RegisteredModel.objects.select_for_update().get(pk=version.model_id)
+    version.refresh_from_db(fields=["deleted_at"])
+    require_files(version)
+    if obstacles := _obstacles(version):
+        raise Conflict(f"v{version.number} stays: {'; '.join(obstacles)}.", code="in_use")
+    ModelVersion.objects.filter(pk=version.pk).update(deleted_at=timezone.now())
+    audit.record(actor, "version.delete", version, version.model.organization, number=version.number)
+    version.refresh_from_db(fields=["deleted_at"])
+    return version
+
+
+@transaction.atomic
+def restore_version(*, actor: User, version: ModelVersion) -> ModelVersion:
+    """Undo the deletion of a version's files. Raises Conflict once they are gone."""
+    require(actor, "model.delete", version.model)
+    RegisteredModel.objects.select_for_update().get(pk=version.model_id)
+    version.refresh_from_db(fields=["deleted_at"])
+    require_living(version.model)
+    if version.deleted_at is not None:
+        _bring_back(ModelVersion.objects.filter(pk=version.pk), version.model.organization_id, version.deleted_at)
+        audit.record(actor, "version.restore", version, version.model.organization, number=version.number)
+        version.deleted_at = None
+    return version
+
+
+# --- models -------------------------------------------------------------------------------------------
+
+
+def preview_of_model(model: RegisteredModel) -> Preview:
+    versions = list(model.versions.filter(deleted_at=None).only("pk"))
+    return Preview(bytes_freed_by_deleting(versions, model.organization_id), len(versions))
+
+
+@transaction.atomic
+def delete_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
+    """Take a model out of the lists and delete the files of all its versions. Raises Conflict when that was done."""
+    require(actor, "model.delete", model)
+    row = RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    require_living(row)
+    row.deleted_at = timezone.now()
+    row.archived_at = row.archived_at or row.deleted_at
+    row.save(update_fields=["deleted_at", "archived_at"])
+    row.versions.filter(deleted_at=None).update(deleted_at=row.deleted_at)
+    audit.record(actor, "model.delete", row, row.organization, name=row.name)
+    return row
+
+
+@transaction.atomic
+def restore_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
+    """Bring a model back into the lists, and what was deleted with it. Raises Conflict once its files are gone."""
+    from .services import set_model_archived
+
+    require(actor, "model.delete", model)
+    row = RegisteredModel.objects.select_for_update().get(pk=model.pk)
+    if row.deleted_at is not None:
+        _bring_back(row.versions.filter(deleted_at=row.deleted_at), row.organization_id, row.deleted_at)
+        row.deleted_at = None
+        row.save(update_fields=["deleted_at"])
+    return set_model_archived(actor=actor, model=row, archived=False)
+
+
+def _bring_back(versions: "QuerySet[ModelVersion]", organization: UUID, deleted_at: datetime) -> None:
+    gone = Conflict("The files are gone: the time to bring them back is over.", code="gone")
+    if timezone.now() >= undoable_until(deleted_at):
+        raise gone
+    try:
+        ObjectStore("models", organization).revive(objects_of(versions))
+    except MissingObject:
+        raise gone from None
+    versions.update(deleted_at=None)
