@@ -1,7 +1,7 @@
 """Rows added to a dataset by the API: each request makes a version, which is an earlier one's rows and the new ones.
 
 Versions never change, since runs and models name them, so an addition is a version like any other: queued, worked on
-in the isolated child, ready or rejected. It joins the newest version before it that did not fail, and waits while
+in the isolated child, ready or rejected. It joins the newest version before it that has rows, and waits while
 that one is still being read: of two additions sent one after the other none is lost. As long as the types of the
 columns hold, it shares the stored parts of the version it joins; when one has to widen, all rows are written again
 (`ingestion.extension`). Either way a worker reads all rows once, for the profile: a thousand requests of one row are
@@ -26,10 +26,10 @@ from .ingestion.result import Column, Problem
 from .models import Dataset, DatasetVersion
 
 MAX_ROWS = 10_000
-FAILED = (DatasetVersion.State.REJECTED, DatasetVersion.State.CANCELLED)
+WITHOUT_ROWS = (DatasetVersion.State.REJECTED, DatasetVersion.State.CANCELLED, DatasetVersion.State.DELETED)
 NOTHING_LEFT = Problem(
     code="nothing_to_extend",
-    detail="The version that these rows were to join was rejected or cancelled, and there is none before it. "
+    detail="The version that these rows were to join was rejected, cancelled or deleted, and there is none before it. "
     "Upload a file, then send the rows again.",
 )
 
@@ -72,12 +72,12 @@ def _place(problem: Problem) -> str:
 
 
 def base_of(version: DatasetVersion) -> DatasetVersion | None:
-    """The version whose rows come first: the newest one before it that did not fail."""
+    """The version whose rows come first: the newest one before it that has, or will have, rows."""
     return _living(version.dataset).filter(number__lt=version.number).first()
 
 
 def _living(dataset: Dataset) -> Any:
-    return dataset.versions.exclude(state__in=FAILED).order_by("-number")
+    return dataset.versions.exclude(state__in=WITHOUT_ROWS).order_by("-number")
 
 
 def waits(identifier: UUID) -> bool:

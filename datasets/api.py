@@ -17,7 +17,7 @@ from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import ONCE, Conflict, PagedView, documented, whole_parameter
 
-from . import additions, services
+from . import additions, deletion, services
 from .ingestion.rows import read_rows
 from .models import Dataset, DatasetVersion
 from .parsers import NdjsonParser
@@ -29,7 +29,7 @@ VERSION = {
 }  # fmt: skip
 DATASET = {
     "id": "1d0c…", "name": "breast cancer", "description": "", "organization": "main",
-    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "latest_version": VERSION,
+    "created_at": "2026-11-20T09:30:00Z", "archived_at": None, "deleted_at": None, "latest_version": VERSION,
 }  # fmt: skip
 MAX_ROWS = 200
 
@@ -94,12 +94,14 @@ class DatasetView(APIView):
         changed = services.update_dataset(actor=request.user, dataset=found, **given.validated_data)
         return Response(DatasetOut(changed).data)
 
-    @documented("Archive a dataset", answer=None, status=204, tags=["datasets"],
-                description="Takes it out of the lists; nothing is lost.")  # fmt: skip
+    @documented(
+        "Delete a dataset", answer=DatasetOut, tags=["datasets"], example=(None, {**DATASET, "deleted_at": "2026-11-20T09:30:00Z"}),
+        description="Takes it out of the lists and deletes the rows of its versions, which can be undone for some days; what "
+                    "is known of the versions stays. `deletion` tells beforehand how many bytes it frees.",
+    )  # fmt: skip
     def delete(self, request: Request, dataset: UUID) -> Response:
-        found = visible_or_404(Dataset.objects, request.user, pk=dataset)
-        services.set_dataset_archived(actor=request.user, dataset=found, archived=True)
-        return Response(status=204)
+        found = visible_or_404(Dataset.objects.select_related("organization"), request.user, pk=dataset)
+        return Response(DatasetOut(deletion.delete_dataset(actor=request.user, dataset=found)).data)
 
 
 class VersionsView(PagedView):
@@ -159,17 +161,22 @@ class AddedRowsView(APIView):
 
 
 class VersionView(APIView):
-    policy = {"GET": "read", "DELETE": "dataset.write"}
+    policy = {"GET": "read", "DELETE": "dataset.delete"}
 
     @documented("Get a version with columns, profile and problems", answer=VersionDetail, example=(None, VERSION),
                 tags=["datasets"])  # fmt: skip
     def get(self, request: Request, dataset: UUID, number: int) -> Response:
-        return Response(VersionDetail(_version(request, dataset, number)).data)
+        return Response(VersionDetail(version_or_404(request, dataset, number)).data)
 
-    @documented("Cancel the ingestion of a version", answer=VersionSummary, status=200, tags=["datasets"])
+    @documented(
+        "Delete the rows of a version", answer=VersionSummary, tags=["datasets"],
+        example=(None, {**VERSION, "state": "deleted"}),
+        description="Frees what nothing else needs after some days, until when it can be undone; columns and profile stay. "
+                    "409 `in_use` while it is being read.",
+    )  # fmt: skip
     def delete(self, request: Request, dataset: UUID, number: int) -> Response:
-        version = _version(request, dataset, number)
-        return Response(VersionSummary(services.cancel_version(actor=request.user, version=version)).data)
+        version = version_or_404(request, dataset, number)
+        return Response(VersionSummary(deletion.delete_version(actor=request.user, version=version)).data)
 
 
 class RowsView(APIView):
@@ -185,7 +192,7 @@ class RowsView(APIView):
         ],
     )  # fmt: skip
     def get(self, request: Request, dataset: UUID, number: int) -> Response:
-        version = _version(request, dataset, number)
+        version = version_or_404(request, dataset, number)
         if version.state != DatasetVersion.State.READY:
             raise Conflict(f"This version is {version.state}; it has no rows to show.", code="not_ready")
         limit = whole_parameter(request, "limit", 50, 1, MAX_ROWS)
@@ -206,7 +213,7 @@ class RowsView(APIView):
         )
 
 
-def _version(request: Request, dataset: UUID, number: int) -> DatasetVersion:
+def version_or_404(request: Request, dataset: UUID, number: int) -> DatasetVersion:
     rows = DatasetVersion.objects.select_related("dataset__organization", "extends")
     return visible_or_404(rows, request.user, dataset_id=dataset, number=number)
 

@@ -17,6 +17,7 @@ class Dataset(TenantModel):
     name = models.CharField(max_length=120)
     description = models.TextField(blank=True)
     archived_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(null=True, blank=True, help_text="When the rows of all its versions were deleted")
 
     class Meta:
         ordering = ["-created_at"]
@@ -55,7 +56,7 @@ class DatasetVersion(Job):
     QUEUED: ClassVar[str] = "queued"
     CLAIMED: ClassVar[str] = "running"
     HELD: ClassVar[tuple[str, ...]] = ("running",)
-    ENDED: ClassVar[tuple[str, ...]] = ("ready", "rejected", "cancelled")
+    ENDED: ClassVar[tuple[str, ...]] = ("ready", "rejected", "cancelled", "deleted")
     QUEUE: ClassVar[str] = "datasets"
     ENTRY: ClassVar[str] = "datasets.jobs.ingest"
     tenant_parent = "dataset"
@@ -66,6 +67,7 @@ class DatasetVersion(Job):
         READY = "ready"
         REJECTED = "rejected"
         CANCELLED = "cancelled"
+        DELETED = "deleted"
 
     dataset = models.ForeignKey(Dataset, on_delete=models.CASCADE, related_name="versions")
     number = models.PositiveIntegerField()
@@ -90,6 +92,7 @@ class DatasetVersion(Job):
     parts = models.JSONField(default=list, help_text="[{sha256, rows, bytes}] in row order")
     profile = models.JSONField(default=dict, help_text="Statistics by column name")
     problems = models.JSONField(default=list, help_text="[{row, column, code, severity, detail}]")
+    deleted_at = models.DateTimeField(null=True, editable=False, help_text="When its rows were deleted")
     detected = models.JSONField(default=dict, help_text="Format, delimiter, encoding, header")
 
     objects = DatasetVersionQuerySet.as_manager()  # type: ignore[misc]
@@ -99,7 +102,7 @@ class DatasetVersion(Job):
         constraints = [
             models.UniqueConstraint(fields=["dataset", "number"], name="dataset_version_number_once"),
             models.CheckConstraint(
-                condition=Q(state__in=["queued", "running", "ready", "rejected", "cancelled"]),
+                condition=Q(state__in=["queued", "running", "ready", "rejected", "cancelled", "deleted"]),
                 name="dataset_version_state_known",
             ),
         ]

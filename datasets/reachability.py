@@ -11,18 +11,24 @@ from .models import DatasetVersion
 
 
 def reachable_objects(organization: UUID) -> set[str]:
-    """The ids of all uploads and parts, those of archived datasets included: archiving loses nothing."""
-    return _ids(DatasetVersion.objects.filter(dataset__organization_id=organization))
+    """The ids of all uploads and parts but those of deleted versions; archiving loses nothing."""
+    return objects_of(_kept(organization))
 
 
 def bytes_freed_by_deleting(versions: Collection[DatasetVersion], organization: UUID) -> int:
     """Stored bytes that only these versions need; the other versions of the organization stay as they are."""
     chosen = DatasetVersion.objects.filter(pk__in=[version.pk for version in versions])
-    others = DatasetVersion.objects.filter(dataset__organization_id=organization).exclude(pk__in=chosen)
-    return bytes_freed("datasets", organization, deleting=_ids(chosen), keeping=_ids(others))
+    others = _kept(organization).exclude(pk__in=chosen)
+    return bytes_freed("datasets", organization, deleting=objects_of(chosen), keeping=objects_of(others))
 
 
-def _ids(versions: "QuerySet[DatasetVersion]") -> set[str]:
+def _kept(organization: UUID) -> "QuerySet[DatasetVersion]":
+    return DatasetVersion.objects.filter(dataset__organization_id=organization).exclude(
+        state=DatasetVersion.State.DELETED
+    )
+
+
+def objects_of(versions: "QuerySet[DatasetVersion]") -> set[str]:
     found: set[str] = set()
     for source, parts in versions.values_list("source_sha256", "parts").iterator():
         found |= {source, *(part["sha256"] for part in parts)}

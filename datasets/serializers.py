@@ -33,7 +33,16 @@ class DatasetOut(serializers.ModelSerializer):
 
     class Meta:
         model = Dataset
-        fields = ["id", "name", "description", "organization", "created_at", "archived_at", "latest_version"]
+        fields = [
+            "id",
+            "name",
+            "description",
+            "organization",
+            "created_at",
+            "archived_at",
+            "deleted_at",
+            "latest_version",
+        ]
 
     def get_latest_version(self, dataset: Dataset) -> dict | None:
         versions = getattr(dataset, "newest", None)

@@ -34,6 +34,12 @@ def create_dataset(*, actor: User, organization: Organization, name: str, descri
     return dataset
 
 
+def require_living(dataset: Dataset) -> None:
+    """Raise Conflict for a dataset that was deleted."""
+    if dataset.deleted_at is not None:
+        raise Conflict(f"The dataset “{dataset.name}” was deleted; bring it back first.", code="deleted")
+
+
 def _check_name_is_free(organization: Organization, name: str, but: Dataset | None = None) -> None:
     namesakes = Dataset.objects.filter(organization=organization, name=name, archived_at=None)
     if but is not None:
@@ -61,6 +67,7 @@ def set_dataset_archived(*, actor: User, dataset: Dataset, archived: bool) -> Da
     """Take a dataset out of the lists, or bring it back; nothing is lost either way."""
     require(actor, "dataset.delete", dataset)
     if not archived:
+        require_living(dataset)
         _check_name_is_free(dataset.organization, dataset.name, but=dataset)
     dataset.archived_at = timezone.now() if archived else None
     dataset.save(update_fields=["archived_at"])
@@ -74,7 +81,7 @@ def create_version(
 ) -> DatasetVersion:
     """A new version of an uploaded file that is in the object store already; queued for ingestion."""
     require(actor, "dataset.write", dataset)
-    Dataset.objects.select_for_update().get(pk=dataset.pk)
+    require_living(Dataset.objects.select_for_update().get(pk=dataset.pk))
     newest = dataset.versions.order_by("-number").values_list("number", flat=True).first() or 0
     version = DatasetVersion.objects.create(
         dataset=dataset,

@@ -107,6 +107,14 @@ class SafeCharField(serializers.CharField):
         return value
 
 
+class DeletionOut(serializers.Serializer):
+    """What deleting something would do (`objects.grace.Preview`)."""
+
+    bytes = serializers.IntegerField(help_text="Stored bytes that nothing else needs; freed after the grace period")
+    versions = serializers.IntegerField(help_text="Versions that lose their content")
+    obstacles = serializers.ListField(child=serializers.CharField(), help_text="What stands against it now")
+
+
 class PagedView(APIView):
     """Lists a queryset through the paginator and a serializer."""
 

@@ -4,12 +4,9 @@ What is deleted are the files. The commit stays, with who made it, when, from wh
 refs must go on answering what was in production.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from uuid import UUID
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -19,27 +16,10 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.objects.errors import MissingObject
-from dlplatform.objects.store import ObjectStore
+from dlplatform.objects.grace import Preview, bring_back, undoable_until
 
 from .models import ModelVersion, RegisteredModel
 from .reachability import bytes_freed_by_deleting, objects_of
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What deleting would do: stored bytes that go, versions that lose their files, what stands against it."""
-
-    bytes: int
-    versions: int
-    obstacles: Sequence[str] = ()
-
-
-def grace() -> timedelta:
-    return timedelta(days=settings.OBJECT_GRACE_DAYS)
-
-
-def undoable_until(deleted_at: datetime) -> datetime:
-    return deleted_at + grace()
 
 
 def require_files(version: ModelVersion) -> None:
@@ -139,11 +119,8 @@ def restore_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
 
 
 def _bring_back(versions: "QuerySet[ModelVersion]", organization: UUID, deleted_at: datetime) -> None:
-    gone = Conflict("The files are gone: the time to bring them back is over.", code="gone")
-    if timezone.now() >= undoable_until(deleted_at):
-        raise gone
     try:
-        ObjectStore("models", organization).revive(objects_of(versions))
+        bring_back("models", organization, objects_of(versions), deleted_at)
     except MissingObject:
-        raise gone from None
+        raise Conflict("The files are gone: the time to bring them back is over.", code="gone") from None
     versions.update(deleted_at=None)

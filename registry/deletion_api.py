@@ -7,12 +7,12 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from dlplatform.accounts.access import require, visible_or_404
-from dlplatform.api import documented
+from dlplatform.api import DeletionOut, documented
 
 from . import deletion, services
 from .api import MODEL, VERSION, visible_models, visible_version
 from .models import RegisteredModel
-from .serializers import DeletionOut, ModelOut, ModelVersionDetail
+from .serializers import ModelOut, ModelVersionDetail
 
 PREVIEW = {"bytes": 41943040, "versions": 12, "obstacles": []}
 

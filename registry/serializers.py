@@ -229,12 +229,6 @@ class MergeOut(serializers.ModelSerializer):
         ]  # fmt: skip
 
 
-class DeletionOut(serializers.Serializer):
-    bytes = serializers.IntegerField(help_text="Stored bytes that nothing else needs; freed after the grace period")
-    versions = serializers.IntegerField(help_text="Versions that lose their files")
-    obstacles = serializers.ListField(child=serializers.CharField(), help_text="What stands against it now")
-
-
 class LinkIn(Strict):
     path = SafeCharField(
         required=False, allow_blank=True, default="", max_length=1000, help_text="A file; empty is the whole as a zip"

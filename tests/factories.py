@@ -186,7 +186,8 @@ def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **
         stored = store.put_file(folder / "parts" / part.path)
         parts.append({"sha256": stored.sha256, "rows": part.rows, "bytes": stored.size})
     answer = result.to_dict()
+    original = store.put_file(source)
     return DatasetVersionFactory(
-        dataset=dataset, rows=result.rows, columns=answer["columns"], profile=answer["profile"], parts=parts,
+        dataset=dataset, source_sha256=original.sha256, source_bytes=original.size, rows=result.rows, columns=answer["columns"], profile=answer["profile"], parts=parts,
         problems=answer["problems"], detected=answer["detected"], **more,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_POST, require_safe
 
-from datasets import services
+from datasets import deletion, services
 from datasets.forms import DatasetForm
 from datasets.ingestion.export import neutralise
 from datasets.ingestion.rows import read_rows
@@ -69,7 +69,10 @@ def dataset_restore(request: HttpRequest, dataset: UUID) -> HttpResponse:
 def _set_archived(request: HttpRequest, dataset: UUID, archived: bool, text: str, undo: str = "") -> HttpResponse:
     found = dataset_or_404(request, dataset)
     with refusals_as_messages(request):
-        services.set_dataset_archived(actor=request.user, dataset=found, archived=archived)
+        if archived:
+            services.set_dataset_archived(actor=request.user, dataset=found, archived=True)
+        else:
+            deletion.restore_dataset(actor=request.user, dataset=found)
         said(request, f"“{found.name}” {text}", undo and reverse(undo, args=[found.pk]))
     return redirect("dataset", found.pk)
 

@@ -10,6 +10,7 @@ from datasets import services
 from datasets.ingestion.rows import read_rows
 from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.access import may, visible_or_404
+from dlplatform.objects.grace import undoable_until
 from dlplatform.objects.store import CorruptObject, MissingObject
 from dlplatform.web import page
 
@@ -47,6 +48,7 @@ def dataset_page(request: HttpRequest, dataset: UUID) -> HttpResponse:
         "can_archive": may(request.user, "dataset.delete", found),
     }
     if version is not None:
+        context["undoable_until"] = version.deleted_at and undoable_until(version.deleted_at)
         context |= PANELS[context["tab"]](request, version)
     return page(request, "datasets/dataset.html", context, partial="datasets/_dataset.html")
 

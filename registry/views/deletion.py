@@ -9,10 +9,13 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from dlplatform.accounts.access import require
 from dlplatform.accounts.pages import refusals_as_messages, said
+from dlplatform.objects.grace import Preview, grace
 from registry import deletion
 
 from .model import model_or_404
 from .version import version_or_404
+
+STAYS = "What is known of the versions stays: metrics, lineage, the log of refs."
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -21,7 +24,7 @@ def model_delete(request: HttpRequest, model: UUID) -> HttpResponse:
     require(request.user, "model.delete", found)
     if request.method != "POST":
         preview = deletion.preview_of_model(found)
-        return _asked(request, model=found, preview=preview, back=reverse("model", args=[found.pk]))
+        return _asked(request, f"Delete {found.name}?", found.name, preview, reverse("model", args=[found.pk]))
     with refusals_as_messages(request):
         deletion.delete_model(actor=request.user, model=found)
         said(request, f"“{found.name}” is deleted.", reverse("model-restore", args=[found.pk]))
@@ -35,7 +38,7 @@ def version_delete(request: HttpRequest, version: UUID) -> HttpResponse:
     back = reverse("model-version", args=[found.pk])
     if request.method != "POST":
         preview = deletion.preview_of_version(found)
-        return _asked(request, model=found.model, version=found, preview=preview, back=back)
+        return _asked(request, f"Delete the files of v{found.number}?", str(found), preview, back)
     with refusals_as_messages(request):
         deletion.delete_version(actor=request.user, version=found)
         said(request, f"The files of v{found.number} are deleted.", reverse("version-restore", args=[found.pk]))
@@ -51,5 +54,6 @@ def version_restore(request: HttpRequest, version: UUID) -> HttpResponse:
     return redirect("model-version", found.pk)
 
 
-def _asked(request: HttpRequest, **context: object) -> HttpResponse:
-    return render(request, "registry/delete.html", {"section": "models", "days": deletion.grace().days, **context})
+def _asked(request: HttpRequest, question: str, name: str, preview: Preview, back: str) -> HttpResponse:
+    context = {"section": "models", "question": question, "name": name, "preview": preview, "back": back}
+    return render(request, "deletion.html", {**context, "days": grace().days, "stays": STAYS})

@@ -10,6 +10,7 @@ from django.views.decorators.http import require_POST
 
 from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import page_of, refusals_as_messages, safe_next, said, submitted
+from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
 from registry import deletion, services
 from registry.cards import card_of
@@ -47,7 +48,7 @@ def model_page(request: HttpRequest, model: UUID) -> HttpResponse:
         "can_write": may(request.user, "model.write", found),
         "can_move": may(request.user, "ref.move", found),
         "can_archive": may(request.user, "model.delete", found),
-        "undoable_until": found.deleted_at and deletion.undoable_until(found.deleted_at),
+        "undoable_until": found.deleted_at and undoable_until(found.deleted_at),
     }
     if version is not None and version.deleted_at is None:
         context |= {"card": card_of(version), **try_context(request, version)}

@@ -12,6 +12,7 @@ from django.views.decorators.http import require_http_methods
 
 from dlplatform.accounts.access import may, require, visible_or_404
 from dlplatform.api import Conflict, Unavailable
+from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
 from registry import deletion, releases
 from registry.cards import card_of
@@ -47,7 +48,7 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
     if found.deleted_at is None:
         context |= {"card": card_of(found), **_release(found), **try_context(request, found)}
     else:
-        context["undoable_until"] = deletion.undoable_until(found.deleted_at)
+        context["undoable_until"] = undoable_until(found.deleted_at)
     return page(request, "registry/version.html", context)
 
 

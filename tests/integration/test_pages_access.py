@@ -78,7 +78,7 @@ WRITING = ["dataset-new", "run-new", "model-new"]
 CHANGES = [
     ("run", name) for name in ("run-cancel", "run-resume", "run-archive", "run-restore", "run-rename")
 ] + [
-    ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore")
+    ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore", "dataset-delete")
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
     ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
     ("model_version", "version-restore"),

@@ -297,7 +297,7 @@ def test_datasets_are_listed_searched_changed_archived_and_brought_back(dataset,
     assert [row["id"] for row in listed] == [str(dataset.pk)]
     changed = api(trainer).patch(f"/api/v1/datasets/{dataset.pk}", {"description": "good"}, format="json")
     assert changed.json()["description"] == "good"
-    assert api(maintainer).delete(f"/api/v1/datasets/{dataset.pk}").status_code == 204
+    assert api(maintainer).post(f"/api/v1/datasets/{dataset.pk}/archive").status_code == 200
     assert api(trainer).get("/api/v1/datasets").json()["results"] == []
     assert len(api(trainer).get("/api/v1/datasets?archived=1").json()["results"]) == 1
     factories.DatasetFactory(organization=dataset.organization, name=dataset.name)
