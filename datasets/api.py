@@ -7,7 +7,6 @@ from django.db.models import Prefetch, QuerySet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ErrorDetail, ValidationError
-from rest_framework.parsers import JSONParser
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -15,7 +14,8 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import ONCE, Conflict, PagedView, documented, whole_parameter
+from dlplatform.api import ONCE, Conflict, PagedView, boolean_parameter, documented, whole_parameter
+from dlplatform.parsers import StrictJSONParser
 
 from . import additions, deletion, services
 from .ingestion.rows import read_rows
@@ -56,7 +56,7 @@ class DatasetsView(PagedView):
         ],
     )  # fmt: skip
     def get(self, request: Request) -> Response:
-        archived = request.query_params.get("archived") in ("1", "true")
+        archived = boolean_parameter(request, "archived")
         rows = visible_datasets(request.user).filter(archived_at__isnull=not archived)
         if search := request.query_params.get("search", "").replace("\0", ""):
             rows = rows.filter(name__icontains=search)
@@ -132,7 +132,7 @@ class VersionsView(PagedView):
 
 class AddedRowsView(APIView):
     policy = {"POST": "dataset.write"}
-    parser_classes = [JSONParser, NdjsonParser]
+    parser_classes = [StrictJSONParser, NdjsonParser]
 
     @documented(
         "Add rows", answer=AddedOut, status=202, tags=["datasets"], parameters=[ONCE],

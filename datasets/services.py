@@ -5,7 +5,6 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -14,6 +13,7 @@ from dlplatform import events, jobs
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from dlplatform.objects.store import ObjectIdentity, ObjectStore
 
@@ -29,7 +29,10 @@ def object_store(organization: UUID) -> ObjectStore:
 def create_dataset(*, actor: User, organization: Organization, name: str, description: str = "") -> Dataset:
     require(actor, "dataset.write", organization)
     _check_name_is_free(organization, name)
-    dataset = Dataset.objects.create(organization=organization, name=name, description=description, created_by=actor)
+    with unique_name(_taken(name)):
+        dataset = Dataset.objects.create(
+            organization=organization, name=name, description=description, created_by=actor
+        )
     audit.record(actor, "dataset.create", dataset, organization, name=name)
     return dataset
 
@@ -45,8 +48,11 @@ def _check_name_is_free(organization: Organization, name: str, but: Dataset | No
     if but is not None:
         namesakes = namesakes.exclude(pk=but.pk)
     if namesakes.exists():
-        message = f"There is a dataset “{name}” already; upload a new version of it, or choose another name."
-        raise ValidationError({"name": ValidationError(message, code="unique")})
+        raise name_taken(_taken(name))
+
+
+def _taken(name: str) -> str:
+    return f"There is a dataset “{name}” already; upload a new version of it, or choose another name."
 
 
 @transaction.atomic
@@ -57,7 +63,8 @@ def update_dataset(*, actor: User, dataset: Dataset, **changes: str) -> Dataset:
         _check_name_is_free(dataset.organization, changes["name"], but=dataset)
     for field, value in changes.items():
         setattr(dataset, field, value)
-    dataset.save(update_fields=list(changes))
+    with unique_name(_taken(dataset.name)):
+        dataset.save(update_fields=list(changes))
     audit.record(actor, "dataset.change", dataset, dataset.organization, **changes)
     return dataset
 
@@ -70,7 +77,8 @@ def set_dataset_archived(*, actor: User, dataset: Dataset, archived: bool) -> Da
         require_living(dataset)
         _check_name_is_free(dataset.organization, dataset.name, but=dataset)
     dataset.archived_at = timezone.now() if archived else None
-    dataset.save(update_fields=["archived_at"])
+    with unique_name(_taken(dataset.name)):
+        dataset.save(update_fields=["archived_at"])
     audit.record(actor, "dataset.archive" if archived else "dataset.restore", dataset, dataset.organization)
     return dataset
 
@@ -81,7 +89,10 @@ def create_version(
 ) -> DatasetVersion:
     """A new version of an uploaded file that is in the object store already; queued for ingestion."""
     require(actor, "dataset.write", dataset)
-    require_living(Dataset.objects.select_for_update().get(pk=dataset.pk))
+    row = Dataset.objects.select_for_update().get(pk=dataset.pk)
+    require_living(row)
+    if row.archived_at is not None:
+        raise Conflict(f"The dataset “{row.name}” is archived; bring it back first.", code="archived")
     newest = dataset.versions.order_by("-number").values_list("number", flat=True).first() or 0
     version = DatasetVersion.objects.create(
         dataset=dataset,

@@ -7,7 +7,14 @@ from django.db import DataError
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, inline_serializer
 from drf_standardized_errors.handler import ExceptionHandler
 from rest_framework import serializers
-from rest_framework.exceptions import APIException, ErrorDetail, NotFound, ValidationError
+from rest_framework.exceptions import (
+    APIException,
+    AuthenticationFailed,
+    ErrorDetail,
+    NotAuthenticated,
+    NotFound,
+    ValidationError,
+)
 from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,6 +24,8 @@ ONCE = OpenApiParameter(
     "Idempotency-Key", str, OpenApiParameter.HEADER,
     description="Your name for this request, up to 200 characters: sent again within a day, it gets the first answer",
 )  # fmt: skip
+
+UNAUTHENTICATED = "The credentials are missing, wrong, expired or revoked."
 
 
 class Conflict(APIException):
@@ -41,7 +50,16 @@ class ErrorHandler(ExceptionHandler):
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, DjangoValidationError):
             return ValidationError(detail=error_details(exc))
+        if isinstance(exc, AuthenticationFailed | NotAuthenticated):
+            return _unauthenticated(exc)
         return super().convert_known_exceptions(exc)
+
+
+def _unauthenticated(refused: APIException) -> NotAuthenticated:
+    """One body for every cause, so that nobody learns from it which of their guesses was near."""
+    answer = NotAuthenticated(UNAUTHENTICATED)
+    answer.auth_header = getattr(refused, "auth_header", None)  # type: ignore[attr-defined]
+    return answer
 
 
 def error_details(error: DjangoValidationError) -> Any:
@@ -62,6 +80,9 @@ class Paging(CursorPagination):
     page_size_query_param = "limit"
     ordering = "-created_at"
     invalid_cursor_message = "This cursor is not one that the API gave; start again without it."
+
+    def get_page_size(self, request: Request) -> int:
+        return whole_parameter(request, "limit", self.page_size, 1, self.max_page_size)
 
     def paginate_queryset(self, queryset: Any, request: Request, view: Any = None) -> Any:
         """A page of rows; NotFound for a cursor whose position is not a value of the column it is compared with."""
@@ -171,6 +192,14 @@ def documented(
         examples=examples,
         **more,
     )
+
+
+def boolean_parameter(request: Request, name: str) -> bool:
+    """A yes or no from the query string, no by default; ValidationError names the parameter otherwise."""
+    text = request.query_params.get(name, "").lower()
+    if text not in ("", "0", "1", "false", "true"):
+        raise ValidationError({name: [ErrorDetail("Give true or false.", "invalid")]})
+    return text in ("1", "true")
 
 
 def whole_parameter(request: Request, name: str, default: int, low: int, high: int) -> int:

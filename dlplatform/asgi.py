@@ -12,19 +12,20 @@ django_application = get_asgi_application()
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
-from django.urls import path
+from django.urls import path, re_path
 from servestatic import ServeStaticASGI
 
 from datasets.uploads import UploadEndpoint
 from dlplatform.body_limit import BodyLimit
 from registry.hub.uploads import HubUploads
 from registry.upload_endpoint import ModelUploads
-from training.sockets import organization_socket, run_socket
+from training.sockets import organization_socket, run_socket, unknown_socket
 
 sockets = URLRouter(
     [
         path("ws/runs/<uuid:run>", run_socket),
         path("ws/organizations/<slug:slug>", organization_socket),
+        re_path("", unknown_socket),
     ]
 )
 

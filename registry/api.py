@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import ONCE, Conflict, PagedView, documented
+from dlplatform.api import ONCE, Conflict, PagedView, boolean_parameter, documented
 
 from . import deletion, links, services
 from .archive import archive_response
@@ -80,7 +80,7 @@ class ModelsView(PagedView):
         ],
     )  # fmt: skip
     def get(self, request: Request) -> Response:
-        archived = request.query_params.get("archived") in ("1", "true")
+        archived = boolean_parameter(request, "archived")
         rows = visible_models(request.user).filter(archived_at__isnull=not archived)
         if search := request.query_params.get("search", "").replace("\0", ""):
             rows = rows.filter(name__icontains=search)

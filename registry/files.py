@@ -27,9 +27,13 @@ def file_response(request: HttpRequest, store: ObjectStore, *, sha256: str, size
         )
     start, end = wanted if isinstance(wanted, tuple) else (0, size - 1)
     whole = start == 0 and end == size - 1
-    source = store.open(sha256, verify=not whole)
-    content = _stream(source, start, end - start + 1, sha256 if whole else None)
-    response = StreamingHttpResponse(content, status=206 if wanted else 200, content_type="application/octet-stream")
+    status, kind = 206 if wanted else 200, "application/octet-stream"
+    response: HttpResponseBase
+    if request.method == "HEAD":
+        response = HttpResponse(status=status, content_type=kind)
+    else:
+        content = _stream(store.open(sha256, verify=not whole), start, end - start + 1, sha256 if whole else None)
+        response = StreamingHttpResponse(content, status=status, content_type=kind)
     response["Content-Length"] = str(max(end - start + 1, 0))
     response["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(label, safe='')}"
     response["ETag"] = etag

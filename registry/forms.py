@@ -1,5 +1,6 @@
 """Forms of the model pages: name and description, moving a ref, trying a model."""
 
+import math
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from .merges import METHODS
 from .models import Ref
 from .releases import BUMPS
 
+LARGEST_INTEGER = 2**63
 PREFIX = "input-"
 ERROR_PLACE = re.compile(r"instances\.0(?:\.(.*))?", re.DOTALL)
 
@@ -129,9 +131,12 @@ def _value(type_: str, text: str) -> Any:
 
 
 def _number(text: str) -> Any:
+    """Within what JSON can carry; infinities and the like go on as text."""
     for read in (int, float):
         try:
-            return read(text)
+            value = read(text)
         except ValueError:
             continue
+        if abs(value) < (LARGEST_INTEGER if read is int else math.inf):
+            return value
     return text

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from datasets.models import DatasetVersion
@@ -16,6 +17,7 @@ from dlplatform import events
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from dlplatform.objects.store import ObjectStore
 
@@ -36,19 +38,33 @@ def object_store(organization: UUID) -> ObjectStore:
 @transaction.atomic
 def create_model(*, actor: User, organization: Organization, name: str, description: str = "") -> RegisteredModel:
     require(actor, "model.write", organization)
-    if RegisteredModel.objects.filter(organization=organization, name=name, archived_at=None).exists():
-        raise ValidationError({"name": ValidationError(f"There is a model “{name}” already.", code="unique")})
-    model = RegisteredModel.objects.create(
-        organization=organization, name=name, description=description, created_by=actor
-    )
+    if _living_namesakes(organization, name).exists():
+        raise name_taken(_taken(name))
+    with unique_name(_taken(name)):
+        model = RegisteredModel.objects.create(
+            organization=organization, name=name, description=description, created_by=actor
+        )
     audit.record(actor, "model.create", model, organization, name=name)
     return model
 
 
 def model_named(*, actor: User, organization: Organization, name: str) -> RegisteredModel:
-    """The model of that name, made now when there is none."""
-    found = RegisteredModel.objects.filter(organization=organization, name=name, archived_at=None).first()
-    return found or create_model(actor=actor, organization=organization, name=name)
+    """The model of that name, made now when there is none. Of two who make it at once the second gets the first's."""
+    found = _living_namesakes(organization, name).first()
+    if found is not None:
+        return found
+    try:
+        return create_model(actor=actor, organization=organization, name=name)
+    except ValidationError:
+        return _living_namesakes(organization, name).get()
+
+
+def _living_namesakes(organization: Organization, name: str | None) -> "QuerySet[RegisteredModel]":
+    return RegisteredModel.objects.filter(organization=organization, name=name, archived_at=None)
+
+
+def _taken(name: str) -> str:
+    return f"There is a model “{name}” already."
 
 
 @transaction.atomic
@@ -56,12 +72,12 @@ def update_model(*, actor: User, model: RegisteredModel, **changes: str) -> Regi
     """Change name or description."""
     require(actor, "model.write", model)
     name = changes.get("name")
-    others = RegisteredModel.objects.filter(organization=model.organization, name=name, archived_at=None)
-    if name and others.exclude(pk=model.pk).exists():
-        raise ValidationError({"name": ValidationError(f"There is a model “{name}” already.", code="unique")})
+    if name and _living_namesakes(model.organization, name).exclude(pk=model.pk).exists():
+        raise name_taken(_taken(name))
     for field, value in changes.items():
         setattr(model, field, value)
-    model.save(update_fields=list(changes))
+    with unique_name(_taken(model.name)):
+        model.save(update_fields=list(changes))
     audit.record(actor, "model.change", model, model.organization, **changes)
     return model
 
@@ -80,10 +96,7 @@ def set_model_archived(*, actor: User, model: RegisteredModel, archived: bool) -
 
 
 def _free_name(model: RegisteredModel) -> None:
-    namesakes = RegisteredModel.objects.filter(
-        organization=model.organization, name=model.name, archived_at=None
-    ).exclude(pk=model.pk)
-    if namesakes.exists():
+    if _living_namesakes(model.organization, model.name).exclude(pk=model.pk).exists():
         raise Conflict(f"Another model is named “{model.name}” now; rename it first.", code="name_taken")
 
 

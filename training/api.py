@@ -17,7 +17,7 @@ from dlplatform.accounts.access import visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.models import User
 from dlplatform.accounts.organizations import resolve
-from dlplatform.api import PagedView, documented, whole_parameter
+from dlplatform.api import PagedView, boolean_parameter, documented, whole_parameter
 
 from . import services
 from .curves import curves
@@ -111,7 +111,9 @@ class RunsView(PagedView):
         ],
     )  # fmt: skip
     def get(self, request: Request) -> Response:
-        rows = _filtered(visible_runs(request.user).defer(*LIST_HEAVY), request.query_params)
+        archived = boolean_parameter(request, "archived")
+        rows = visible_runs(request.user).defer(*LIST_HEAVY).filter(archived_at__isnull=not archived)
+        rows = _filtered(rows, request.query_params)
         rows, self.ordering = _ordered(rows, request.query_params.get("ordering", "-created_at"))
         return self.paged(request, rows, RunOut)
 
@@ -244,7 +246,6 @@ def _experiment(user: User, identifier: UUID) -> Experiment:
 
 
 def _filtered(rows: QuerySet[Run], given: Any) -> QuerySet[Run]:
-    rows = rows.filter(archived_at__isnull=given.get("archived") not in ("1", "true"))
     if state := given.get("state"):
         if state not in Run.State.values:
             raise InvalidQuery(

@@ -94,8 +94,9 @@ def _extremes(cursor: Any, series: MetricSeries, first: int, span: int) -> list[
 
 
 def curves(run: Run, keys: list[str] | None, max_points: int) -> dict[str, list[Point]]:
-    """The run's metrics by key, each downsampled."""
+    """The run's metrics by key, each downsampled; those that have one final value and no curve are left out."""
     series = MetricSeries.objects.filter(run=run).order_by("key")
     if keys:
         series = series.filter(key__in=keys)
-    return {one.key: downsampled(one, max_points) for one in series}
+    drawn = {one.key: downsampled(one, max_points) for one in series}
+    return {key: points for key, points in drawn.items() if points}

@@ -13,6 +13,7 @@ from dlplatform import jobs
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
 
@@ -32,18 +33,27 @@ TARGET_TYPES = {
 @transaction.atomic
 def create_experiment(*, actor: User, organization: Organization, name: str, description: str = "") -> Experiment:
     require(actor, "run.write", organization)
+    taken = f"There is an experiment “{name}” already."
     if Experiment.objects.filter(organization=organization, name=name).exists():
-        raise ValidationError({"name": ValidationError(f"There is an experiment “{name}” already.", code="unique")})
-    experiment = Experiment.objects.create(
-        organization=organization, name=name, description=description, created_by=actor
-    )
+        raise name_taken(taken)
+    with unique_name(taken):
+        experiment = Experiment.objects.create(
+            organization=organization, name=name, description=description, created_by=actor
+        )
     audit.record(actor, "experiment.create", experiment, organization, name=name)
     return experiment
 
 
 def experiment_named(*, actor: User, organization: Organization, name: str) -> Experiment:
-    found = Experiment.objects.filter(organization=organization, name=name).first()
-    return found or create_experiment(actor=actor, organization=organization, name=name)
+    """The experiment of that name, made now when there is none."""
+    named = Experiment.objects.filter(organization=organization, name=name)
+    found = named.first()
+    if found is not None:
+        return found
+    try:
+        return create_experiment(actor=actor, organization=organization, name=name)
+    except ValidationError:
+        return named.get()
 
 
 @transaction.atomic
@@ -156,6 +166,9 @@ def _feature_fault(features: Sequence[str] | None, target: str, columns: dict[st
     unknown = [name for name in features if name not in columns]
     if unknown:
         return ValidationError(f"The data has no column “{unknown[0][:80]}”; remove it.", code="does_not_exist")
+    if len(set(features)) < len(features):
+        twice = next(name for name in features if list(features).count(name) > 1)
+        return ValidationError(f"“{twice[:80]}” is named twice; name it once.", code="unique")
     if target in features:
         return ValidationError(
             "The target cannot be an input too; remove it from the features.", code="target_in_features"
@@ -185,14 +198,14 @@ def cancel_run(*, actor: User, run: Run) -> Run:
 
 @transaction.atomic
 def resume_run(*, actor: User, run: Run) -> Run:
-    """Queue a failed or cancelled run again; it goes on from its last checkpoint."""
+    """Queue a failed or cancelled run again; it goes on from its last checkpoint, and returns to the lists."""
     require(actor, "run.write", run)
     run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
     if run.state not in (Run.State.FAILED, Run.State.CANCELLED):
         raise Conflict(f"Only a failed or cancelled run can be resumed; this one is {run.state}.", code="not_resumable")
     Run.objects.filter(pk=run.pk).update(
         state=Run.State.QUEUED, failures=0, cancel_requested_at=None, not_before=None, finished_at=None,
-        error=None, queued_at=Now(),
+        error=None, queued_at=Now(), archived_at=None,
     )  # fmt: skip
     run.refresh_from_db()
     append_event(run, "state", state=run.state)

@@ -109,6 +109,12 @@ async def organization_socket(scope: Scope, receive: Receive, send: Send) -> Non
         await layer.group_discard(group, channel)
 
 
+async def unknown_socket(_scope: Scope, receive: Receive, send: Send) -> None:
+    """An address that no socket has: closed like one that the caller may not see."""
+    await receive()
+    await send({"type": "websocket.close", "code": CLOSE_NOT_FOUND})
+
+
 def _organization(credential: Credential, slug: str) -> Organization | None:
     user = credential.user()
     return Organization.objects.visible_to(user).filter(slug=slug).first() if user else None

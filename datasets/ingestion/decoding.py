@@ -118,6 +118,10 @@ class _NotUtf8(Exception):
         self.line, self.byte, self.context, self.multibyte_before = line, byte, context, multibyte_before
 
 
+EAST_ASIAN = ("big5", "gb", "hz", "euc_", "shift_jis", "cp932", "cp949", "cp950", "iso2022", "johab")
+OTHER_ALPHABETS = ("cp125", "iso8859", "koi8", "cp866", "mac_cyrillic", "mac_greek", "tis_620", "cp874")
+
+
 def _legacy_encoding(error: _NotUtf8) -> str:
     """The single-byte or East Asian encoding to try; a mostly valid UTF-8 file is rejected instead."""
     if error.multibyte_before:
@@ -130,12 +134,10 @@ def _legacy_encoding(error: _NotUtf8) -> str:
         )
     best = charset_normalizer.from_bytes(error.context).best()
     guess = best.encoding if best is not None else "cp1252"
-    return (
-        "cp1252"
-        if guess in ("ascii", "utf_8", "latin_1")
-        or (guess.startswith(("cp125", "iso8859", "mac")) and _western(error.context))
-        else guess
-    )
+    if guess.startswith(EAST_ASIAN):
+        return guess
+    # A few bytes fit many single-byte encodings, most of them of machines that are gone: the likely one wins.
+    return guess if guess.startswith(OTHER_ALPHABETS) and not _western(error.context) else "cp1252"
 
 
 def _western(context: bytes) -> bool:

@@ -84,7 +84,7 @@ class DeclaredPolicy(BasePermission):
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        policy = getattr(view, "policy", {}).get(request.method)
+        policy = getattr(view, "policy", {}).get("GET" if request.method == "HEAD" else request.method)
         if policy is None:
             raise MethodNotAllowed(str(request.method))
         if policy == "public":

@@ -15,15 +15,11 @@ from rest_framework_simplejwt.tokens import AccessToken, RefreshToken, Token
 from . import keys
 from .models import User
 
-REFUSED = "The credentials are missing, wrong, expired or revoked."
 FINGERPRINT = "pwd"
 
 
 class Refused(AuthenticationFailed):
-    """One body for every cause: an attacker learns nothing from it."""
-
-    default_detail = REFUSED
-    default_code = "authentication_failed"
+    """Answered like every other 401 (`dlplatform.api.ErrorHandler`): an attacker learns nothing from it."""
 
 
 def bearer(request: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
-from rest_framework.exceptions import APIException
+from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils.encoders import JSONEncoder
@@ -19,6 +19,7 @@ from dlplatform.api import Conflict
 
 from .models import RememberedAnswer, User
 
+LONGEST_KEY = 200
 LIFETIME = timedelta(hours=24)
 
 
@@ -43,8 +44,12 @@ class Answer:
 
 
 def key_of(request: Any) -> str:
-    """The key that a request carries; empty when it carries none."""
-    return str(request.headers.get("Idempotency-Key", ""))[:200]
+    """The key that a request carries; empty when it carries none. Raises ValidationError for one that is too long."""
+    key = str(request.headers.get("Idempotency-Key", ""))
+    if len(key) > LONGEST_KEY or "\0" in key:
+        told = ErrorDetail(f"Use at most {LONGEST_KEY} characters.", "max_length")
+        raise ValidationError({"Idempotency-Key": [told]})
+    return key
 
 
 def fingerprint_of(*content: bytes) -> str:
@@ -84,7 +89,7 @@ def idempotent(post: Any) -> Any:
             responses.append(post(view, request, *args, **kwargs))
             return Answer(responses[0].status_code, responses[0].data)
 
-        fingerprint = fingerprint_of(request.method.encode(), request.path.encode(), body)
+        fingerprint = fingerprint_of(request.method.encode(), request.path.rstrip("/").encode(), body)
         answer = answered_once(user=request.user, key=key, fingerprint=fingerprint, act=act)
         return responses[0] if responses else Response(answer.body, status=answer.status, headers=answer.headers)
 

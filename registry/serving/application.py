@@ -69,6 +69,8 @@ def predict(version: UUID, body: bytes) -> tuple[int, dict[str, Any]]:
     try:
         instances = orjson.loads(body)["instances"]
         return 200, {"predictions": cache.get(version).predict(instances)}
+    except orjson.JSONDecodeError as error:
+        return 400, {"code": "parse_error", "detail": f"The rows cannot be read: {error}", "attr": "instances"}
     except PredictionInputError as error:
         attr = f"instances.{error.row}" + (f".{error.column}" if error.column else "")
         return 400, {"code": error.code, "detail": error.message, "attr": attr}

@@ -9,6 +9,7 @@ from datasets.models import DatasetUserPermission
 from dlplatform.accounts.access import may
 from dlplatform.accounts.models import User
 from dlplatform.accounts.roles import ACTIONS, Role, Scope
+from dlplatform.api import UNAUTHENTICATED
 from tests import factories
 from tests.unit.test_guards import api_views
 
@@ -77,9 +78,7 @@ def test_nobody_is_let_in_without_a_credential(api, rows, path, method, action):
     assert answer.status_code == 401
     assert answer.json() == {
         "type": "client_error",
-        "errors": [
-            {"code": "not_authenticated", "detail": "Authentication credentials were not provided.", "attr": None}
-        ],
+        "errors": [{"code": "not_authenticated", "detail": UNAUTHENTICATED, "attr": None}],
     }
 
 

@@ -40,6 +40,8 @@ def test_dialect(ingested: Ingest, text: str, delimiter: str | None, names: list
     [
         ("cp1251", "Дата,Имя\n2024-01-01,Иван Петров\n2024-01-02,Мария Иванова и другие люди\n"),
         ("shift_jis", "名前,年齢\n山田太郎さん,30\n鈴木花子さん,25\n東京都千代田区,41\n"),
+        ("latin-1", "id,color\n" + "1,röd\n2,blue\n3,green\n" * 20),
+        ("latin-1", "name\nÅsa\nÅke\nÖrjan\n"),
         ("cp1252", "name,city\nRené,Besançon\nZoë,Orléans\nJürgen,Köln\n"),
         ("utf-16", "naïve,b\n1,ž\n"),
     ],
