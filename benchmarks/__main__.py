@@ -17,6 +17,8 @@ NAMES = (
     "runs_page",
     "history",
     "store",
+    "upload_in_parts",
+    "merging",
     "at_rest",
 )
 OWN_SIZES = (("training_throughput", "--repetitions", "3"), ("ingestion", "20"))

@@ -32,8 +32,8 @@ def request_merge(
 ) -> Merge:
     """Queue a merge of a version into a branch. What can be seen to conflict is refused now, by name.
 
-    ``dataset_version`` is what the merged version is evaluated on and what RegMean takes its inputs from; by default
-    that of the branch's head. Raises ValidationError, Conflict.
+    ``dataset_version`` is what the merged version is evaluated on, by default that of the branch's head. RegMean takes
+    inputs for each parent from the data that it learned from. Raises ValidationError, Conflict.
     """
     require(actor, "model.write", model)
     head = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).select_related("version__model").first()

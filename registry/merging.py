@@ -8,6 +8,7 @@ import numpy as np
 from django.conf import settings
 from django.db import transaction
 
+from datasets.models import DatasetVersion
 from dlplatform.engine import metrics, package
 from dlplatform.engine.behaviour import labels_of
 from dlplatform.engine.durable import to_json
@@ -21,7 +22,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 
 from . import history, services
 from .comparisons import failure
-from .models import Merge, Ref
+from .models import Merge, ModelVersion, Ref
 from .workbench import Stopped, Workbench
 
 WEIGHTS = "model.safetensors"
@@ -88,15 +89,35 @@ class Merging:
     def _weights(self, merged: Path, sides: list[Path], base: Path | None, table: Table) -> dict[str, int]:
         """Write the merged file; {how: number of tensors}."""
         wanted = self.merge.recipe
-        shares = tuple(map(float, wanted["shares"])) if wanted.get("shares") else None
+        regmean = wanted["method"] == "regmean"
+        shares = tuple(map(float, wanted["shares"])) if wanted.get("shares") and not regmean else None
         recipe = Recipe(wanted["method"], shares, float(wanted["density"]), float(wanted["shrink"]))
-        grams: list[Grams] = [self._grams(side, table) for side in sides] if recipe.method == "regmean" else []
+        parents, grams = self._with_grams(sides, base, table) if regmean else (sides, [])
         report = merge_weights(
-            merged / WEIGHTS, [side / WEIGHTS for side in sides], base / WEIGHTS if base else None, recipe, grams,
+            merged / WEIGHTS, [side / WEIGHTS for side in parents], base / WEIGHTS if base else None, recipe, grams,
             beat=lambda done: self.bench.beat(0.2 + 0.4 * done, "merging"),
         )  # fmt: skip
         kinds = [row["how"] for row in report]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+    def _with_grams(self, sides: list[Path], base: Path | None, table: Table) -> tuple[list[Path], list[Grams]]:
+        """The parents of RegMean, and what its layers see of their own data.
+
+        The common ancestor is a third parent: without it the merge forgets what both sides had left as it was
+        (benchmarks/merging.py).
+        """
+        parents, versions = [*sides], [self.merge.ours, self.merge.theirs]
+        if base is not None and self.ancestor is not None:
+            parents, versions = [*parents, base], [*versions, self.ancestor]
+        tables = [self._own_rows(version, table) for version in versions]
+        return parents, [self._grams(parent, rows) for parent, rows in zip(parents, tables, strict=True)]
+
+    def _own_rows(self, version: ModelVersion, table: Table) -> Table:
+        """What the version learned from; the merge's own rows where that is not known or not there any more."""
+        data = version.dataset_version
+        if data is None or data == self.merge.dataset_version or data.state != DatasetVersion.State.READY:
+            return table
+        return self.bench.table(data)
 
     def _grams(self, side: Path, table: Table) -> Grams:
         predictor = Predictor(side)

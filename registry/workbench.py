@@ -76,10 +76,9 @@ class Workbench:
         name = names.pop() if len(names) == 1 else None
         return Column(name, types[name]) if name in types else None
 
-    def _columns(self) -> list[Column]:
+    def _columns(self, data: DatasetVersion) -> list[Column]:
         """What the versions read and the target, as the data has them."""
-        assert self.data is not None
-        types = {column["name"]: column["type"] for column in self.data.columns}
+        types = {column["name"]: column["type"] for column in data.columns}
         wanted: dict[str, str] = {}
         for version in self.versions:
             for column in version.signature.get("inputs", []):
@@ -88,14 +87,15 @@ class Workbench:
                 if wanted.setdefault(column["name"], column["type"]) != column["type"]:
                     raise EngineError("bad_data", f"The versions read “{column['name']}” as different types.")
         target = self.target()
-        if target is not None:
+        if target is not None and target.name in types:
             wanted.setdefault(target.name, target.type)
         return [Column(name, type_) for name, type_ in wanted.items()]
 
-    def table(self) -> Table:
-        """The rows, evenly thinned out where they are more than a hundred thousand."""
-        assert self.data is not None
-        table = read_table(local_parts(self.data), self._columns())
+    def table(self, data: DatasetVersion | None = None) -> Table:
+        """Rows, those that the job names by default, evenly thinned out where they are more than a hundred thousand."""
+        data = data or self.data
+        assert data is not None
+        table = read_table(local_parts(data), self._columns(data))
         if table.rows > MOST_ROWS:
             table = table.take(np.linspace(0, table.rows - 1, MOST_ROWS).astype(np.int64))
         return table

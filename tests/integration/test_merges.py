@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datasets.models import DatasetVersion
 from dlplatform.api import Conflict
 from dlplatform.cron import reconcile_merges
 from dlplatform.engine.merging import METHODS
@@ -11,7 +12,7 @@ from registry import merges, services
 from registry.jobs import merge as work
 from registry.models import Merge, ModelVersion, Ref
 from tests import factories
-from tests.integration.conftest import QUICK
+from tests.integration.conftest import QUICK, flower_rows
 from tests.integration.test_registry import commit
 from training.jobs import train
 
@@ -100,6 +101,27 @@ def test_every_method_makes_a_version_that_predicts(pair, trainer, method):
     found = done(asked)
     assert found.state == "succeeded", found.error
     assert found.result["metrics"]["merged"]["accuracy"] > 0.3
+
+
+def test_regmean_weighs_each_parent_by_the_data_that_it_learned_from(pair, base, trainer, tmp_path):
+    """Other rows behind one parent make another merge; rows that are gone are replaced by the merge's own."""
+    ours, theirs = pair
+    folder = tmp_path / "narrow"
+    folder.mkdir()
+    rows = [{**row, "length": 5.0 + index / 1000} for index, row in enumerate(flower_rows(90))]
+    narrow = factories.ready_version(base.dataset_version.dataset, rows, folder, number=2)
+
+    def merged(data, name):
+        ModelVersion.objects.filter(pk=theirs.pk).update(dataset_version=data)
+        services.move_ref(actor=trainer, model=base.model, kind="branch", name="main", version=ours)
+        found = done(merges.request_merge(actor=trainer, model=base.model, theirs=theirs, recipe={"method": "regmean"}))
+        assert found.state == "succeeded", found.error
+        return weights_of(found.output_version, tmp_path / name)["head.weight"]
+
+    same, other = merged(base.dataset_version, "same"), merged(narrow, "other")
+    assert not torch.allclose(same, other)
+    DatasetVersion.objects.filter(pk=narrow.pk).update(state="deleted")
+    assert torch.equal(merged(narrow, "gone"), same)
 
 
 def test_task_arithmetic_of_one_branch_with_factor_one_is_that_branch(pair, base, trainer):
