@@ -66,6 +66,8 @@ def pages_of(things):
         reverse("run-log", args=[run]), reverse("dataset", args=[dataset]), reverse("dataset", args=[dataset]) + "?tab=problems",
         reverse("dataset", args=[dataset]) + "?tab=rows", reverse("dataset", args=[dataset]) + "?tab=usage",
         reverse("model", args=[model]), reverse("model-version", args=[version]),
+        reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
+        reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
 
 
