@@ -5,12 +5,12 @@ stands below. So the columns follow the depth of the derivation, and a history o
 """
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from .relations import DATASET_VERSION, MODEL_VERSION, RUN
-from .walk import ANCESTORS, Edge, Key, Lineage, More, Node
+from .walk import ANCESTORS, Edge, Lineage, More, Node
 
 WIDTH, HEIGHT = 216, 70  # of a box
 GAP, PITCH = 64, 92  # between columns; from row to row
@@ -83,10 +83,13 @@ def draw(lineage: Lineage) -> Drawing:
     columns = _columns(lineage)
     plan = _Plan(dict(columns), {key: (node.created_at, 0) for key, node in lineage.nodes.items()})
     _add_more(plan, lineage)
-    routes = [(edge, _route(plan, edge)) for edge in lineage.edges]
-    routes += [(edge, _route(plan, edge)) for edge in _edges_of_more(lineage)]
+    routes = [(edge.kind, _route(plan, edge.source, edge.target, edge.kind)) for edge in lineage.edges]
+    for more in lineage.more:
+        ends = (more, more.key) if more.direction == ANCESTORS else (more.key, more)
+        routes.append((MORE, _route(plan, *ends, MORE)))
     _place_rows(plan)
-    boxes = [_box(plan, lineage, key) for key in (*lineage.nodes, *lineage.more)]
+    boxes = [Box(*_corner(plan, key), node=node, central=key == lineage.center) for key, node in lineage.nodes.items()]
+    boxes += [Box(*_corner(plan, more), more=more) for more in lineage.more]
     boxes.sort(key=lambda box: (box.x, box.y))
     left = min(plan.columns.values())
     return Drawing(
@@ -94,9 +97,7 @@ def draw(lineage: Lineage) -> Drawing:
         height=max(plan.rows.values()) * PITCH + HEIGHT + 2 * MARGIN,
         boxes=boxes,
         # Where lines share a trunk, those to what is left out lie below the others.
-        lines=sorted(
-            (Line(_path(plan, route), edge.kind) for edge, route in routes), key=lambda line: line.kind != MORE
-        ),
+        lines=sorted((Line(_path(plan, route), kind) for kind, route in routes), key=lambda line: line.kind != MORE),
     )
 
 
@@ -131,22 +132,15 @@ def _add_more(plan: _Plan, lineage: Lineage) -> None:
         plan.times[more] = (min(times), -1) if more.direction == ANCESTORS else (max(times), 1)
 
 
-def _edges_of_more(lineage: Lineage) -> Iterable[Edge]:
-    for more in lineage.more:
-        ends = (more, more.key) if more.direction == ANCESTORS else (more.key, more)
-        yield Edge(*ends, MORE)  # type: ignore[arg-type]
-
-
-def _route(plan: _Plan, edge: Edge) -> list[Hashable]:
+def _route(plan: _Plan, source: Hashable, target: Hashable, kind: str) -> list[Hashable]:
     """The places that a line passes: its ends, and a bend in every column between them."""
-    first, last = plan.columns[edge.source], plan.columns[edge.target]
-    bends: list[Hashable] = [(edge, column) for column in range(first + 1, last)]
-    for column, bend in enumerate(bends, first + 1):
-        plan.columns[bend] = column
-        plan.times[bend] = plan.times[edge.target]
-    route = [edge.source, *bends, edge.target]
-    for place, following in itertools.pairwise(route):
-        plan.before.setdefault(following, []).append(place)
+    route = [source]
+    for column in range(plan.columns[source] + 1, plan.columns[target]):
+        route.append((source, target, kind, column))
+        plan.columns[route[-1]], plan.times[route[-1]] = column, plan.times[target]
+    route.append(target)
+    for before, place in itertools.pairwise(route):
+        plan.before.setdefault(place, []).append(before)
     return route
 
 
@@ -170,13 +164,6 @@ def _place_rows(plan: _Plan) -> None:
 def _corner(plan: _Plan, place: Hashable) -> tuple[int, int]:
     left = min(plan.columns.values())
     return MARGIN + (plan.columns[place] - left) * (WIDTH + GAP), MARGIN + plan.rows[place] * PITCH
-
-
-def _box(plan: _Plan, lineage: Lineage, place: Key | More) -> Box:
-    x, y = _corner(plan, place)
-    if isinstance(place, More):
-        return Box(x, y, more=place)
-    return Box(x, y, node=lineage.nodes[place], central=place == lineage.center)
 
 
 def _path(plan: _Plan, route: list[Hashable]) -> str:
