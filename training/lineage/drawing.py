@@ -85,8 +85,9 @@ def draw(lineage: Lineage) -> Drawing:
     _add_more(plan, lineage)
     routes = [(edge.kind, _route(plan, edge.source, edge.target, edge.kind)) for edge in lineage.edges]
     for more in lineage.more:
-        ends = (more, more.key) if more.direction == ANCESTORS else (more.key, more)
-        routes.append((MORE, _route(plan, *ends, MORE)))
+        above = more.direction == ANCESTORS
+        source, target = (more, more.key) if above else (more.key, more)
+        routes.append((MORE, _route(plan, source, target, MORE)))
     _place_rows(plan)
     boxes = [Box(*_corner(plan, key), node=node, central=key == lineage.center) for key, node in lineage.nodes.items()]
     boxes += [Box(*_corner(plan, more), more=more) for more in lineage.more]
