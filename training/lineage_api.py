@@ -105,7 +105,7 @@ def _answer(request: Request, lineage: Lineage) -> dict[str, Any]:
         "edges": [{"from": edge.source.id, "to": edge.target.id, "kind": edge.kind} for edge in lineage.edges],
         "truncated": bool(lineage.more),
         "more": [
-            {"kind": more.key.kind, "id": more.key.id, "direction": DIRECTIONS[more.direction], "count": more.count}
+            {"kind": more.key.kind, "id": more.key.id, "direction": more.side, "count": more.count}
             for more in lineage.more
         ],
     }

@@ -222,7 +222,7 @@ def test_the_newest_of_many_runs_are_shown_and_the_others_counted_and_reached(vi
     beyond = lineage_of(viewer, center, skip=1000)
     assert names(beyond, DESCENDANTS) == set() and beyond.more[0].count == MOST_NEIGHBOURS + 7
     text = web(viewer).get(center.address).content.decode()
-    assert "… and 7 more" in text and f"?skip={MOST_NEIGHBOURS}" in text
+    assert "… and 7 more descendants of petals v2" in text and f"?skip={MOST_NEIGHBOURS}" in text
     for odd in ("-1", "x", "\0", "9" * 50, "²", "1.5"):
         assert web(viewer).get(center.address, {"skip": odd}).status_code == 200
 

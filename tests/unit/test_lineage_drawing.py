@@ -36,7 +36,7 @@ def places(drawing):
     return {
         box.node.key.id.int: ((box.x - drawing.boxes[0].x) // STEP, (box.y - 12) // PITCH)
         for box in drawing.boxes
-        if box.node
+        if not box.more
     }
 
 

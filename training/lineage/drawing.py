@@ -33,21 +33,21 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Box:
-    """A node, or what is left out beside one, at its place."""
+    """A node, or what is left out beside it, at its place."""
 
     x: int
     y: int
-    node: Node | None = None
+    node: Node
     more: More | None = None
     central: bool = False
 
     @property
     def shape(self) -> str:
-        return SHAPES.get(self.node.key.kind, PLAIN) if self.node else PLAIN
+        return PLAIN if self.more else SHAPES.get(self.node.key.kind, PLAIN)
 
     @property
     def name(self) -> str:
-        text = self.node.name if self.node else ""
+        text = self.node.name
         return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
 
@@ -89,8 +89,8 @@ def draw(lineage: Lineage) -> Drawing:
         source, target = (more, more.key) if above else (more.key, more)
         routes.append((MORE, _route(plan, source, target, MORE)))
     _place_rows(plan)
-    boxes = [Box(*_corner(plan, key), node=node, central=key == lineage.center) for key, node in lineage.nodes.items()]
-    boxes += [Box(*_corner(plan, more), more=more) for more in lineage.more]
+    boxes = [Box(*_corner(plan, key), node, central=key == lineage.center) for key, node in lineage.nodes.items()]
+    boxes += [Box(*_corner(plan, more), lineage.nodes[more.key], more) for more in lineage.more]
     boxes.sort(key=lambda box: (box.x, box.y))
     left = min(plan.columns.values())
     return Drawing(

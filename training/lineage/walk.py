@@ -74,6 +74,10 @@ class More:
     count: int
     address: str
 
+    @property
+    def side(self) -> str:
+        return DIRECTIONS[self.direction]
+
 
 @dataclass(frozen=True)
 class Lineage:
