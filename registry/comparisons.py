@@ -4,6 +4,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import QuerySet
 
 from datasets.models import DatasetVersion
 from dlplatform import jobs
@@ -11,7 +12,19 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 
 from . import deletion
-from .models import Comparison, ModelVersion
+from .models import Comparison, ModelVersion, RegisteredModel
+
+
+def ready_data(user: User, model: RegisteredModel) -> QuerySet[DatasetVersion]:
+    """The dataset versions, the newest first, that a version of the model can be compared or evaluated on."""
+    rows: QuerySet[DatasetVersion] = DatasetVersion.objects.visible_to(user).filter(
+        dataset__organization=model.organization_id, dataset__archived_at=None, state=DatasetVersion.State.READY
+    )
+    return (
+        rows.select_related("dataset")
+        .only("number", "state", "dataset__name", "dataset__organization")
+        .order_by("-created_at")
+    )
 
 
 def newest(base: ModelVersion, head: ModelVersion) -> Comparison | None:

@@ -7,7 +7,6 @@ from typing import Any
 from django import forms
 from django.core.exceptions import ValidationError
 
-from .merges import METHODS
 from .models import Ref
 from .releases import BUMPS
 
@@ -40,12 +39,6 @@ class CompareForm(forms.Form):
     base = forms.UUIDField()
     head = forms.UUIDField()
     dataset_version = forms.UUIDField(required=False)
-
-
-class MergeForm(forms.Form):
-    theirs = forms.UUIDField()
-    branch = forms.CharField(max_length=80)
-    method = forms.ChoiceField(choices=[(method, method) for method in METHODS])
 
 
 class ReleaseForm(forms.Form):

@@ -1,5 +1,6 @@
 """Merges of two versions: asked for, cancelled. The work is in `registry.merging`."""
 
+import math
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -17,6 +18,12 @@ from .models import Merge, ModelVersion, Ref, RegisteredModel
 
 METHODS = ("average", "slerp", "task-arithmetic", "ties", "regmean")  # those of dlplatform.engine.merging
 DEFAULT_RECIPE = {"method": "average", "shares": None, "density": 0.2, "shrink": 0.9}
+# What each method asks for besides the two versions; the rest of a recipe does not touch it.
+USES = {
+    "average": ("shares",), "slerp": ("shares",), "task-arithmetic": ("shares",), "ties": ("shares", "density"),
+    "regmean": ("shrink",),
+}  # fmt: skip
+PROPORTIONS = ("average", "slerp")  # whose shares are weighed against one another
 NEED_ANCESTOR = ("task-arithmetic", "ties")
 
 
@@ -47,6 +54,7 @@ def request_merge(
     if data.dataset.organization_id != model.organization_id or data.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", "Choose a ready dataset version of this organization.", "invalid")
     wanted = DEFAULT_RECIPE | (recipe or {})
+    _check_recipe(wanted)
     ancestor = history.common_ancestor(ours, theirs)
     if ancestor == theirs:
         raise Conflict(f"v{theirs.number} is part of “{branch}” already.", code="merged")
@@ -60,6 +68,16 @@ def request_merge(
     audit.record(actor, "merge.request", model, model.organization, theirs=theirs.number, branch=branch)
     jobs.enqueue(merge)
     return merge
+
+
+def _check_recipe(recipe: dict[str, Any]) -> None:
+    """Refuse what the work would stumble over, or what could not even be stored."""
+    shares = recipe["shares"]
+    for field, values in (("shares", shares or []), ("density", [recipe["density"]]), ("shrink", [recipe["shrink"]])):
+        if not all(map(math.isfinite, values)):
+            raise _invalid(field, "Give finite numbers.", "invalid")
+    if shares is not None and recipe["method"] in PROPORTIONS and not sum(shares) > 0:
+        raise _invalid("shares", "The two shares must add up to more than zero.", "invalid")
 
 
 def conflicts(ours: ModelVersion, theirs: ModelVersion) -> list[str]:

@@ -205,9 +205,15 @@ def commit_files(
     return commit_version(
         actor=actor, model=model, tree=tree, message=message, branch=branch, task=known.task if known else "",
         signature=known.signature if known else {}, metrics=known.metrics if known else {},
-        lineage=(known.lineage if known else {}) | (lineage or {}),
+        lineage=_inherited(known) | (lineage or {}),
         dataset_version=known.dataset_version if known else None,
     )  # fmt: skip
+
+
+def _inherited(known: ModelVersion | None) -> dict[str, Any]:
+    """What a commit of the same package keeps of its parent's lineage; restoring an earlier version was the parent's."""
+    lineage = known.lineage if known else {}
+    return {name: value for name, value in lineage.items() if name != "restores"}
 
 
 @transaction.atomic

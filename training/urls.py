@@ -2,7 +2,8 @@
 
 from django.urls import path
 
-from .views import compare, experiments, home, new_run, run, runs
+from .lineage.relations import KINDS
+from .views import compare, experiments, home, lineage, new_run, run, runs
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -17,4 +18,8 @@ urlpatterns = [
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
     path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
     path("experiments/", experiments.experiment_list, name="experiments"),
+    *(
+        path(f"lineage/{kind}s/<uuid:identifier>/", lineage.lineage_page, {"kind": kind}, name=f"{kind}-lineage")
+        for kind in KINDS
+    ),
 ]

@@ -13,7 +13,7 @@ from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import refusals_as_messages, submitted
 from registry import comparisons, services
 from registry.forms import CompareForm
-from registry.models import Comparison, ModelVersion, RegisteredModel
+from registry.models import Comparison, ModelVersion
 
 from .model import model_or_404
 
@@ -29,7 +29,7 @@ def comparison_context(request: HttpRequest, base: ModelVersion, head: ModelVers
     context = {
         "comparison": found,
         "can_write": may(request.user, "model.write", head),
-        "data_choices": _data(head.model),
+        "data_choices": comparisons.ready_data(request.user, head.model)[:MOST_DATA],
     }
     if found is None or not found.result:
         return context
@@ -42,13 +42,6 @@ def comparison_context(request: HttpRequest, base: ModelVersion, head: ModelVers
         ),
         "flipped": _titled(behaviour.get("flipped"), {"to_right": "Gained most", "to_wrong": "Lost most"}),
     }
-
-
-def _data(model: RegisteredModel) -> Any:
-    ready = DatasetVersion.objects.filter(
-        dataset__organization=model.organization_id, dataset__archived_at=None, state=DatasetVersion.State.READY
-    )
-    return ready.select_related("dataset").only("number", "dataset__name").order_by("-created_at")[:MOST_DATA]
 
 
 def _titled(parts: dict[str, Any] | None, titles: dict[str, str]) -> list[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from registry import history, services
 from registry.diff import diff
 from registry.forms import ReleaseForm, RollbackForm
 from registry.graph import graph, width_of
+from registry.merge_form import MergeForm
 from registry.models import ModelVersion, Ref, RefMove, RegisteredModel
 
 from .comparison import comparison_context
@@ -96,8 +97,9 @@ def model_diff(request: HttpRequest, model: UUID) -> HttpResponse:
     context |= comparison_context(request, base, head)
     if request.GET.get("part") == "comparison" and request.htmx:
         return page(request, "registry/_comparison.html", context)
-    branches = found.refs.filter(kind=Ref.Kind.BRANCH).exclude(version=head)
-    context["branches"] = list(branches.values_list("name", flat=True)[:MOST_CHOICES])
+    if context["can_write"]:
+        form = MergeForm(user=request.user, model=found, theirs=head)
+        context |= {"merge_form": form, "branches": form.branches}
     context["choices"] = found.versions.order_by("-number").values_list("number", "message")[:MOST_CHOICES]
     return page(request, "registry/diff.html", context | {"diff": diff(base, head)})
 

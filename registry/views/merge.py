@@ -1,18 +1,20 @@
 """Merging a version into a branch: asking for it, watching it, its outcome."""
 
+from typing import Any
 from uuid import UUID
 
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import ValidationError
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.urls import reverse
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from dlplatform.accounts.access import may, visible_or_404
-from dlplatform.accounts.pages import refusals_as_messages, safe_next, submitted
+from dlplatform.accounts.access import may, require, visible_or_404
+from dlplatform.accounts.pages import refusals_as_messages
+from dlplatform.api import Conflict
 from dlplatform.web import page
 from registry import merges, services
-from registry.forms import MergeForm
-from registry.models import Merge
+from registry.merge_form import MergeForm
+from registry.models import Merge, ModelVersion, RegisteredModel
 
 from .model import model_or_404
 
@@ -29,17 +31,35 @@ def merge_or_404(request: HttpRequest, identifier: UUID) -> Merge:
     return found
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 def model_merge(request: HttpRequest, model: UUID) -> HttpResponse:
+    """The form as a page of its own: where scripts are off, and where something about it is refused."""
     found = model_or_404(request, model)
-    with refusals_as_messages(request):
-        wanted = submitted(MergeForm(request.POST))
-        theirs = services.version_of(model=found, identifier=wanted["theirs"])
-        made = merges.request_merge(
-            actor=request.user, model=found, theirs=theirs, branch=wanted["branch"], recipe={"method": wanted["method"]}
-        )
+    require(request.user, "model.write", found)
+    given = request.POST if request.method == "POST" else request.GET
+    theirs = services.version_named(model=found, text=given.get("theirs", ""))
+    if theirs is None:
+        raise Http404
+    form = MergeForm(request.POST or None, user=request.user, model=found, theirs=theirs)
+    if request.method == "POST" and form.is_valid() and (made := _requested(request, form, found, theirs)):
         return redirect("merge", made.pk)
-    return redirect(safe_next(request, reverse("model-history", args=[found.pk])))
+    context = {"section": "models", "model": found, "theirs": theirs, "form": form}
+    return page(request, "registry/merge_new.html", context)
+
+
+def _requested(request: HttpRequest, form: MergeForm, model: RegisteredModel, theirs: ModelVersion) -> Merge | None:
+    """The merge that was asked for; None, with the reason on the form, when it is refused."""
+    wanted = form.cleaned_data
+    try:
+        return merges.request_merge(
+            actor=request.user, model=model, theirs=theirs, branch=wanted["branch"], recipe=form.recipe(),
+            dataset_version=wanted["dataset_version"],
+        )  # fmt: skip
+    except ValidationError as error:
+        form.add_refusal(error)
+    except Conflict as conflict:
+        form.add_error(None, str(conflict.detail))
+    return None
 
 
 @require_safe
@@ -49,11 +69,25 @@ def merge_page(request: HttpRequest, merge: UUID) -> HttpResponse:
         "section": "models",
         "merge": found,
         "model": found.model,
+        "recipe": _told(found.recipe),
         "can_write": may(request.user, "model.write", found.model),
         "tensors": [(HOW[how], count) for how, count in (found.result or {}).get("tensors", {}).items()],
         "metrics": _metrics(found),
     }
     return page(request, "registry/merge.html", context, partial="registry/_merge.html")
+
+
+def _told(recipe: dict[str, Any]) -> str:
+    """The method and what was given for it, in words."""
+    method = recipe["method"]
+    told = [method]
+    for part in merges.USES.get(method, ()):
+        value = recipe.get(part)
+        if isinstance(value, list):
+            told.append(f"{part} {value[0]:g} and {value[1]:g}")
+        elif value is not None:
+            told.append(f"{part} {value:g}")
+    return " · ".join(told)
 
 
 def _metrics(merge: Merge) -> list[tuple[str, list[float | None]]]:

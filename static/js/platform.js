@@ -71,8 +71,9 @@ function checkAll(button, value) {
 }
 
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("button");
-  if (!button) return;
+  const button = event.target.closest("button, a[data-opens]");
+  if (!button || (button.href && (event.ctrlKey || event.metaKey || event.shiftKey))) return;
+  if (button.href) event.preventDefault(); // without scripts it leads to a page that does the same
   for (const [name, act] of Object.entries(clicks)) {
     if (name in button.dataset) act(button);
   }

@@ -115,3 +115,11 @@ def test_the_button_on_the_page_asks_for_a_comparison(pair, trainer, viewer, web
     assert answer.status_code == 302 and answer.url.endswith("?base=1&head=2")
     assert Comparison.objects.get().dataset_version == flowers
     assert "base:" in web(trainer).post(address, {"base": "x"}, follow=True).content.decode()
+
+
+def test_the_data_to_compare_on_is_what_the_person_may_see(organization, trainer, stranger):
+    model = factories.RegisteredModelFactory(organization=organization)
+    ready = factories.DatasetVersionFactory(dataset__organization=organization)
+    factories.DatasetVersionFactory(dataset__organization=organization, state="queued")
+    assert list(comparisons.ready_data(trainer, model)) == [ready]
+    assert list(comparisons.ready_data(stranger, model)) == []

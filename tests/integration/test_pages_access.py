@@ -70,6 +70,8 @@ def pages_of(things):
         reverse("dataset", args=[dataset]) + "?tab=rows", reverse("dataset", args=[dataset]) + "?tab=usage",
         reverse("model", args=[model]), reverse("model-version", args=[version]),
         reverse("upload", args=[things["upload"].pk]),
+        reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
+        reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
 
 
