@@ -37,6 +37,7 @@ MISSING = (
 _MISSING_ARRAY = pa.array(MISSING)
 HEAD_ROWS = 64
 OFFENDERS_KEPT = 5
+MOSTLY = 0.75  # the share of numbers from which on the others look like mistakes
 # A column this far from numeric is not examined for stray words any longer.
 HOPELESS_VALUES = 2_000
 
@@ -218,8 +219,8 @@ class ColumnEvidence:
         return {"decimal_comma", "thousands"} <= keys and "number" not in keys
 
     def mixed(self) -> bool:
-        """At least 95 % of the values are numbers and the rest are not."""
-        return bool(self.offenders) and self.numeric < self.values and self.numeric >= 0.95 * self.values
+        """Most of the values are numbers and the rest are not."""
+        return bool(self.offenders) and self.numeric < self.values and self.numeric >= MOSTLY * self.values
 
 
 def _head(values: Array, reading: Reading) -> bool:

@@ -52,16 +52,14 @@ def describe_evidence(
         findings.warn(
             "leading_zeros",
             f"Column {shown(name)} holds codes such as 00123, whose leading zeros a number would lose; it "
-            "is kept as "
-            "text. Set its type to integer if the zeros mean nothing.",
+            "is kept as text. If the zeros mean nothing, remove them in the file.",
             column=name,
         )
     if reading.kind == "number" and evidence.overflow:
         findings.warn(
             "integer_overflow",
             f"Column {shown(name)} holds integers beyond 64 bits; they became numbers with about 16 exact "
-            "digits. "
-            "Set its type to text if they are identifiers.",
+            "digits. If they are identifiers, write them with a letter in front, such as id-123.",
             column=name,
         )
     if reading.kind == "number" and evidence.ambiguous_separators():
@@ -89,9 +87,8 @@ def _describe_mixed(name: str, evidence: ColumnEvidence, source: Source, finding
     findings.warn(
         "mixed_types",
         f"Column {shown(name)} is {100 * evidence.numeric / evidence.values:.1f} % numbers, but {others} of "
-        f"{evidence.values} values are not ({found}), so it is kept as text. Correct them, or set its "
-        "type to number "
-        "to read them as missing.",
+        f"{evidence.values} values are not ({found}), so it is kept as text. Correct them, or leave "
+        "them empty to have them read as missing.",
         row=source.row_number(evidence.offenders[0][0]),
         column=name,
     )
@@ -104,7 +101,7 @@ def describe_conversion(name: str, converter: ColumnConverter, source: Source, f
             "missing_markers",
             f"Column {shown(name)}: {converter.markers} cells such as "
             f"{', '.join(shown(text) for text in converter.marker_examples)} count as missing. "
-            "Set its type to text if they are values.",
+            "If they are values, write them as words that no program takes for a gap.",
             column=name,
         )
     if converter.infinite:

@@ -35,6 +35,12 @@ def test_dialect(ingested: Ingest, text: str, delimiter: str | None, names: list
     assert list(rows[0].values()) == first
 
 
+def test_a_few_words_among_numbers_are_pointed_at(ingested: Ingest) -> None:
+    result, _ = ingested(b"n\n1\n2\n3\nfoo\n4\n5\n")
+    found = {problem.code: problem for problem in result.problems}["mixed_types"]
+    assert found.row == 5 and "foo" in found.detail and "type to" not in found.detail
+
+
 @pytest.mark.parametrize(
     ("encoding", "text"),
     [
