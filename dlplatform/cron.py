@@ -24,7 +24,7 @@ from dlplatform.objects import collection
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
-from training import orchestrator, states
+from training import job_directories, states
 from training.models import Run
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def forget_answers() -> int:
 
 
 def sweep_job_directories() -> int:
-    return orchestrator.sweep_job_directories(timedelta(days=14))
+    return job_directories.sweep_job_directories(timedelta(days=14))
 
 
 class Collecting:

@@ -6,14 +6,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.db import connection as database
-from django.utils import timezone
 
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.engine.errors import PackageError
@@ -24,6 +22,7 @@ from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
 from . import states
 from .collector import collect
 from .connection import Connection, LocalConnection
+from .job_directories import job_directory
 from .models import Run
 from .monitor import Monitor
 
@@ -37,10 +36,6 @@ CANCEL_GRACE = 4.0
 DRAIN_GRACE = 25.0
 DATABASE_PATIENCE = 120.0
 INTERRUPTED = 75
-
-
-def job_directory(run: Run) -> Path:
-    return settings.JOB_PATH / str(run.pk)
 
 
 class Orchestrator:
@@ -247,15 +242,3 @@ def _how(code: int | None) -> str:
         hint = "; memory may have run out" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
     return f"exit code {code}"
-
-
-def sweep_job_directories(age: timedelta) -> int:
-    """Remove directories of runs that are gone or ended longer ago than ``age``; the number removed."""
-    removed = 0
-    for folder in settings.JOB_PATH.glob("*-*-*-*-*"):
-        run = Run.objects.filter(pk=folder.name).only("state", "finished_at").first()
-        old = run is not None and run.ended and run.finished_at and run.finished_at < timezone.now() - age
-        if run is None or old:
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
-    return removed

@@ -18,9 +18,10 @@ from registry.models import ModelVersion, Ref
 from registry.services import object_store
 from tests.integration.conftest import LONG, QUICK
 from training import services, states
+from training.job_directories import job_directory, sweep_job_directories
 from training.jobs import train
 from training.models import MetricPoint, MetricSeries, Run, RunEvent
-from training.orchestrator import Orchestrator, job_directory, sweep_job_directories
+from training.orchestrator import Orchestrator
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

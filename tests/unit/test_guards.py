@@ -98,3 +98,11 @@ def test_a_pooled_connection_is_checked_before_it_is_handed_out():
     environment = {**os.environ, "DATABASE_POOL_SIZE": "4", "DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_scheduler_does_without_the_libraries_of_data_and_training():
+    """It runs all the time beside everything else: what it imports is memory for good."""
+    code = "import django; django.setup(); import dlplatform.cron, sys; print({'torch', 'pyarrow'} & set(sys.modules))"
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings", "SECRET_KEY": "x"}
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert told.stdout.strip() == "set()", told.stdout + told.stderr
