@@ -9,7 +9,7 @@ Pure functions on bytes: values are never interpreted as numbers, so NaN payload
 - ``delta``: XOR with an ancestor's bytes, then ``grouped``; what did not change becomes zeros (BitX in ZipLLM,
   arXiv 2505.06252, section 4). Or the difference of the items taken as integers, small ones first (0, −1, 1, −2, …):
   of weights it takes 3 to 14 % less than XOR, which a carry spreads over many bits. Of few changed items only these
-  are kept, with their places.
+  are kept, with their places. Of items that became zero, as in pruning, only which they are.
 """
 
 import threading
@@ -33,8 +33,10 @@ PROBE = 8 * 1024
 _PREFIX = Struct("<BI")  # item width, number of items
 _LENGTH = Struct("<I")
 
-SPARSE, SUBTRACTED = 0x80, 0x40  # beside the width in the first byte of a delta
+# Beside the width in the first byte of a delta; what was multiplied by zero keeps its sign.
+SPARSE, SUBTRACTED, ZEROED, SIGN_KEPT = 0x80, 0x40, 0x20, 0x10
 FEW = 8  # at most one item in so many has changed
+MANY = 16  # at least one item in so many became zero
 UNSIGNED: dict[int, Any] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
 
 Bytes = bytes | bytearray | memoryview
@@ -227,7 +229,40 @@ def _plane(packed: memoryview, items: int) -> Plane:
 
 
 def _delta(data: Bytes, base: Bytes, width: int, most: float) -> Bytes | None:
-    """The smallest delta unless it takes more than ``most`` bytes; windows tell most of those that would."""
+    """A delta unless it takes more than ``most`` bytes."""
+    if width in UNSIGNED and len(data) % width == 0:
+        sample, base_sample = _windows(data, width), _windows(base, width)
+        ways = {way: _became_zero(way, sample, base_sample, width) for way in (0, SIGN_KEPT)}
+        way = max(ways, key=lambda name: np.count_nonzero(ways[name]))
+        if np.count_nonzero(ways[way]) * MANY >= max(len(ways[way]), 1):
+            return _zeroed(way, data, base, width, most)
+    return _difference(data, base, width, most)
+
+
+def _became_zero(way: int, data: Bytes, base: Bytes, width: int) -> NDArray[np.bool_]:
+    """Of every item, whether it is zero and was not."""
+    items, before = np.frombuffer(data, UNSIGNED[width]), np.frombuffer(base, UNSIGNED[width])
+    return (items == _zeros(way, before, width)) & (items != before)
+
+
+def _zeros(way: int, before: NDArray[Any], width: int) -> Any:
+    """All bits zero, or all but the sign of what was there."""
+    return before & before.dtype.type(1 << (8 * width - 1)) if way == SIGN_KEPT else before.dtype.type(0)
+
+
+def _zeroed(way: int, data: Bytes, base: Bytes, width: int, most: float) -> Bytes | None:
+    """Prefix, length of the mask, one bit for each item that became zero, the delta with these as they were."""
+    unsigned = UNSIGNED[width]
+    gone = _became_zero(way, data, base, width)
+    mask = _packed_plane(np.packbits(gone))
+    others = np.where(gone, np.frombuffer(base, unsigned), np.frombuffer(data, unsigned))
+    prefix = _PREFIX.pack(width | ZEROED | way, len(gone)) + _LENGTH.pack(len(mask)) + bytes(mask)
+    rest = _difference(others.view(np.uint8).data, base, width, most - len(prefix))
+    return None if rest is None else prefix + rest
+
+
+def _difference(data: Bytes, base: Bytes, width: int, most: float) -> bytes | None:
+    """The smallest difference unless it takes more than ``most`` bytes; windows tell most of those that would."""
     sample, base_sample = _windows(data, width), _windows(base, width)
     ways = (0, SUBTRACTED) if width in UNSIGNED and len(data) % width == 0 else (0,)
     tried = {way: _delta_by(way, sample, base_sample, width) for way in ways}
@@ -254,6 +289,8 @@ def _undo_delta(payload: Bytes, base: Bytes, size: int) -> Bytes:
     if len(base) != size:
         raise DamagedEncoding(f"a base of {len(base)} bytes for {size}")
     tag = payload[0] if len(payload) else 0
+    if tag & ZEROED:
+        return _undo_zeroed(payload, base, size)
     difference = _undo_sparse(payload, size) if tag & SPARSE else _ungroup(payload, size)
     if not tag & SUBTRACTED:
         return _xored(difference.data, base).data
@@ -261,6 +298,25 @@ def _undo_delta(payload: Bytes, base: Bytes, size: int) -> Bytes:
     if width not in UNSIGNED or size % width:
         raise DamagedEncoding(f"{size} bytes are no items of {width}")
     return _added(difference, base, width).data
+
+
+def _undo_zeroed(payload: Bytes, base: Bytes, size: int) -> Bytes:
+    view = memoryview(payload)
+    start = _PREFIX.size + _LENGTH.size
+    if len(view) < start:
+        raise DamagedEncoding("the prefix is missing")
+    tagged, items = _PREFIX.unpack_from(view)
+    width, way = tagged & ~(ZEROED | SIGN_KEPT), tagged & SIGN_KEPT
+    if width not in UNSIGNED or items * width != size:
+        raise DamagedEncoding(f"{items} items of {width} bytes are not {size} bytes")
+    (length,) = _LENGTH.unpack_from(view, _PREFIX.size)
+    mask, rest = view[start : start + length], view[start + length :]
+    if len(rest) and rest[0] & ZEROED:
+        raise DamagedEncoding("zeros within zeros")
+    gone = np.unpackbits(_plane(mask, (items + 7) // 8), count=items).view(np.bool_)
+    zeros = np.broadcast_to(_zeros(way, np.frombuffer(base, UNSIGNED[width]), width), items)
+    restored = np.where(gone, zeros, np.frombuffer(_undo_delta(rest, base, size), UNSIGNED[width]))
+    return restored.view(np.uint8).data
 
 
 def _xored(data: Bytes, base: Bytes) -> Plane:

@@ -87,6 +87,50 @@ def test_few_changes_cost_little_wherever_they_are(width, count, way):
     assert bytes(back) == changed.tobytes()
 
 
+def pruned(data: bytes, dtype: str, share: float = 0.5) -> bytes:
+    """A random share of the items became zero."""
+    items = np.frombuffer(data, dtype).copy()
+    items[GENERATOR.random(len(items)) < share] = 0
+    return items.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "width"), [(5000, "u4", 4), (500_000, "u4", 4), (500_001, "u2", 2), (7, "u8", 8)]
+)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_pruning_costs_one_bit_an_item(count, dtype, width, share):
+    base = GENERATOR.bytes(count * width)
+    data = pruned(base, dtype, share)
+    encoded = round_trip(data, width, base=base)
+    if count > 1000:
+        assert encoded.codec == DELTA and len(encoded.payload) < count / 8 * 1.05 + 200
+
+
+def test_pruning_and_tuning_at_once_costs_the_tuning_and_one_bit_an_item():
+    base = bfloat16(200_000)
+    tuned = (np.frombuffer(base, np.uint16) + GENERATOR.integers(0, 3, 200_000)).astype(np.uint16)
+    alone = len(encode(tuned.tobytes(), width=2, base=base).payload)
+    both = round_trip(pruned(tuned.tobytes(), "u2"), 2, base=base)
+    assert both.codec == DELTA and len(both.payload) < alone + 200_000 / 8 * 1.05
+
+
+def test_minus_zero_is_no_zero():
+    base = weights(5000)
+    items = np.frombuffer(base, np.uint32).copy()
+    items[::3], items[1::3] = 0x80000000, 0
+    round_trip(items.tobytes(), 4, base=base)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+def test_what_is_pruned_by_a_product_keeps_its_sign_and_costs_no_more(dtype):
+    base = weights(50_000, dtype)
+    items = np.frombuffer(base, dtype)
+    product = items * (GENERATOR.random(len(items)) < 0.5).astype(dtype)
+    assert np.signbit(product[product == 0]).any()
+    encoded = round_trip(product.tobytes(), items.itemsize, base=base)
+    assert encoded.codec == DELTA and len(encoded.payload) < 50_000 / 8 * 1.05 + 200
+
+
 def test_a_delta_that_saves_less_than_a_tenth_is_not_kept():
     assert round_trip(weights(50_000), 4, base=weights(50_000)).codec == GROUPED
     assert round_trip(weights(500_000), 4, base=weights(500_000)).codec == GROUPED
@@ -125,7 +169,7 @@ def test_foreign_payloads_are_refused_or_have_the_right_size(payload, codec, siz
         assert len(decode(codec, payload, size=size, base=b"\0" * size)) == size
 
 
-@pytest.mark.parametrize("codec", [ZSTD, GROUPED, DELTA, "few", "subtracted"])
+@pytest.mark.parametrize("codec", [ZSTD, GROUPED, DELTA, "few", "subtracted", "zeroed"])
 def test_a_flipped_bit_or_a_missing_end_does_no_harm(codec):
     data, base = CASES["bfloat16"][0], bfloat16(5000)
     payload = {
@@ -133,9 +177,10 @@ def test_a_flipped_bit_or_a_missing_end_does_no_harm(codec):
         GROUPED: encodings._group(data, 2),
         DELTA: encodings._delta_by(0, data, base, 2),
         "subtracted": encodings._delta_by(encodings.SUBTRACTED, data, base, 2),
+        "zeroed": encodings._zeroed(0, pruned(base, "u2"), base, 2, len(base)),
         "few": encodings._delta_by(0, data[:2000] + base[2000:], base, 2),
     }[codec]
-    codec = DELTA if codec in ("few", "subtracted") else codec
+    codec = DELTA if codec in ("few", "subtracted", "zeroed") else codec
     for position in range(0, len(payload), max(len(payload) // 150, 1)):
         flipped = bytearray(payload)
         flipped[position] ^= 1 << (position % 8)
