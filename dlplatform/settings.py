@@ -286,9 +286,6 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Data, training, registry and serving. See /docs for a page to try it out.",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["dlplatform.accounts.access.DeclaredPolicy"],
-    "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     # Choices stay where they are used: as components their names would collide and become Code4efEnum.

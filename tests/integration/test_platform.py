@@ -1,5 +1,7 @@
 """Health, metrics, API documents, admin, headers, static files: what belongs to no app."""
 
+import re
+
 import pytest
 from django.contrib import admin
 from django.test import Client
@@ -30,6 +32,15 @@ def test_readiness_names_the_part_that_does_not_answer(settings):
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
 def test_the_api_documents_open(path):
     assert Client().get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_pages_of_the_api_run_scripts_of_ours_alone(path):
+    answer = Client().get(path)
+    assert "script-src 'self';" in answer["Content-Security-Policy"] + ";"
+    assert "unsafe-eval" not in answer["Content-Security-Policy"]
+    assert re.search(rb"<style|\sstyle=|<script(?! src=\"/static/)|https?://", answer.content) is None
+    assert Client().post(path).status_code in (403, 405)
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/nothing-here"])
