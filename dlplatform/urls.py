@@ -1,8 +1,10 @@
 """Every URL of the platform, app by app."""
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from . import health, reference
 
@@ -13,7 +15,10 @@ api = [
     path("", include("registry.api_urls")),
 ]
 
+icon = RedirectView.as_view(url=f"{settings.STATIC_URL}icon.svg")
+
 urlpatterns = [
+    path("favicon.ico", login_not_required(icon)),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", health.metrics),
