@@ -243,7 +243,7 @@ AXES_COOLOFF_TIME = timedelta(minutes=10)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_TEMPLATE = "accounts/locked.html"
-AXES_HTTP_RESPONSE_CODE = 429
+AXES_LOCKOUT_CALLABLE = "dlplatform.accounts.lockout.locked_out"
 AXES_IPWARE_PROXY_COUNT = NUM_PROXIES or None
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
