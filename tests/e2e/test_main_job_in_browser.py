@@ -37,7 +37,7 @@ def upload(page: Any, folder: Path, name: str) -> None:
 
 def test_from_a_file_to_a_prediction_of_the_version_in_production(page: Any, tmp_path: Path, complaints: list[str]):
     upload(page, tmp_path, "petals in the browser")
-    page.get_by_role("link", name="Rows").click()
+    page.get_by_role("link", name="Rows", exact=True).click()
     page.get_by_role("cell", name="red").first.wait_for()
 
     page.get_by_role("link", name="Train on this version").click()

@@ -5,7 +5,7 @@ import re
 import pytest
 from django.urls import reverse
 
-from dlplatform.accounts.templatetags.platform import counted, number
+from dlplatform.accounts.templatetags.platform import counted, number, setting
 from dlplatform.engine.config import ConfigError, parse_config
 from registry.cards import rendered
 from tests import factories
@@ -45,6 +45,10 @@ def test_rows_show_truth_as_predictions_do(web, viewer, measured):
 )  # fmt: skip
 def test_numbers_are_written_out(value, told):
     assert number(value) == told
+
+
+def test_settings_are_written_as_in_a_request():
+    assert (setting(True), setting(0.00123456), setting("auto"), setting(None)) == ("true", 0.00123456, "auto", None)
 
 
 def test_one_is_not_many():

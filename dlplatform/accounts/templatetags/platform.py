@@ -52,6 +52,12 @@ def number(value: Any) -> str:
 
 
 @register.filter
+def setting(value: Any) -> Any:
+    """A setting as it is written in a request: exact, and true or false in small letters."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+@register.filter
 def counted(value: float | None, noun: str) -> str:
     """`1 row`, `1,797 rows`."""
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
