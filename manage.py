@@ -10,9 +10,13 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dlplatform.settings")
     if sys.argv[1:2] == ["up"]:
         _before_settings()
+    from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except ImproperlyConfigured as error:  # a value that the person who starts this can mend: no traceback
+        sys.exit(str(error))
 
 
 def _before_settings() -> None:

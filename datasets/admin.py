@@ -1,11 +1,12 @@
 """Django admin of datasets."""
 
-from django.contrib import admin, messages
+from typing import Any
+
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from dlplatform.accounts.admin import ReadOnly, TenantAdmin
-from dlplatform.api import Conflict
+from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import services
 from .models import Dataset, DatasetVersion
@@ -15,10 +16,15 @@ from .models import Dataset, DatasetVersion
 class DatasetAdmin(TenantAdmin):
     actions = ["archive"]
 
+    def change(self, actor: Any, row: Dataset, changes: dict[str, Any]) -> None:
+        services.update_dataset(actor=actor, dataset=row, **changes)
+
     @admin.action(description="Archive the chosen datasets")
     def archive(self, request: HttpRequest, queryset: QuerySet[Dataset]) -> None:
-        for dataset in queryset.filter(archived_at=None).select_related("organization"):
+        def verb(dataset: Dataset) -> None:
             services.set_dataset_archived(actor=request.user, dataset=dataset, archived=True)  # type: ignore[arg-type]
+
+        apply_to_each(request, queryset.filter(archived_at=None).select_related("organization"), verb, "archived")
 
 
 @admin.register(DatasetVersion)
@@ -32,8 +38,7 @@ class DatasetVersionAdmin(ReadOnly):
 
     @admin.action(description="Cancel the chosen ingestions", permissions=["view"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[DatasetVersion]) -> None:
-        for version in queryset.select_related("dataset__organization"):
-            try:
-                services.cancel_version(actor=request.user, version=version)  # type: ignore[arg-type]
-            except Conflict as error:
-                messages.warning(request, f"{version}: {error.detail}")
+        def verb(version: DatasetVersion) -> None:
+            services.cancel_version(actor=request.user, version=version)  # type: ignore[arg-type]
+
+        apply_to_each(request, queryset.select_related("dataset__organization"), verb, "cancelled")

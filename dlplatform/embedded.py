@@ -28,6 +28,7 @@ from psycopg import sql
 
 DATABASE = "dlplatform"
 SERVICE_USER = "dlplatform"
+PRIVATE = ("cache", "datasets", "files", "jobs", "logs", "models", "valkey")
 SHARED_PLACE = Path("/var/lib/dlplatform")
 
 
@@ -96,6 +97,17 @@ def port_is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def close_to_others(home: Path) -> None:
+    """What people upload, train and log is for this user alone.
+
+    Not ``home`` itself: PostgreSQL, which may run as a user of its own, has to pass through it to its folder.
+    """
+    for name in PRIVATE:
+        folder = home / name
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import environ
-from csp.constants import SELF
+from csp.constants import SELF, UNSAFE_EVAL, UNSAFE_INLINE
 from django.core.exceptions import ImproperlyConfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -25,13 +25,13 @@ def _read(reader, name: str, default):
     try:
         return reader(name, default=default)
     except (ValueError, TypeError) as error:
-        raise ImproperlyConfigured(f"{name} has a value that cannot be read: {error}") from None
+        raise ImproperlyConfigured(f"{name}: cannot be read ({error})") from None
 
 
 def _integer(name: str, default: int, low: int, high: int) -> int:
     value = _read(env.int, name, default)
     if not low <= value <= high:
-        raise ImproperlyConfigured(f"{name} is {value}; it must lie between {low} and {high}")
+        raise ImproperlyConfigured(f"{name}: is {value}; it must lie between {low} and {high}")
     return value
 
 
@@ -50,19 +50,21 @@ SECRET_KEY = _read(env.str, "SECRET_KEY", "insecure-development-key" if DEBUG or
 if not DEBUG and not TESTING:
     if not SECRET_KEY:
         raise ImproperlyConfigured(
-            "SECRET_KEY is not set. `make run` makes one; elsewhere set SECRET_KEY in the environment or .env."
+            "SECRET_KEY: is not set. `make run` makes one; elsewhere set SECRET_KEY in the environment or .env."
         )
     if "*" in ALLOWED_HOSTS:
-        raise ImproperlyConfigured("ALLOWED_HOSTS must name the hosts; '*' is only for DEBUG=1")
+        raise ImproperlyConfigured("ALLOWED_HOSTS: must name the hosts; '*' is only for DEBUG=1")
 
 # --- state --------------------------------------------------------------------------------------------
 DATABASE_URL = _read(env.str, "DATABASE_URL", "postgresql://localhost:5432/dlplatform")
 REDIS_URL = _read(env.str, "REDIS_URL", "redis://localhost:6379/0")
+if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
+    raise ImproperlyConfigured("REDIS_URL: must be a redis:// address")
 DATABASE_POOL_SIZE = _integer("DATABASE_POOL_SIZE", 0, 0, 200)
 MODEL_STORAGE_PATH = _read(env.str, "MODEL_STORAGE_PATH", str(DLP_HOME / "models"))
 DATASET_PATH = _read(env.str, "DATASET_PATH", str(DLP_HOME / "datasets"))
 if MODEL_STORAGE_PATH == DATASET_PATH:
-    raise ImproperlyConfigured("MODEL_STORAGE_PATH and DATASET_PATH must be two places, not one")
+    raise ImproperlyConfigured("MODEL_STORAGE_PATH: is DATASET_PATH too; they must be two places")
 JOB_PATH = DLP_HOME / "jobs"
 CACHE_PATH = DLP_HOME / "cache"
 OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
@@ -111,9 +113,10 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "csp.middleware.CSPMiddleware",
+    "dlplatform.web.ContentSecurityPolicy",
     "dlplatform.web.ContentTypeOfErrors",
     "dlplatform.web.TrailingSlash",
+    "dlplatform.web.AdminQuery",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -146,9 +149,13 @@ TEMPLATES = [
     }
 ]
 
-_database = environ.Env.db_url_config(DATABASE_URL)
+_NO_DATABASE = "DATABASE_URL: must be a postgresql:// address with a name; PostgreSQL is the only database"
+try:
+    _database = environ.Env.db_url_config(DATABASE_URL)
+except (ValueError, ImproperlyConfigured):  # a port that is no number, say; the address may hold a password
+    raise ImproperlyConfigured(_NO_DATABASE) from None
 if _database.get("ENGINE") != "django.db.backends.postgresql":
-    raise ImproperlyConfigured("DATABASE_URL must be a postgresql:// address: PostgreSQL is the only database")
+    raise ImproperlyConfigured(_NO_DATABASE)
 _database["TEST"] = {"NAME": "test_dlplatform"}
 # Also with a pool, which would otherwise hand out the connections of a server that has restarted since.
 _database["CONN_HEALTH_CHECKS"] = True
@@ -176,11 +183,11 @@ CHANNEL_LAYERS = {
 RQ_QUEUES = ("datasets", "training")
 
 
-def _storage(location: str) -> dict:
+def _storage(variable: str, location: str) -> dict:
     if location.startswith("s3://"):
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
         if not bucket:
-            raise ImproperlyConfigured(f"{location} names no bucket; write s3://bucket/prefix")
+            raise ImproperlyConfigured(f"{variable}: {location} names no bucket; write s3://bucket/prefix")
         endpoint = env.str("AWS_S3_ENDPOINT_URL", default=None)
         return {
             "BACKEND": "dlplatform.objects.s3.S3ObjectStorage",
@@ -198,9 +205,9 @@ def _storage(location: str) -> dict:
 
 
 STORAGES = {
-    "default": _storage(str(DLP_HOME / "files")),
-    "models": _storage(MODEL_STORAGE_PATH),
-    "datasets": _storage(DATASET_PATH),
+    "default": _storage("DLP_HOME", str(DLP_HOME / "files")),
+    "models": _storage("MODEL_STORAGE_PATH", MODEL_STORAGE_PATH),
+    "datasets": _storage("DATASET_PATH", DATASET_PATH),
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 FILE_UPLOAD_TEMP_DIR = None
@@ -242,7 +249,7 @@ AXES_COOLOFF_TIME = timedelta(minutes=10)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_LOCKOUT_TEMPLATE = "accounts/locked.html"
-AXES_HTTP_RESPONSE_CODE = 429
+AXES_LOCKOUT_CALLABLE = "dlplatform.accounts.lockout.locked_out"
 AXES_IPWARE_PROXY_COUNT = NUM_PROXIES or None
 AXES_ENABLE_ADMIN = False
 AXES_VERBOSE = False
@@ -286,9 +293,6 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": "Data, training, registry and serving. See /docs for a page to try it out.",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["dlplatform.accounts.access.DeclaredPolicy"],
-    "SWAGGER_UI_DIST": "SIDECAR",
-    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "REDOC_DIST": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": r"/api/v1",
     # Choices stay where they are used: as components their names would collide and become Code4efEnum.
@@ -308,9 +312,9 @@ CONTENT_SECURITY_POLICY = {
         "frame-ancestors": ["'none'"],
         "form-action": [SELF],
     },
-    # Unfold's admin runs Alpine expressions and inline styles; its pages are for superusers alone.
-    "EXCLUDE_URL_PREFIXES": ["/admin/"],
 }
+# Unfold's pages evaluate Alpine's expressions and write styles; the rest of the policy holds there too.
+ADMIN_CONTENT_SECURITY_POLICY = {"script-src": [SELF, UNSAFE_EVAL], "style-src": [SELF, UNSAFE_INLINE]}
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"

@@ -1,11 +1,12 @@
 """Every URL of the platform, app by app."""
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularRedocView, SpectacularSwaggerView
+from django.views.generic import RedirectView
 
-from . import health
+from . import health, reference
 
 api = [
     path("", include("dlplatform.accounts.api_urls")),
@@ -14,26 +15,16 @@ api = [
     path("", include("registry.api_urls")),
 ]
 
-
-class SchemaView(SpectacularAPIView):
-    policy = {"GET": "public"}
-
-
-class DocsView(SpectacularSwaggerView):
-    policy = {"GET": "public"}
-
-
-class RedocView(SpectacularRedocView):
-    policy = {"GET": "public"}
-
+icon = RedirectView.as_view(url=f"{settings.STATIC_URL}icon.svg")
 
 urlpatterns = [
+    path("favicon.ico", login_not_required(icon)),
     path("healthz", health.healthz),
     path("readyz", health.readyz),
     path("metrics", health.metrics),
-    path("openapi.json", login_not_required(SchemaView.as_view()), name="schema"),
-    path("docs", login_not_required(DocsView.as_view(url_name="schema")), name="docs"),
-    path("redoc", login_not_required(RedocView.as_view(url_name="schema")), name="redoc"),
+    path("openapi.json", login_not_required(reference.SchemaView.as_view()), name="schema"),
+    path("docs", reference.swagger, name="docs"),
+    path("redoc", reference.redoc, name="redoc"),
     path("api/v1/", include(api)),
     path("", include("registry.hub.urls")),
     path("admin/", admin.site.urls),

@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse, HttpResponseNotFound, JsonResponse
+from csp.middleware import CSPMiddleware, PolicyParts
+from django.conf import settings
+from django.core.exceptions import SuspiciousOperation, ValidationError
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseNotFound, JsonResponse
 from django.shortcuts import render
 
 API_PREFIX = "/api/"
+ADMIN_PREFIX = "/admin/"
 
 
 def page(
@@ -44,6 +47,31 @@ class TrailingSlash:
             return HttpResponseNotFound()
         if request.path_info.startswith(API_PREFIX) and request.path_info.endswith("/"):
             request.path_info = request.path_info.rstrip("/")
+        return self.get_response(request)
+
+
+class ContentSecurityPolicy(CSPMiddleware):
+    """The platform's policy everywhere; on the pages of Django admin the one that its theme can live with."""
+
+    def get_policy_parts(
+        self, request: HttpRequest, response: HttpResponseBase, report_only: bool = False
+    ) -> PolicyParts:
+        parts = super().get_policy_parts(request, response, report_only)
+        if request.path_info.startswith(ADMIN_PREFIX):
+            parts.replace = settings.ADMIN_CONTENT_SECURITY_POLICY | (parts.replace or {})
+        return parts
+
+
+class AdminQuery:
+    """Django admin hands what the query string says to the database, which cannot even be asked for a NUL."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        query = request.META.get("QUERY_STRING", "")
+        if request.path_info.startswith(ADMIN_PREFIX) and ("%00" in query or "\0" in query):
+            raise SuspiciousOperation("A NUL in the query string")
         return self.get_response(request)
 
 

@@ -1,10 +1,12 @@
 """Django admin of the registry: history is read-only."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from dlplatform.accounts.admin import ReadOnly, TenantAdmin
+from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import services, uploads
 from .models import ModelVersion, Ref, RefMove, RegisteredModel, Upload
@@ -14,10 +16,15 @@ from .models import ModelVersion, Ref, RefMove, RegisteredModel, Upload
 class RegisteredModelAdmin(TenantAdmin):
     actions = ["archive"]
 
+    def change(self, actor: Any, row: RegisteredModel, changes: dict[str, Any]) -> None:
+        services.update_model(actor=actor, model=row, **changes)
+
     @admin.action(description="Archive the chosen models")
     def archive(self, request: HttpRequest, queryset: QuerySet[RegisteredModel]) -> None:
-        for model in queryset.filter(archived_at=None).select_related("organization"):
+        def verb(model: RegisteredModel) -> None:
             services.set_model_archived(actor=request.user, model=model, archived=True)  # type: ignore[arg-type]
+
+        apply_to_each(request, queryset.filter(archived_at=None).select_related("organization"), verb, "archived")
 
 
 @admin.register(ModelVersion)
@@ -55,5 +62,7 @@ class UploadAdmin(ReadOnly):
 
     @admin.action(description="Abort the chosen uploads")
     def abort(self, request: HttpRequest, queryset: QuerySet[Upload]) -> None:
-        for upload in queryset.exclude(state__in=Upload.ENDED).select_related("model__organization"):
+        def verb(upload: Upload) -> None:
             uploads.abort(actor=request.user, upload=upload)  # type: ignore[arg-type]
+
+        apply_to_each(request, queryset.select_related("model__organization"), verb, "aborted")

@@ -20,9 +20,19 @@ _markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "striketh
 
 
 def rendered(text: str) -> SafeString:
-    """Markdown as HTML: raw HTML stays text, and what is left is cleaned once more."""
+    """Markdown as HTML: raw HTML stays text, and what is left is cleaned once more.
+
+    Its headings go below the page's own, of which the card stands under the second.
+    """
+    tokens = _markdown.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
     html = nh3.clean(
-        _markdown.render(text), tags=TAGS, attributes={"a": {"href", "title"}}, url_schemes={"http", "https", "mailto"}
+        _markdown.renderer.render(tokens, _markdown.options, {}),
+        tags=TAGS,
+        attributes={"a": {"href", "title"}},
+        url_schemes={"http", "https", "mailto"},
     )
     return mark_safe(html)  # noqa: S308
 

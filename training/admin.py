@@ -3,27 +3,26 @@
 from collections.abc import Callable
 from typing import Any
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from dlplatform.accounts.admin import ReadOnly, TenantAdmin
-from dlplatform.api import Conflict
+from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
-from . import services
+from . import experiments, services
 from .models import Experiment, Run
 
 
 @admin.register(Experiment)
 class ExperimentAdmin(TenantAdmin):
-    pass
+    def change(self, actor: Any, row: Experiment, changes: dict[str, Any]) -> None:
+        experiments.update_experiment(actor=actor, experiment=row, **changes)
 
 
 @admin.register(Run)
 class RunAdmin(ReadOnly):
     list_display = [
-        "name", "experiment", "state", "task", "dataset_version", "progress", "attempt", "lease_owner", "created_by",
-        "created_at",
+        "name", "experiment", "state", "done", "task", "dataset_version", "created_by", "created_at",
     ]  # fmt: skip
     list_filter = ["state", "task", "experiment__organization", "created_at"]
     search_fields = ["name", "id", "experiment__name"]
@@ -32,21 +31,24 @@ class RunAdmin(ReadOnly):
     exclude = ["evaluation"]
     actions = ["cancel", "retry", "archive"]
 
+    @admin.display(description="Progress", ordering="progress")
+    def done(self, run: Run) -> str:
+        return f"{run.progress:.0%}"
+
     @admin.action(description="Cancel the chosen runs", permissions=["view"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
-        self._each(request, queryset, services.cancel_run)
+        self._each(request, queryset, services.cancel_run, "cancelled")
 
     @admin.action(description="Retry the chosen runs from their last checkpoints", permissions=["view"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
-        self._each(request, queryset, services.resume_run)
+        self._each(request, queryset, services.resume_run, "queued again")
 
     @admin.action(description="Archive the chosen runs", permissions=["view"])
     def archive(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
-        self._each(request, queryset, services.set_run_archived, archived=True)
+        self._each(request, queryset.filter(archived_at=None), services.set_run_archived, "archived", archived=True)
 
-    def _each(self, request: HttpRequest, queryset: QuerySet[Run], verb: Callable[..., Any], **more: Any) -> None:
-        for run in queryset.select_related("experiment__organization"):
-            try:
-                verb(actor=request.user, run=run, **more)
-            except Conflict as error:
-                messages.warning(request, f"{run}: {error.detail}")
+    def _each(
+        self, request: HttpRequest, queryset: QuerySet[Run], service: Callable[..., Any], done: str, **more: Any
+    ) -> None:
+        runs = queryset.select_related("experiment__organization")
+        apply_to_each(request, runs, lambda run: service(actor=request.user, run=run, **more), done)

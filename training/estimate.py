@@ -8,7 +8,7 @@ from django.db.models import F
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
-from dlplatform.accounts.templatetags.platform import duration, number
+from dlplatform.accounts.templatetags.platform import counted, duration
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.defaults import Size, resolve
 
@@ -33,7 +33,7 @@ class Estimate:
         """Honest about its precision: an upper bound that early stopping usually undercuts."""
         ground = "from recent runs here" if self.measured else "a first guess, without runs to go by"
         return (
-            f"{number(self.rows)} rows × {number(self.features)} features, about {_round(self.parameters)} parameters, "
+            f"{counted(self.rows, 'row')} × {counted(self.features, 'feature')}, about {_round(self.parameters)} parameters, "
             f"at most about {_time(self.seconds)} of training ({ground}; early stopping usually ends sooner)."
         )
 

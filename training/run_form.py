@@ -6,11 +6,12 @@ from django import forms
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
+from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine import config as engine
 from dlplatform.engine.config import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
-from .services import MOST_CLASSES, TARGET_TYPES
+from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES
 
 FEW_CLASSES = 20
 MOST_VERSIONS = 200
@@ -83,6 +84,13 @@ def ready_versions(organization: Organization) -> Any:
         .only("number", "rows", "created_at", "dataset__name")
         .order_by("-created_at")[:MOST_VERSIONS]
     )
+
+
+def suggested_version(organization: Organization) -> DatasetVersion | None:
+    """The newest that can be trained on; else the newest, whose form then says what is missing."""
+    ready = list(ready_versions(organization))
+    enough = (one for one in ready if (one.rows or 0) >= LEAST_ROWS)
+    return next(enough, ready[0] if ready else None)
 
 
 def suggested_target(version: DatasetVersion) -> str:
@@ -200,7 +208,7 @@ class RunForm(forms.Form):
 def _version_choices(organization: Organization, chosen: DatasetVersion) -> list[tuple[str, str]]:
     rows = {str(one.pk): one for one in ready_versions(organization)}
     rows.setdefault(str(chosen.pk), chosen)
-    return [(key, f"{one.dataset.name} v{one.number} · {one.rows or 0:,} rows") for key, one in rows.items()]
+    return [(key, f"{one.dataset.name} v{one.number} · {counted(one.rows or 0, 'row')}") for key, one in rows.items()]
 
 
 def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dict[str, Any]:

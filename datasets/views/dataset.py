@@ -1,15 +1,18 @@
 """The page of one dataset: a version's columns, rows and problems, and who uses it."""
 
+from datetime import datetime, time
 from typing import Any
 from uuid import UUID
 
 from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.dateformat import format as format_date
 
 from datasets import services
 from datasets.ingestion.rows import read_rows
 from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.access import may, visible_or_404
+from dlplatform.accounts.templatetags.platform import number
 from dlplatform.objects.grace import undoable_until
 from dlplatform.objects.store import CorruptObject, MissingObject
 from dlplatform.web import page
@@ -71,9 +74,34 @@ def _columns(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
     for column in described:
         count = column["profile"].get("count") or 1
         top = column["profile"].get("top", [])[:TOP_SHOWN]
-        column["top"] = [{**one, "share": one["count"] / count} for one in top]
-        column["median"] = column["profile"].get("quantiles", {}).get("0.5")
+        column["top"] = [{"value": _cell(one["value"])["text"], "share": one["count"] / count} for one in top]
+        column["spread"] = _moments(column["profile"]) if column["type"] == "datetime" else _spread(column["profile"])
     return {"columns": described, "columns_left_out": max(len(version.columns) - MOST_COLUMNS, 0)}
+
+
+def _spread(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """Smallest, middle and greatest value, each with the quantiles beside it."""
+    at = {share: number(value) for share, value in profile.get("quantiles", {}).items()}
+    return [
+        {"value": profile.get("min"), "note": at.get("0.05")},
+        {"value": profile.get("quantiles", {}).get("0.5"), "note": at and f"{at['0.25']} – {at['0.75']}"},
+        {"value": profile.get("max"), "note": at.get("0.95")},
+    ]
+
+
+def _moments(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """The first and the last moment as dates, with the time of day where they have one."""
+    first, last = (_moment(profile.get(end)) for end in ("min", "max"))
+    return [first, {"value": None, "note": ""}, last]
+
+
+def _moment(text: str | None) -> dict[str, Any]:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:  # none, or of a year that Python cannot hold
+        return {"value": text, "note": ""}
+    time_of_day = moment.time().isoformat("seconds") if moment.time() != time() else ""
+    return {"value": format_date(moment, "j M Y"), "note": time_of_day}
 
 
 def _rows(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
@@ -100,7 +128,9 @@ def _rows(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
 
 def _cell(value: Any) -> dict[str, Any]:
     """A number in full, without the `.0` that a whole one carries; anything else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return {"numeric": False, "text": str(value).lower()}
+    if not isinstance(value, int | float):
         return {"numeric": False, "text": value}
     return {"numeric": True, "text": f"{value:.15g}" if isinstance(value, float) else str(value)}
 

@@ -27,6 +27,10 @@ class SignInForm(AuthenticationForm):
     }
 
 
+class OrganizationForm(forms.Form):
+    name = forms.CharField(max_length=120, help_text="Such as the name of a team.")
+
+
 class MemberForm(forms.Form):
     user = forms.CharField(
         max_length=150,

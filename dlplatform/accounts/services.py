@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.text import slugify
 
 from . import audit, keys
-from .access import may, require
+from .access import in_scope, may, require
 from .models import ApiKey, Membership, Organization, User
 from .roles import Role, Scope
 
@@ -93,17 +93,21 @@ def create_api_key(
 
 @transaction.atomic
 def revoke_api_key(*, actor: User, key: ApiKey) -> ApiKey:
-    """Revoke one's own key, or as an admin the key of a member of one's organization."""
-    if key.user_id != actor.pk and not any(
-        may(actor, "organization.manage", membership.organization)
-        for membership in key.user.memberships.select_related("organization")
-    ):
+    """Revoke one's own key, or as an admin the key of a member of one's organization; a superuser any key."""
+    if not _may_revoke(actor, key):
         raise Http404
     if key.revoked_at is None:
         key.revoked_at = timezone.now()
         key.save(update_fields=["revoked_at"])
         audit.record(actor, "key.revoke", key, actor.default_organization, name=key.name)
     return key
+
+
+def _may_revoke(actor: User, key: ApiKey) -> bool:
+    if key.user_id == actor.pk or (actor.is_superuser and in_scope(actor, "organization.manage")):
+        return True
+    memberships = key.user.memberships.select_related("organization")
+    return any(may(actor, "organization.manage", one.organization) for one in memberships)
 
 
 @transaction.atomic

@@ -14,7 +14,7 @@ from dlplatform.web import add_errors
 
 from . import services
 from .access import visible_or_404
-from .forms import ApiKeyForm, MemberForm, SignInForm
+from .forms import ApiKeyForm, MemberForm, OrganizationForm, SignInForm
 from .models import ApiKey, Organization
 from .pages import no_organization, organization_of, organization_or_404, refusals_as_messages, said
 from .roles import Role
@@ -42,14 +42,24 @@ def switch_organization(request: HttpRequest) -> HttpResponse:
     return redirect("home")
 
 
-@require_POST
+@require_http_methods(["GET", "POST"])
 def organization_new(request: HttpRequest) -> HttpResponse:
-    name = request.POST.get("name", "").replace("\0", "").strip()[:120]
-    with refusals_as_messages(request):
-        organization = services.create_organization(actor=request.user, name=name)
-        services.switch_organization(actor=request.user, organization=organization)
-        said(request, f"Organization “{organization.name}” was made; you are its admin.")
-    return redirect("home")
+    """Anybody may make an organization, of which they become the admin; it is the one in force from then on."""
+    form = OrganizationForm(request.POST or None)
+    if request.method == "POST" and form.is_valid() and _made(request, form):
+        return redirect("home")
+    return render(request, "accounts/organization_new.html", {"form": form})
+
+
+def _made(request: HttpRequest, form: OrganizationForm) -> bool:
+    try:
+        organization = services.create_organization(actor=request.user, name=form.cleaned_data["name"])
+    except ValidationError as error:
+        add_errors(form, error)
+        return False
+    services.switch_organization(actor=request.user, organization=organization)
+    said(request, f"Organization “{organization.name}” was made; you are its admin.")
+    return True
 
 
 @require_http_methods(["GET", "POST"])

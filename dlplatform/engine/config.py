@@ -248,10 +248,18 @@ def _number_problem(described: Field, value: Any) -> tuple[str, str] | None:
 
 
 def _expected(described: Field) -> str:
+    words = "".join(f", or {str(word).lower()}" for word in described.words)
+    if described.minimum == described.maximum:
+        return f"must be {_plain(described.minimum)}{words}."
     kind = "a whole number" if described.type == "integer" else "a number"
     low = "above" if described.exclusive_minimum else "from"
-    words = "".join(f", or {str(word).lower()}" for word in described.words)
-    return f"must be {kind} {low} {described.minimum:g} to {described.maximum:g}{words}."
+    return f"must be {kind} {low} {_plain(described.minimum)} to {_plain(described.maximum)}{words}."
+
+
+def _plain(bound: float | None) -> str:
+    """A limit in full: 2147483647, never 2.14748e+09."""
+    assert bound is not None
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 assert [each.name for each in FIELDS] == [each.name for each in fields(TrainingConfig)]

@@ -1,9 +1,11 @@
 // Line and scatter charts as SVG. Colours come from the page's own properties, so both themes work.
-import { exact, extent, linear, logarithmic, padded, short } from "./scale.js";
+import { exact, extent, labels, linear, logarithmic, padded } from "./scale.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { top: 8, right: 12, bottom: 26, left: 50 };
+const MARGIN = { top: 8, right: 16, bottom: 40, left: 52 };
 const HEIGHT = 220;
+const ACROSS = 5;
+const UP = 5;
 const TABLE_ROWS = 200;
 
 export function node(name, attributes = {}, text = "") {
@@ -203,18 +205,18 @@ export class Chart {
   }
 
   #axes(width) {
-    const parts = [];
-    for (const tick of this.y.ticks(5)) {
-      const at = this.y(tick);
-      parts.push(node("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: at, y2: at }));
-      parts.push(node("text", { x: MARGIN.left - 6, y: at + 4, "text-anchor": "end" }, short(tick)));
-    }
-    const across = Math.max(2, Math.floor(width / 90));
-    for (const tick of this.x.ticks(across)) {
-      if (this.options.whole && !Number.isInteger(tick)) continue;
-      parts.push(node("text", { x: this.x(tick), y: HEIGHT - 10, "text-anchor": "middle" }, short(tick)));
-    }
-    return parts;
+    const { x = "", whole = x === "step" } = this.options;
+    const across = this.x.ticks(ACROSS, whole);
+    const up = this.y.ticks(UP);
+    const names = { x: labels(across), y: labels(up) };
+    return [
+      ...up.flatMap((tick, at) => [
+        node("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.y(tick), y2: this.y(tick) }),
+        node("text", { x: MARGIN.left - 6, y: this.y(tick) + 4, "text-anchor": "end" }, names.y[at]),
+      ]),
+      ...across.map((tick, at) => node("text", { x: this.x(tick), y: HEIGHT - 24, "text-anchor": "middle" }, names.x[at])),
+      node("text", { class: "axis", x: (MARGIN.left + width - MARGIN.right) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, x),
+    ];
   }
 
   #guide(xs, ys) {

@@ -1,8 +1,9 @@
 // Draws the charts that a page, or a part that htmx brought, describes in a JSON island.
 import { Chart, element, node } from "./chart.js";
-import { exact, extent, linear, short } from "./scale.js";
+import { exact, extent, labels, linear } from "./scale.js";
 
 const HEIGHT = 220;
+const BASE = HEIGHT - 40; // room for the labels and the title of the axis
 
 function histogram(host, { title, x, y, counts, edges }) {
   const figure = element("figure", "card chart");
@@ -19,24 +20,28 @@ function drawBars(svg, readout, { x, y, counts, edges }) {
   const width = svg.clientWidth;
   if (!width) return;
   const across = linear([edges[0], edges.at(-1)], [50, width - 12]);
-  const up = linear([0, extent(counts)[1] || 1], [HEIGHT - 26, 8]);
+  const up = linear([0, extent(counts)[1] || 1], [BASE, 8]);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   const bars = counts.map((count, at) => {
     const left = across(edges[at]);
     const bar = node("rect", {
-      class: "box", x: left + 0.5, y: up(count), width: Math.max(across(edges[at + 1]) - left - 1, 1), height: HEIGHT - 26 - up(count),
+      class: "box", x: left + 0.5, y: up(count), width: Math.max(across(edges[at + 1]) - left - 1, 1), height: BASE - up(count),
     });
     bar.addEventListener("pointerenter", () => {
       readout.textContent = `${x} ${exact(edges[at])} to ${exact(edges[at + 1])}: ${exact(count)} ${y}`;
     });
     return bar;
   });
-  const lines = up.ticks(4).flatMap((tick) => [
+  const heights = up.ticks(4);
+  const places = across.ticks(5);
+  const [counted, placed] = [labels(heights), labels(places)];
+  const lines = heights.flatMap((tick, at) => [
     node("line", { class: "grid", x1: 50, x2: width - 12, y1: up(tick), y2: up(tick) }),
-    node("text", { x: 44, y: up(tick) + 4, "text-anchor": "end" }, short(tick)),
+    node("text", { x: 44, y: up(tick) + 4, "text-anchor": "end" }, counted[at]),
   ]);
-  const labels = across.ticks(5).map((tick) => node("text", { x: across(tick), y: HEIGHT - 10, "text-anchor": "middle" }, short(tick)));
-  svg.replaceChildren(...lines, ...labels, ...bars);
+  const names = places.map((tick, at) => node("text", { x: across(tick), y: HEIGHT - 24, "text-anchor": "middle" }, placed[at]));
+  names.push(node("text", { class: "axis", x: (50 + width - 12) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, x));
+  svg.replaceChildren(...lines, ...names, ...bars);
 }
 
 export function drawFigures(scope) {

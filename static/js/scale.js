@@ -19,7 +19,7 @@ export function linear([low, high], [from, to]) {
   const factor = (to - from) / (high - low || 1);
   const scale = (value) => from + (value - low) * factor;
   scale.invert = (pixel) => low + (pixel - from) / (factor || 1);
-  scale.ticks = (count) => linearTicks(low, high, count);
+  scale.ticks = (count, whole = false) => linearTicks(low, high, count, whole);
   return scale;
 }
 
@@ -35,30 +35,45 @@ export function logarithmic([low, high], range) {
   return scale;
 }
 
-function linearTicks(low, high, count) {
-  const rough = (high - low) / Math.max(count, 1);
+/** About `count` ticks at round values, at least two wherever there is room between the ends. */
+function linearTicks(low, high, count, whole = false) {
+  const rough = (high - low) / Math.max(count, 2);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((one) => one * power).find((one) => one >= rough);
+  const round = [10, 5, 2.5, 2, 1, 0.5, 0.25, 0.2, 0.1].map((one) => one * power);
+  const steps = whole ? round.filter(Number.isInteger) : round;
+  if (!steps.length) steps.push(1);
+  const first = Math.max(steps.findLastIndex((one) => one >= rough), 0);
+  const ticks = steps.slice(first).map((step) => multiples(step, low, high));
+  return ticks.find((one) => one.length > 1) ?? ticks.at(-1);
+}
+
+function multiples(step, low, high) {
   const ticks = [];
-  for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) {
-    ticks.push(Math.abs(tick) < step * 1e-9 ? 0 : tick);
-  }
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) ticks.push(at * step);
   return ticks;
 }
 
 const units = [[1e9, "G"], [1e6, "M"], [1e4, "k"]];
 
-export function short(value) {
-  const size = Math.abs(value);
-  for (const [unit, letter] of units) {
-    if (size >= unit) return `${trimmed(value / (letter === "k" ? 1e3 : unit))}${letter}`;
-  }
-  return size && size < 1e-3 ? value.toExponential(0) : trimmed(value);
+/** What stands beside the ticks of one axis: as few digits as tell each one as it is. */
+export function labels(ticks) {
+  const gap = Math.min(...ticks.slice(1).map((tick, at) => Math.abs(tick - ticks[at])), Math.abs(ticks[0]) || 1);
+  let digits = 1;
+  while (digits < 15 && ticks.some((tick) => Math.abs(rounded(tick, digits) - tick) > gap / 100)) digits += 1;
+  return ticks.map((tick) => short(tick, digits));
 }
 
-function trimmed(value) {
-  return String(Number(value.toPrecision(4)));
+function short(value, digits = 4) {
+  const size = Math.abs(value);
+  for (const [unit, letter] of units) {
+    if (size >= unit) return `${rounded(value / (letter === "k" ? 1e3 : unit), digits)}${letter}`;
+  }
+  return size && size < 1e-3 ? rounded(value, digits).toExponential() : String(rounded(value, digits));
+}
+
+function rounded(value, digits) {
+  return Number(value.toPrecision(digits));
 }
 
 export function exact(value) {

@@ -3,21 +3,14 @@ an error on the way, which also proves that no page needs more than the Content-
 
 import random
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+from tests.e2e.conftest import SECONDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("platform")]
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-POLICY = re.compile(r"style-src 'self'")
-SECONDS = 1000
 
 
 def petals(rows: int = 240) -> str:
@@ -28,38 +21,6 @@ def petals(rows: int = 240) -> str:
         length, width = generator.gauss(5 + kind, 0.5), generator.gauss(3 - kind / 2, 0.3)
         lines.append(f"{length:.2f},{width:.2f},{generator.choice(['red', 'blue'])},{'abc'[kind]}")
     return "\n".join(lines) + "\n"
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed; install the package chromium to run the browser tests")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def complaints() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def page(browser: Any, live_platform: str, complaints: list[str]) -> Any:
-    """A signed-in page that notes every error and warning of its console."""
-    context = browser.new_context(base_url=live_platform, viewport={"width": 1280, "height": 900})
-    opened = context.new_page()
-    opened.set_default_timeout(60 * SECONDS)
-    opened.on("console", lambda told: complaints.append(told.text) if told.type in ("error", "warning") else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    answer = opened.goto("/")
-    assert POLICY.search(answer.headers["content-security-policy"])
-    opened.get_by_label("Username").fill("admin")
-    opened.get_by_label("Password").fill("password-1234")
-    opened.get_by_role("button", name="Sign in").click()
-    opened.get_by_role("heading", name="Main", level=1).wait_for()
-    return opened
 
 
 def upload(page: Any, folder: Path, name: str) -> None:
@@ -76,7 +37,7 @@ def upload(page: Any, folder: Path, name: str) -> None:
 
 def test_from_a_file_to_a_prediction_of_the_version_in_production(page: Any, tmp_path: Path, complaints: list[str]):
     upload(page, tmp_path, "petals in the browser")
-    page.get_by_role("link", name="Rows").click()
+    page.get_by_role("link", name="Rows", exact=True).click()
     page.get_by_role("cell", name="red").first.wait_for()
 
     page.get_by_role("link", name="Train on this version").click()

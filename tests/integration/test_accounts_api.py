@@ -86,7 +86,22 @@ def test_wrong_passwords_are_limited_by_account_and_address(trainer, settings):
     settings.AXES_FAILURE_LIMIT = 3
     answers = [tokens(trainer, "wrong").status_code for _ in range(4)]
     assert answers[:2] == [401, 401] and answers[-1] == 429
-    assert tokens(trainer).status_code == 429
+    refused = tokens(trainer)
+    assert refused.status_code == 429 and refused["Retry-After"] == "600"
+    error = {
+        "code": "locked_out",
+        "detail": "Too many wrong passwords for this name from here; try again in 10 minutes.",
+        "attr": None,
+    }
+    assert refused.json() == {"type": "client_error", "errors": [error]}
+
+
+def test_too_many_wrong_passwords_on_the_page_are_answered_by_a_page(trainer, settings, client):
+    settings.AXES_FAILURE_LIMIT = 2
+    for _ in range(3):
+        answer = client.post("/login", {"username": trainer.username, "password": "wrong"})
+    assert answer.status_code == 429 and answer["Retry-After"] == "600"
+    assert "Too many sign-in attempts" in answer.content.decode()
 
 
 def make_key(user, **wanted):

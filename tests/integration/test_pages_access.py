@@ -5,7 +5,7 @@ import re
 import pytest
 from django.urls import reverse
 
-from dlplatform.accounts.models import ApiKey, Membership
+from dlplatform.accounts.models import ApiKey, AuditEntry, Membership
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -75,7 +75,18 @@ def pages_of(things):
     ]  # fmt: skip
 
 
-LISTS = ["home", "datasets", "runs", "experiments", "models", "members", "api-keys", "password-change", "compare"]
+LISTS = [
+    "organization-new",
+    "home",
+    "datasets",
+    "runs",
+    "experiments",
+    "models",
+    "members",
+    "api-keys",
+    "password-change",
+    "compare",
+]
 WRITING = ["dataset-new", "run-new", "model-new"]
 CHANGES = [
     ("run", name) for name in ("run-cancel", "run-resume", "run-archive", "run-restore", "run-rename")
@@ -204,6 +215,33 @@ def test_a_person_without_an_organization_is_told_so_and_can_make_one(web, db):
         assert "no organization yet" in client.get(reverse(name)).content.decode(), name
     client.post(reverse("organization-new"), {"name": "Mine"})
     assert Membership.objects.get(user=loner).role == "admin"
+
+
+def test_a_member_makes_another_organization_is_its_admin_and_works_in_it(web, viewer, trainer, things):
+    client = web(viewer)
+    assert reverse("organization-new") in client.get(reverse("members")).content.decode()
+    made = client.post(reverse("organization-new"), {"name": "Side project"}, follow=True).content.decode()
+    assert "<h1>Side project</h1>" in made
+    assert Membership.objects.get(user=viewer, organization__slug="side-project").role == "admin"
+    assert Membership.objects.get(user=viewer, organization__slug="lab").role == "viewer"
+    assert b"alert" not in client.get(reverse("datasets")).content
+    assert not Membership.objects.filter(user=trainer, organization__slug="side-project").exists()
+    assert AuditEntry.objects.get(action="organization.create").actor == viewer
+
+
+def test_a_new_organization_is_refused_with_its_reason_on_the_form(web, viewer, stranger):
+    client = web(viewer)
+    for name, told in (
+        ("Elsewhere", "is taken"),
+        ("", "required"),
+        ("!!", "at least one letter"),
+        ("a\0b", "ull character"),
+    ):
+        answer = client.post(reverse("organization-new"), {"name": name})
+        assert answer.status_code == 200 and told in answer.content.decode(), name
+    assert not Membership.objects.filter(user=viewer).exclude(organization__slug="lab").exists()
+    assert web(None).get(reverse("organization-new")).url.startswith("/login")
+    assert web(None).post(reverse("organization-new"), {"name": "Nobody's"}).url.startswith("/login")
 
 
 def test_switching_leads_to_the_other_organization_and_to_no_foreign_one(web, trainer, stranger, organization):

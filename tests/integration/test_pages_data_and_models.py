@@ -205,5 +205,5 @@ def test_a_card_holds_nothing_active():
     text = "# Hi\n<script>alert(1)</script>\n[a](javascript:alert(1)) ![i](http://x/y.png)\n\n"
     text += "| a |\n|---|\n| <b onclick=x> |"
     html = cards.rendered(text)
-    assert "<h1>Hi</h1>" in html and "<table>" in html
+    assert "<h3>Hi</h3>" in html and "<table>" in html
     assert "<script" not in html and "<img" not in html and 'href="javascript' not in html and "<b " not in html

@@ -1,5 +1,7 @@
 """Health, metrics, API documents, admin, headers, static files: what belongs to no app."""
 
+import re
+
 import pytest
 from django.contrib import admin
 from django.test import Client
@@ -30,6 +32,15 @@ def test_readiness_names_the_part_that_does_not_answer(settings):
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
 def test_the_api_documents_open(path):
     assert Client().get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_pages_of_the_api_run_scripts_of_ours_alone(path):
+    answer = Client().get(path)
+    assert "script-src 'self';" in answer["Content-Security-Policy"] + ";"
+    assert "unsafe-eval" not in answer["Content-Security-Policy"]
+    assert re.search(rb"<style|\sstyle=|<script(?! src=\"/static/)|https?://", answer.content) is None
+    assert Client().post(path).status_code in (403, 405)
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/nothing-here"])
@@ -78,6 +89,75 @@ def test_admin_actions_call_the_services(web, superuser, organization):
     )
     dataset.refresh_from_db()
     assert dataset.archived_at
+
+
+def test_an_admin_action_tells_how_many_rows_it_changed_and_why_not_the_others(web, superuser, organization):
+    experiment = factories.ExperimentFactory(organization=organization)
+    runs = factories.RunFactory.create_batch(2, experiment=experiment)
+    ended = factories.RunFactory(experiment=experiment, name="ended", state="succeeded")
+    told = acted(web(superuser), "training_run", "cancel", *runs, ended)
+    assert "2 runs cancelled." in told and any(text.startswith("ended: ") for text in told)
+    assert "No runs cancelled." in acted(web(superuser), "training_run", "cancel", ended)
+    assert "1 run archived." in acted(web(superuser), "training_run", "archive", ended)
+    upload = factories.UploadFactory(model__organization=organization)
+    assert "1 upload aborted." in acted(web(superuser), "registry_upload", "abort", upload)
+    assert "1 model archived." in acted(web(superuser), "registry_registeredmodel", "archive", upload.model)
+
+
+def test_a_key_revoked_in_the_admin_leaves_an_audit_entry(web, superuser):
+    key = factories.ApiKeyFactory()
+    assert acted(web(superuser), "accounts_apikey", "revoke", key) == ["1 api key revoked."]
+    key.refresh_from_db()
+    assert key.revoked_at and AuditEntry.objects.get().action == "key.revoke"
+
+
+def acted(client, name, action, *rows):
+    """The messages after an action on these rows."""
+    body = {"action": action, "_selected_action": [str(row.pk) for row in rows]}
+    answer = client.post(reverse(f"admin:{name}_changelist"), body, follow=True)
+    return [str(message) for message in answer.context["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "action"),
+    [
+        (factories.DatasetFactory, "datasets_dataset", "dataset.change"),
+        (factories.RegisteredModelFactory, "registry_registeredmodel", "model.change"),
+        (factories.ExperimentFactory, "training_experiment", "experiment.change"),
+    ],
+)
+def test_the_admin_renames_through_the_services(web, superuser, organization, factory, name, action):
+    taken, row = factory(organization=organization, name="taken"), factory(organization=organization, name="row")
+    url = reverse(f"admin:{name}_change", args=[row.pk])
+    refused = web(superuser).post(url, {"name": taken.name, "description": ""})
+    assert refused.status_code == 200 and "taken” already" in refused.content.decode()
+    assert not AuditEntry.objects.exists()
+    assert web(superuser).post(url, {"name": "free", "description": "told"}).status_code == 302
+    row.refresh_from_db()
+    assert (row.name, row.description) == ("free", "told")
+    assert AuditEntry.objects.get().action == action and AuditEntry.objects.get().actor == superuser
+
+
+def test_a_nul_in_an_admin_query_is_refused_and_breaks_nothing(web, superuser):
+    client = web(superuser)
+    assert client.get("/admin/training/run/?state__exact=%00").status_code == 400
+    assert client.get("/admin/training/run/?q=a%00b").status_code == 400
+    assert client.get("/admin/training/run/?q=%2500").status_code == 200
+
+
+def test_the_admin_has_a_policy_that_only_its_theme_loosens(web, superuser):
+    for client in (web(None), web(superuser)):
+        policy = dict(
+            part.split(" ", 1) for part in client.get("/admin/", follow=True)["Content-Security-Policy"].split("; ")
+        )
+        assert policy["script-src"] in ("'self' 'unsafe-eval'", "'self'")
+        assert policy["default-src"] == policy["form-action"] == policy["connect-src"] == "'self'"
+        assert policy["object-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+
+
+def test_the_icon_is_where_browsers_look_for_it():
+    answer = Client().get("/favicon.ico")
+    assert answer.status_code == 302 and answer.url == "/static/icon.svg"
 
 
 def test_history_cannot_be_changed_in_the_admin(web, superuser):

@@ -17,7 +17,7 @@ from dlplatform.web import add_errors, page
 from training import services
 from training.estimate import estimate
 from training.models import Experiment, Run
-from training.run_form import RunForm, initial_of, initial_of_clone, ready_versions
+from training.run_form import RunForm, initial_of, initial_of_clone, suggested_version
 
 
 @require_http_methods(["GET", "POST"])
@@ -44,7 +44,7 @@ def run_new(request: HttpRequest) -> HttpResponse:
 
 
 def _version(request: HttpRequest, organization: Organization, clone: Run | None) -> DatasetVersion | None:
-    """The chosen version; without a choice the clone's, else the newest one that is ready."""
+    """The chosen version; without a choice the clone's, else the newest one with enough rows."""
     given = request.POST or request.GET
     wanted = given.get("dataset_version") or given.get("version")
     rows = DatasetVersion.objects.select_related("dataset__organization")
@@ -52,8 +52,8 @@ def _version(request: HttpRequest, organization: Organization, clone: Run | None
         return visible_or_404(rows, request.user, pk=_uuid(wanted))
     if clone:
         return clone.dataset_version
-    newest = ready_versions(organization).first()
-    return rows.get(pk=newest.pk) if newest else None
+    suggested = suggested_version(organization)
+    return rows.get(pk=suggested.pk) if suggested else None
 
 
 def _uuid(text: str) -> UUID:

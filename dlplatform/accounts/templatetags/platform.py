@@ -37,13 +37,30 @@ def number(value: Any) -> str:
     """A number as people read it: thousands separated, four significant digits, never `1e-05` in a table."""
     if value is None or value == "":
         return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
         return f"{int(value):,}"
     if value != value:
         return "NaN"
-    return f"{value:,.4g}" if 1e-4 <= abs(value) < 1e6 else f"{value:.3e}"
+    size = abs(value)
+    if 1e3 <= size < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if 1e-4 <= size < 1e3 else f"{value:.3e}"
+
+
+@register.filter
+def setting(value: Any) -> Any:
+    """A setting as it is written in a request: exact, and true or false in small letters."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+@register.filter
+def counted(value: float | None, noun: str) -> str:
+    """`1 row`, `1,797 rows`."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
 @register.filter

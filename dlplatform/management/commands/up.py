@@ -37,6 +37,7 @@ class Command(BaseCommand):
 
     def _run(self) -> None:
         _require_free_ports()
+        embedded.close_to_others(settings.DLP_HOME)
         supervisor = Supervisor(settings.DLP_HOME / "logs", self._say)
         try:
             self._start(supervisor)
@@ -73,6 +74,8 @@ class Command(BaseCommand):
 
 
 def _require_free_ports() -> None:
+    if settings.PORT == settings.SERVE_PORT:
+        raise embedded.StartError(f"PORT and SERVE_PORT are both {settings.PORT}; give each a port of its own")
     for name, port in (("PORT", settings.PORT), ("SERVE_PORT", settings.SERVE_PORT)):
         if not embedded.port_is_free(settings.HOST, port):
             raise embedded.StartError(f"Port {port} is in use by another program; choose a free one: {name}=… make run")
