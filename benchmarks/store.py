@@ -16,13 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import httpx
 import numpy as np
 import psutil
 import torch
 
+from tests.live import Platform
+
 from .lineage import Version, lineage
 from .measuring import arguments, median, platform, report, spread
-from .transfer import Memory, copy_and_hash
+from .transfer import BLOCK, Memory, copy_and_hash, download
+from .upload_in_parts import followed
 
 LIMIT_TEN = 1.12
 LIMITS_LINEAGE = {torch.float32: 0.45, torch.bfloat16: 0.28}
@@ -202,9 +206,57 @@ def in_and_out(folder: Path, megabytes: int, repetitions: int) -> None:
         )  # fmt: skip
 
 
+def up_and_down(running: Platform, folder: Path, megabytes: int, repetitions: int) -> None:
+    """What a person waits for: weights sent in one request until they are durable, the version that a worker makes of
+    them, and its weights fetched again."""
+    source = folder / "sent.safetensors"
+    taken: dict[str, list[float]] = {"sent": [], "version": [], "fetched": [], "bare": []}
+    with running.client() as client:
+        web = Memory(running.processes("web")[0])
+        for repetition in range(repetitions + 1):
+            tensors = megabytes // 4
+            write_model(source, tensors, 1000, (normal(repetition, number, 1000) for number in range(tensors)))
+            size = source.stat().st_size
+            model = client.post("/models", json={"name": f"package {repetition}"}).raise_for_status().json()["id"]
+            bare = copy_and_hash(source, folder / "copy")
+            with web.sampled():
+                began = time.perf_counter()
+                upload = send_model(client, model, source)
+                sent = time.perf_counter() - began
+                version = followed(client, upload)
+                made = time.perf_counter() - began
+                fetched = download(client, f"/model-versions/{version}/files/model.safetensors", size)
+            if repetition:
+                for kind, seconds in (("bare", bare), ("sent", sent), ("version", made), ("fetched", fetched)):
+                    taken[kind].append(seconds)
+    for kind in ("sent", "version", "fetched"):
+        ratios = [one / other for one, other in zip(taken["bare"], taken[kind], strict=True)]
+        report(
+            "store", f"{megabytes} MB package over HTTP: {kind}", repetitions=repetitions,
+            megabytes_per_second=median([size / 1e6 / seconds for seconds in taken[kind]], 0),
+            copy_and_hash_megabytes_per_second=median([size / 1e6 / seconds for seconds in taken["bare"]], 0),
+            ratio=median(ratios), spread=spread(ratios), web_grew_megabytes=round(web.grown),
+            limit="none" if kind == "version" else f"ratio {LIMIT_SPEED}, growth {LIMIT_GROWTH_MB} MB",
+            passes=kind == "version" or (median(ratios) >= LIMIT_SPEED and web.grown < LIMIT_GROWTH_MB),
+        )  # fmt: skip
+
+
+def send_model(client: httpx.Client, model: str, source: Path) -> str:
+    """The upload that a raw body became."""
+    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
+    with source.open("rb") as content:
+        body = iter(lambda: content.read(BLOCK), b"")
+        answer = client.post(
+            f"/models/{model}/versions", params={"filename": "model.safetensors"}, content=body, headers=headers,
+            timeout=600,
+        )  # fmt: skip
+    return str(answer.raise_for_status().json()["id"])
+
+
 def main() -> None:
     short = arguments(__doc__).short
     with platform() as running, tempfile.TemporaryDirectory(dir=running.home) as name:
+        up_and_down(running, Path(name), 100 if short else 500, 3 if short else 5)
         in_and_out(Path(name), 100 if short else 500, 3 if short else 5)
         for case in ("a tensor", "values anywhere"):
             ten_versions(Path(name), case, 100)

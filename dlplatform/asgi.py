@@ -32,7 +32,8 @@ sockets = URLRouter(
 
 def with_static_files(wrapped: Any) -> ServeStaticASGI:
     """Static files straight from the packages they come in: nothing has to be collected before a start."""
-    server = ServeStaticASGI(wrapped, max_age=3600, allow_all_origins=False, autorefresh=settings.DEBUG)
+    # Not `autorefresh`: it looks into one folder, and finds nothing of what the finders name.
+    server = ServeStaticASGI(wrapped, max_age=0 if settings.DEBUG else 3600, allow_all_origins=False)
     for finder in get_finders():
         for relative, storage in finder.list(["*.map"]):
             prefix = getattr(storage, "prefix", "")

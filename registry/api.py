@@ -18,7 +18,7 @@ from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import ONCE, Conflict, PagedView, boolean_parameter, documented
 
-from . import deletion, links, services
+from . import availability, deletion, links, services
 from .archive import archive_response
 from .files import file_response
 from .models import ModelVersion, Ref, RefMove, RegisteredModel
@@ -245,7 +245,7 @@ class VersionFileView(APIView):
 
 
 def _file(request: Request, version: ModelVersion, path: str) -> HttpResponseBase:
-    deletion.require_files(version)
+    availability.require_files(version)
     entry = version.tree.get(path)
     if entry is None:
         raise Http404
@@ -266,7 +266,7 @@ class VersionArchiveView(APIView):
 
 
 def _archive(request: Request, version: ModelVersion) -> HttpResponseBase:
-    deletion.require_files(version)
+    availability.require_files(version)
     return archive_response(request._request, version)
 
 
@@ -284,7 +284,7 @@ class VersionLinkView(APIView):
         found = visible_version(request, version)
         given = LinkIn(data=request.data)
         given.is_valid(raise_exception=True)
-        deletion.require_files(found)
+        availability.require_files(found)
         path = given.validated_data["path"]
         if path and path not in found.tree:
             raise ValidationError({"path": [ErrorDetail("This version has no such file.", "does_not_exist")]})
@@ -332,7 +332,7 @@ class RefPredictView(APIView):
 
 def _predict(request: Request, version: ModelVersion) -> Response:
     require(request.user, "predict", version)
-    deletion.require_files(version)
+    availability.require_files(version)
     given = PredictIn(data=request.data)
     given.is_valid(raise_exception=True)
     predictions = client.predict(version.pk, given.validated_data["instances"])

@@ -11,7 +11,7 @@ from dlplatform import jobs
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 
-from . import deletion
+from . import availability
 from .models import Comparison, ModelVersion, RegisteredModel
 
 
@@ -40,7 +40,7 @@ def request_comparison(
     """Queue a comparison; one of the same that is there already, waiting, at work or done, is the answer again."""
     require(actor, "model.write", base.model)
     for version in (base, head):
-        deletion.require_files(version)
+        availability.require_files(version)
     if dataset_version is not None:
         _check_data(dataset_version, head)
     same = Comparison.objects.filter(base=base, head=head, dataset_version=dataset_version)

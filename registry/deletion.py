@@ -16,27 +16,12 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.objects.errors import MissingObject
-from dlplatform.objects.grace import Preview, bring_back, undoable_until
+from dlplatform.objects.grace import Preview, bring_back
 
+from . import services
+from .availability import require_files, require_living
 from .models import ModelVersion, RegisteredModel
 from .reachability import bytes_freed_by_deleting, objects_of
-
-
-def require_files(version: ModelVersion) -> None:
-    """Raise Conflict for a version whose files were deleted."""
-    if version.deleted_at is not None:
-        raise Conflict(
-            f"The files of v{version.number} were deleted on {version.deleted_at:%-d %B %Y}; they can be brought back "
-            f"until {undoable_until(version.deleted_at):%-d %B %Y}.",
-            code="files_deleted",
-        )
-
-
-def require_living(model: RegisteredModel) -> None:
-    """Raise Conflict for a model that was deleted."""
-    if model.deleted_at is not None:
-        raise Conflict(f"The model “{model.name}” was deleted; bring it back first.", code="deleted")
-
 
 # --- versions -----------------------------------------------------------------------------------------
 
@@ -107,15 +92,13 @@ def delete_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
 @transaction.atomic
 def restore_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
     """Bring a model back into the lists, and what was deleted with it. Raises Conflict once its files are gone."""
-    from .services import set_model_archived
-
     require(actor, "model.delete", model)
     row = RegisteredModel.objects.select_for_update().get(pk=model.pk)
     if row.deleted_at is not None:
         _bring_back(row.versions.filter(deleted_at=row.deleted_at), row.organization_id, row.deleted_at)
         row.deleted_at = None
         row.save(update_fields=["deleted_at"])
-    return set_model_archived(actor=actor, model=row, archived=False)
+    return services.set_model_archived(actor=actor, model=row, archived=False)
 
 
 def _bring_back(versions: "QuerySet[ModelVersion]", organization: UUID, deleted_at: datetime) -> None:

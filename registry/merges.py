@@ -13,7 +13,7 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 
-from . import deletion, history
+from . import availability, history
 from .models import Merge, ModelVersion, Ref, RegisteredModel
 
 METHODS = ("average", "slerp", "task-arithmetic", "ties", "regmean")  # those of dlplatform.engine.merging
@@ -47,7 +47,7 @@ def request_merge(
     if head is None:
         raise _invalid("branch", f"There is no branch “{branch[:80]}”.", "does_not_exist")
     ours = head.version
-    deletion.require_files(theirs)
+    availability.require_files(theirs)
     data = dataset_version or ours.dataset_version
     if data is None:
         raise _invalid("dataset_version", "Name the data to evaluate the merged version on.", "required")

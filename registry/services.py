@@ -21,7 +21,7 @@ from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from dlplatform.objects.store import ObjectStore
 
-from . import deletion, history, releases, trees
+from . import availability, history, releases, trees
 from .commits import digest_of, identifier_of
 from .models import ModelVersion, Ref, RefMove, RegisteredModel, Release, VersionParent
 
@@ -87,7 +87,7 @@ def set_model_archived(*, actor: User, model: RegisteredModel, archived: bool) -
     """Take a model out of the lists, or bring it back; nothing is lost either way."""
     require(actor, "model.delete", model)
     if not archived:
-        deletion.require_living(model)
+        availability.require_living(model)
         _free_name(model)
     model.archived_at = timezone.now() if archived else None
     model.save(update_fields=["archived_at"])
@@ -146,7 +146,7 @@ def commit_version(
 ) -> ModelVersion:
     """Add an immutable version and move the branch to it. Parents default to the branch's head."""
     require(actor, "model.write", model)
-    deletion.require_living(RegisteredModel.objects.select_for_update().get(pk=model.pk))
+    availability.require_living(RegisteredModel.objects.select_for_update().get(pk=model.pk))
     if parents is None:
         head = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).select_related("version").first()
         parents = [head.version] if head else []
@@ -240,7 +240,7 @@ def move_ref(
         )
     RegisteredModel.objects.select_for_update().get(pk=model.pk)
     version.refresh_from_db(fields=["deleted_at"])
-    deletion.require_files(version)
+    availability.require_files(version)
     current = Ref.objects.filter(model=model, kind=kind, name=name).first()
     if current and kind == Ref.Kind.TAG and current.version_id != version.pk:
         raise Conflict(f"The tag “{name}” exists and tags never move; choose another name.", code="tag_exists")
@@ -314,7 +314,7 @@ def roll_back(
     target = to or history.before(ref)
     if target is None or target.pk == ref.version_id:
         raise Conflict(f"“{name}” has nowhere to go back to; name a version.", code="nothing_before")
-    deletion.require_files(target)
+    availability.require_files(target)
     told = reason or f"Roll back from v{ref.version.number} to v{target.number}"
     if kind == Ref.Kind.ALIAS:
         return move_ref(actor=actor, model=model, kind=kind, name=name, version=target, reason=told)

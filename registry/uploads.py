@@ -23,7 +23,7 @@ from dlplatform.objects.staging import StagedFiles, staged_names
 from dlplatform.objects.storages import DurableFileStorage
 from dlplatform.objects.writing import ObjectIdentity, incoming_folder
 
-from . import pickles, trees
+from . import availability, pickles, trees
 from .models import Ref, RegisteredModel, Upload, UploadPart
 
 STORAGE = "models"
@@ -67,7 +67,7 @@ def begin(
     What can be told from names and sizes is refused now, before a byte is sent.
     """
     require(actor, "model.write", model)
-    _check_branch(model, branch)
+    _check_target(model, branch)
     _check_files(files)
     size = part_size or _usual_part(max(file["size"] for file in files))
     _check_parts(files, size)
@@ -83,7 +83,8 @@ def begin(
     return upload
 
 
-def _check_branch(model: RegisteredModel, branch: str) -> None:
+def _check_target(model: RegisteredModel, branch: str) -> None:
+    availability.require_living(model)
     known = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).exists()
     if not known and (branch != MAIN or model.versions.exists()):
         raise _invalid("branch", f"There is no branch “{branch[:80]}”.", "does_not_exist")
@@ -241,7 +242,7 @@ def take_whole(
 ) -> Upload:  # fmt: skip
     """An upload whose one file came in a single request and waits under ``identifier``; a worker goes on with it."""
     require(actor, "model.write", model)
-    _check_branch(model, branch)
+    _check_target(model, branch)
     file = {"path": path, "size": identity.size, "sha256": identity.sha256}
     _check_files([file])
     if not identity.size:

@@ -74,7 +74,7 @@ class Workbench:
         names = {version.signature.get("target") for version in self.versions}
         types = {column["name"]: column["type"] for column in self.data.columns}
         name = names.pop() if len(names) == 1 else None
-        return Column(name, types[name]) if name in types else None
+        return Column(name, types[name]) if name and name in types else None
 
     def _columns(self, data: DatasetVersion) -> list[Column]:
         """What the versions read and the target, as the data has them."""

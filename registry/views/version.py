@@ -14,7 +14,7 @@ from dlplatform.accounts.access import may, require, visible_or_404
 from dlplatform.api import Conflict, Unavailable
 from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
-from registry import deletion, releases
+from registry import availability, releases
 from registry.cards import card_of
 from registry.forms import TryForm
 from registry.models import ModelVersion, Ref, Release
@@ -110,7 +110,7 @@ def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
 
 def _predicted(version: ModelVersion, form: TryForm) -> dict[str, Any] | None:
     try:
-        deletion.require_files(version)
+        availability.require_files(version)
         return _shown(client.predict(version.pk, [form.instance()])[0])
     except ValidationError as error:
         form.add_refusal(error)

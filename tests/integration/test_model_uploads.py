@@ -19,7 +19,7 @@ from safetensors.torch import save
 from dlplatform import jobs
 from dlplatform.accounts.authentication import tokens_for
 from dlplatform.cron import reconcile_uploads
-from registry import services, uploads
+from registry import deletion, services, uploads
 from registry.jobs import import_upload
 from registry.models import ModelVersion, Upload, UploadPart
 from registry.upload_endpoint import ModelUploads
@@ -344,6 +344,13 @@ def test_a_branch_must_exist_and_the_number_of_open_uploads_ends(api, trainer, m
     assert begin(api, trainer, model, [described("a", b"1")], branch="no").json()["errors"][0]["attr"] == "branch"
     factories.UploadFactory.create_batch(uploads.MOST_OPEN, model=model, created_by=trainer)
     assert begin(api, trainer, model, [described("a", b"1")]).json()["errors"][0]["code"] == "too_many_uploads"
+
+
+def test_a_deleted_model_takes_no_uploads(api, trainer, maintainer, model):
+    deletion.delete_model(actor=maintainer, model=model)
+    assert begin(api, trainer, model, [described("a", b"1")]).json()["errors"][0]["code"] == "deleted"
+    answer = send(trainer, "POST", f"/models/{model.pk}/versions?filename=a", content=b"x")
+    assert answer.status_code == 409 and left_behind() == []
 
 
 def test_more_than_the_disk_holds_is_refused(api, trainer, model, monkeypatch):
