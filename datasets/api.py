@@ -15,12 +15,11 @@ from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import ONCE, Conflict, PagedView, boolean_parameter, documented, whole_parameter
-from dlplatform.parsers import StrictJSONParser
 
 from . import additions, deletion, services
 from .ingestion.rows import read_rows
 from .models import Dataset, DatasetVersion
-from .parsers import NdjsonParser
+from .parsers import NdjsonParser, RowsParser
 from .serializers import AddedOut, DatasetChange, DatasetIn, DatasetOut, RowsIn, RowsOut, VersionDetail, VersionSummary
 
 VERSION = {
@@ -132,7 +131,7 @@ class VersionsView(PagedView):
 
 class AddedRowsView(APIView):
     policy = {"POST": "dataset.write"}
-    parser_classes = [StrictJSONParser, NdjsonParser]
+    parser_classes = [RowsParser, NdjsonParser]
 
     @documented(
         "Add rows", answer=AddedOut, status=202, tags=["datasets"], parameters=[ONCE],

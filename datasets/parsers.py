@@ -1,10 +1,18 @@
-"""Bodies other than JSON that the datasets API reads."""
+"""Bodies of rows that the datasets API reads."""
 
 from typing import IO, Any
 
 import orjson
 from rest_framework.exceptions import ParseError
 from rest_framework.parsers import BaseParser
+
+from dlplatform.parsers import StrictJSONParser
+
+
+class RowsParser(StrictJSONParser):
+    """Numbers of any size go on: what is too large is refused with its row and column."""
+
+    real, whole = float, int
 
 
 class NdjsonParser(BaseParser):

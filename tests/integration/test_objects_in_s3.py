@@ -47,7 +47,8 @@ def bucket(server, monkeypatch, settings):
     client = boto3.client("s3", endpoint_url=server)
     client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
     settings.STORAGES = settings.STORAGES | {
-        alias: platform_settings._storage(f"s3://{name}/{alias}") for alias in ("models", "datasets")
+        alias: platform_settings._storage("MODEL_STORAGE_PATH", f"s3://{name}/{alias}")
+        for alias in ("models", "datasets")
     }
     storages.__init__(settings.STORAGES)
     yield boto3.resource("s3", endpoint_url=server).Bucket(name)
@@ -163,4 +164,4 @@ def test_parts_of_datasets_are_fetched_once(bucket, organization, tmp_path):
 
 def test_a_place_without_a_bucket_is_refused():
     with pytest.raises(ImproperlyConfigured, match="names no bucket"):
-        platform_settings._storage("s3:///prefix")
+        platform_settings._storage("MODEL_STORAGE_PATH", "s3:///prefix")

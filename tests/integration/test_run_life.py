@@ -217,15 +217,21 @@ def test_the_database_may_go_away_during_a_run(queue_run, meanwhile):
     train(str(quiet.pk))
     run = queue_run(config)
 
-    def cut_others():
+    def backend():
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            cursor.execute("SELECT pg_backend_pid()")
+            return cursor.fetchone()[0]
 
-    meanwhile(under_way(run, 5), cut_others)
+    worker = backend()
+
+    def cut():
+        """The worker's connection alone: other tests of this process keep theirs in threads."""
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [worker])
+
+    meanwhile(under_way(run, 5), cut)
     train(str(run.pk))
+    assert backend() != worker
     assert weights(run) == weights(quiet)
     assert points(run) == points(quiet)
 
