@@ -19,7 +19,7 @@ from dlplatform.accounts.models import User
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, boolean_parameter, documented, whole_parameter
 
-from . import services
+from . import experiments, services
 from .curves import curves
 from .models import Experiment, MetricSeries, Run
 from .records import log_lines
@@ -81,7 +81,9 @@ class ExperimentsView(PagedView):
         given = ExperimentIn(data=request.data)
         given.is_valid(raise_exception=True)
         organization = resolve(request.user, given.validated_data.pop("organization", None))
-        experiment = services.create_experiment(actor=request.user, organization=organization, **given.validated_data)
+        experiment = experiments.create_experiment(
+            actor=request.user, organization=organization, **given.validated_data
+        )
         return Response(ExperimentOut(experiment).data, status=201)
 
 

@@ -1,4 +1,4 @@
-"""What changes in training: experiments and runs. The only writers besides the worker that holds a run."""
+"""What changes in runs. The only writers besides the worker that holds a run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,48 +12,21 @@ from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
-from dlplatform.accounts.models import Organization, User
-from dlplatform.accounts.names import name_taken, unique_name
+from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
 
 from . import states
+from .experiments import DEFAULT_EXPERIMENT, experiment_named
 from .models import Experiment, Run
 from .records import append_event
 
-DEFAULT_EXPERIMENT = "Default"
 LEAST_ROWS = 10
 MOST_CLASSES = 1000
 TARGET_TYPES = {
     "classification": {"category", "boolean", "integer", "text", "number"},
     "regression": {"number", "integer"},
 }
-
-
-@transaction.atomic
-def create_experiment(*, actor: User, organization: Organization, name: str, description: str = "") -> Experiment:
-    require(actor, "run.write", organization)
-    taken = f"There is an experiment “{name}” already."
-    if Experiment.objects.filter(organization=organization, name=name).exists():
-        raise name_taken(taken)
-    with unique_name(taken):
-        experiment = Experiment.objects.create(
-            organization=organization, name=name, description=description, created_by=actor
-        )
-    audit.record(actor, "experiment.create", experiment, organization, name=name)
-    return experiment
-
-
-def experiment_named(*, actor: User, organization: Organization, name: str) -> Experiment:
-    """The experiment of that name, made now when there is none."""
-    named = Experiment.objects.filter(organization=organization, name=name)
-    found = named.first()
-    if found is not None:
-        return found
-    try:
-        return create_experiment(actor=actor, organization=organization, name=name)
-    except ValidationError:
-        return named.get()
 
 
 @transaction.atomic

@@ -10,6 +10,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 
 from dlplatform.api import error_details
+from registry.pickles import PickleRefused
 
 BAD_CREDENTIALS = "Invalid credentials in Authorization header"  # these words tell the client it was not the repository
 QUOTES = str.maketrans({"“": '"', "”": '"', "’": "'", "–": "-", "…": "...", "\n": " ", "\r": " "})
@@ -68,6 +69,8 @@ def known_error(error: Exception) -> exceptions.APIException | None:
     """What we can tell the client; None for a failure of our own."""
     if isinstance(error, Http404):
         return RepoNotFound()
+    if isinstance(error, PickleRefused):  # a code for which clients have an error of its own
+        return HubError(str(error.detail))
     if isinstance(error, DjangoPermissionDenied):
         return exceptions.PermissionDenied(str(error) or None)
     if isinstance(error, DjangoValidationError):

@@ -16,7 +16,7 @@ from registry.forms import TryForm
 from registry.models import RegisteredModel
 from tests import factories
 from tests.integration.test_access_matrix import operations, rows, url_of  # noqa: F401 - a fixture
-from training import services as training
+from training import experiments
 
 NESTED = b'{"a":' * 5000
 ODD = {
@@ -130,7 +130,7 @@ def at_once(count, act):
 CREATE = {
     "dataset": datasets.create_dataset,
     "model": registry.create_model,
-    "experiment": training.create_experiment,
+    "experiment": experiments.create_experiment,
 }
 
 

@@ -163,7 +163,7 @@ async def test_what_cannot_be_is_refused_and_leaves_nothing(commit, model, opera
 )
 async def test_a_pickle_is_refused_with_the_way_to_convert_it(commit, model, pickled):
     status, told, _ = await commit(pickled)
-    assert status == 422 and "save_file" in told["error"]
+    assert status == 400 and "save_file" in told["error"]
     assert not await model.versions.aexists()
 
 
@@ -233,7 +233,7 @@ async def test_a_large_file_must_be_the_announced_one(model, trainer, tmp_path):
     pickled = b"\x80\x04\x95" + b"x" * 20
     path, query, _ = large(model, trainer, pickled)
     status, told, _ = await send("PUT", path, pickled, query=query)
-    assert status == 422 and "safetensors" in told["error"]
+    assert status == 400 and "safetensors" in told["error"]
     incoming = services.object_store(model.organization_id).incoming_folder()
     assert not list(incoming.iterdir()), "nothing stays behind"
 

@@ -1,117 +1,45 @@
-"""Models uploaded in parts and whole: any order, repeated, damaged, aborted, refused; and what a worker makes of them."""
+"""Models uploaded in parts and whole: any order, repeated, damaged, aborted, refused."""
 
 import asyncio
-import base64
 import hashlib
-import io
-import json
-import random
-import struct
-import zipfile
 from datetime import timedelta
 
-import httpx
 import pytest
-import torch
 from django.utils import timezone
-from safetensors.torch import save
 
 from dlplatform import jobs
 from dlplatform.accounts.authentication import tokens_for
 from dlplatform.cron import reconcile_uploads
 from registry import deletion, services, uploads
-from registry.jobs import import_upload
 from registry.models import ModelVersion, Upload, UploadPart
 from registry.upload_endpoint import ModelUploads
 from tests import factories
-from tests.integration.conftest import QUICK
+from tests.integration.sending import (
+    DIRECTORY,
+    MB,
+    begin,
+    complete,
+    content,
+    described,
+    digest,
+    left_behind,
+    part,
+    parts_of,
+    send,
+    send_all,
+    version_of,
+    weights,
+    worked_on,
+    zipped,
+)
 from tests.integration.test_uploads import unreached
-from training.jobs import train
 
 pytestmark = pytest.mark.django_db(transaction=True)
-MB = 1024 * 1024
 
 
 @pytest.fixture
 def model(organization):
     return factories.RegisteredModelFactory(organization=organization, name="sent")
-
-
-def weights(seed=0, rows=700):
-    torch.manual_seed(seed)
-    return save({"layer.weight": torch.randn(rows, 1024), "layer.bias": torch.zeros(8)})
-
-
-def digest(data):
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
-
-
-def send(user, method, path, **request):
-    headers = dict(request.pop("headers", {}))
-    if user is not None:
-        headers["Authorization"] = f"Bearer {tokens_for(user)['access']}"
-
-    async def go():
-        transport = httpx.ASGITransport(app=ModelUploads(unreached), raise_app_exceptions=True)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            return await client.request(method, "/api/v1" + path, headers=headers, **request)
-
-    return asyncio.run(go())
-
-
-def begin(api, user, model, files, **more):
-    body = {"files": files, "part_size": MB, **more}
-    return api(user).post(f"/api/v1/models/{model.pk}/uploads", body, format="json")
-
-
-def described(path, data, **more):
-    return {"path": path, "size": len(data), **more}
-
-
-def part(user, upload, file, number, data, **more):
-    return send(user, "PUT", f"/uploads/{upload}/files/{file}/parts/{number}", content=data, **more)
-
-
-def parts_of(data):
-    return [data[start : start + MB] for start in range(0, len(data), MB)]
-
-
-def send_all(api, user, model, files, **more):
-    """Begin, send every part in a random order, complete; the upload's id."""
-    made = begin(api, user, model, [described(path, data) for path, data in files.items()], **more)
-    assert made.status_code == 201, made.content
-    places = [(i, n, one) for i, data in enumerate(files.values()) for n, one in enumerate(parts_of(data))]
-    random.Random(4).shuffle(places)
-    for file, number, data in places:
-        answer = part(user, made.json()["id"], file, number, data, headers={"Content-Digest": digest(data)})
-        assert answer.status_code == 200, answer.text
-    return made.json()["id"]
-
-
-def complete(api, user, upload, **hashes):
-    return api(user).post(f"/api/v1/uploads/{upload}/complete", hashes, format="json")
-
-
-def worked_on(upload):
-    import_upload(str(upload))
-    return Upload.objects.get(pk=upload)
-
-
-def version_of(api, user, model, files, **more):
-    upload = send_all(api, user, model, files, **more)
-    assert complete(api, user, upload).status_code == 202
-    done = worked_on(upload)
-    assert done.state == "succeeded", done.error
-    return done.output_version
-
-
-def content(version, path):
-    return services.object_store(version.model.organization_id).read(version.tree[path]["sha256"])
-
-
-def left_behind():
-    folder = uploads.staged(Upload(id="0" * 32)).folder.parent
-    return [path.name for path in folder.glob("*")]
 
 
 # --- parts --------------------------------------------------------------------------------------------
@@ -368,136 +296,6 @@ def test_who_may_not_write_sends_no_byte(request, api, trainer, model, person):
     assert part(user, upload, 0, 0, b"12345").status_code == expected
     assert send(user, "POST", f"/models/{model.pk}/versions?filename=w", content=b"x").status_code == expected
     assert not UploadPart.objects.exists() and left_behind() == []
-
-
-# --- what it is ---------------------------------------------------------------------------------------
-
-
-def test_a_package_that_was_trained_here_comes_back_with_all_that_is_known(api, trainer, queue_run, model):
-    """Down as files, up again: the same tree, the same signature, and it predicts."""
-    from dlplatform.engine.predict import Predictor
-
-    train(str(queue_run(QUICK).pk))
-    trained = ModelVersion.objects.get()
-    store = services.object_store(trained.model.organization_id)
-    files = {path: store.read(entry["sha256"]) for path, entry in trained.tree.items()}
-    version = version_of(api, trainer, model, files)
-    assert version.tree == trained.tree and version.signature == trained.signature and version.task == trained.task
-    assert version.metrics and version.lineage["format"] == "package"
-    folder = uploads.incoming_folder(store.storage) / "out"
-    for path, entry in version.tree.items():
-        store.fetch(entry["sha256"], folder / path)
-    answer = Predictor(folder).predict([{"length": 5.0, "width": 3.0, "colour": "red"}])
-    assert answer[0]["label"] in "abc"
-
-
-def test_a_package_with_odd_words_in_it_breaks_no_page(api, web, trainer, queue_run, model):
-    train(str(queue_run(QUICK).pk))
-    trained = ModelVersion.objects.get()
-    store = services.object_store(trained.model.organization_id)
-    files = {path: store.read(entry["sha256"]) for path, entry in trained.tree.items()}
-    described = json.loads(files.pop("model.json"))
-    files.pop("manifest.json", None)
-    described |= {"config": [1], "metrics": {"accuracy": "high", "f1": None, "loss": 0.5}, "target": {"a": 1}}
-    for column in described["inputs"]:
-        column |= {"categories": 5, "example": {"a": [1]}, "minimum": [], "maximum": {}, "nullable": "maybe"}
-    described["output"]["kind"] = {"odd": []}
-    files["model.json"] = json.dumps(described).encode()
-    version = version_of(api, trainer, model, files)
-    assert version.metrics == {"loss": 0.5} and version.signature["target"] == ""
-    for address in (f"/models/{model.pk}/", f"/model-versions/{version.pk}/", f"/models/{model.pk}/history"):
-        assert web(trainer).get(address).status_code == 200, address
-
-
-def zipped(files, **more):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in files.items():
-            archive.writestr(path, data)
-    return out.getvalue()
-
-
-DIRECTORY = {
-    "config.json": json.dumps({"architectures": ["TinyForCausalLM"], "model_type": "tiny"}).encode(),
-    "model.safetensors": weights(rows=10),
-    "tokenizer.json": b"{}",
-}
-
-
-def test_a_hugging_face_directory_is_recognised(api, trainer, model):
-    version = version_of(api, trainer, model, DIRECTORY)
-    assert set(version.tree) == set(DIRECTORY)
-    assert version.lineage["format"] == "transformers" and version.lineage["architectures"] == ["TinyForCausalLM"]
-
-
-@pytest.mark.parametrize("outer", ["", "tiny/"])
-def test_a_zip_is_unpacked_with_or_without_a_folder_around_it(api, trainer, model, outer):
-    archive = zipped({outer + path: data for path, data in DIRECTORY.items()})
-    version = version_of(api, trainer, model, {"tiny.zip": archive})
-    assert {path: content(version, path) for path in version.tree} == DIRECTORY
-
-
-def sharded(tensor="layer.bias", file="b.safetensors"):
-    index = {"weight_map": {"layer.weight": "a.safetensors", tensor: file}}
-    bias = save({"layer.bias": torch.zeros(8)})
-    matrix = save({"layer.weight": torch.ones(2, 2)})
-    return {
-        "config.json": b"{}", "a.safetensors": matrix, "b.safetensors": bias,
-        "model.safetensors.index.json": json.dumps(index).encode(),
-    }  # fmt: skip
-
-
-def test_shards_come_with_their_index(api, trainer, model):
-    assert set(version_of(api, trainer, model, sharded()).tree) == set(sharded())
-
-
-def bomb():
-    return zipped({"model.safetensors": bytes(500 * MB)})
-
-
-def linked():
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        member = zipfile.ZipInfo("model.safetensors")
-        member.external_attr = 0o120777 << 16
-        archive.writestr(member, "/etc/passwd")
-    return out.getvalue()
-
-
-def pickled_zip():
-    return zipped({"config.json": b"{}", "weights.dat": b"\x80\x04\x95" + bytes(range(1, 60))})
-
-
-HOSTILE = {
-    "no weights": ({"README.md": b"hello"}, "no weights"),
-    "truncated weights": ({"w.safetensors": weights()[:5000]}, "damaged"),
-    "not safetensors": ({"w.safetensors": b"hello there, this is text"}, "not a whole safetensors"),
-    "a header beyond the file": ({"w.safetensors": struct.pack("<Q", 10**12) + b"{}"}, "not a whole safetensors"),
-    "a pickle under another name": ({"w.safetensors": b"\x80\x04\x95" + bytes(range(1, 60))}, "pickle"),
-    "a pickled checkpoint in zip form": ({"w.safetensors": zipped({"archive/data.pkl": b"x"})}, "pickle"),
-    "config that is no JSON": ({**DIRECTORY, "config.json": b"{"}, "config.json"),
-    "config that is a list": ({**DIRECTORY, "config.json": b"[]"}, "config.json"),
-    "a shard that is not there": (sharded(file="c.safetensors"), "c.safetensors"),
-    "a tensor that is not there": (sharded(tensor="ghost"), "ghost"),
-    "a package without weights": ({"model.json": b"{}"}, "model.safetensors"),
-    "a zip of a pickle": ({"a.zip": zipped({"pytorch_model.bin": b"x"})}, "pickle"),
-    "a zip with a pickle in disguise": ({"a.zip": pickled_zip()}, "pickle"),
-    "a zip that leaves its folder": ({"a.zip": zipped({"../../evil.safetensors": weights(rows=2)})}, "path"),
-    "a zip bomb": ({"a.zip": bomb()}, "unpacks"),
-    "a zip with a link": ({"a.zip": linked()}, "link"),
-    "a truncated zip": ({"a.zip": zipped(DIRECTORY)[:-40]}, "zip"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_no_model_is_refused_in_words(api, trainer, model, name):
-    files, words = HOSTILE[name]
-    upload = send_all(api, trainer, model, files)
-    complete(api, trainer, upload)
-    done = worked_on(upload)
-    assert done.state == "failed" and words in done.error["sentence"], done.error
-    assert done.error["next_step"]
-    assert not ModelVersion.objects.exists() and left_behind() == []
 
 
 # --- in one request -----------------------------------------------------------------------------------

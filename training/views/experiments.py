@@ -8,7 +8,7 @@ from django.views.decorators.http import require_http_methods
 
 from dlplatform.accounts.pages import no_organization, organization_of, page_of, said
 from dlplatform.web import add_errors, page
-from training import services
+from training import experiments
 from training.forms import ExperimentForm
 from training.models import Experiment
 
@@ -23,7 +23,7 @@ def experiment_list(request: HttpRequest) -> HttpResponse:
     form = ExperimentForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         try:
-            made = services.create_experiment(actor=request.user, organization=organization, **form.cleaned_data)
+            made = experiments.create_experiment(actor=request.user, organization=organization, **form.cleaned_data)
             said(request, f"Experiment “{made.name}” was made. Choose it when you train.")
             return redirect("experiments")
         except ValidationError as error:

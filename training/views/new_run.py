@@ -14,7 +14,7 @@ from dlplatform.accounts.models import Organization
 from dlplatform.accounts.pages import no_organization, organization_of, said
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
-from training import services
+from training import experiments, services
 from training.estimate import estimate
 from training.models import Experiment, Run
 from training.run_form import RunForm, initial_of, initial_of_clone, suggested_version
@@ -109,7 +109,7 @@ def _queued(request: HttpRequest, form: RunForm, clone: Run | None) -> Run | Non
 def _experiment(request: HttpRequest, form: RunForm) -> Experiment | None:
     organization = form.version.dataset.organization
     if name := form.cleaned_data["new_experiment"]:
-        return services.experiment_named(actor=request.user, organization=organization, name=name)
+        return experiments.experiment_named(actor=request.user, organization=organization, name=name)
     if chosen := form.cleaned_data["experiment"]:
         return visible_or_404(Experiment.objects.select_related("organization"), request.user, pk=_uuid(chosen))
     return None
