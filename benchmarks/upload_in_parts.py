@@ -109,7 +109,9 @@ def main() -> None:
         body = {"files": [{"path": NAME, "size": source.stat().st_size}]}
         upload = client.post(f"/models/{model}/uploads", json=body).raise_for_status().json()["id"]
         watched = {"web": running.processes("web"), "worker": running.processes("worker")}
-        memory = {name: [Memory(process) for process in found] for name, found in watched.items()}
+        memory = {
+            name: [Memory(process, forks=name == "worker") for process in found] for name, found in watched.items()
+        }
         began = time.perf_counter()
         with ExitStack() as stack:
             for one in (each for group in memory.values() for each in group):
