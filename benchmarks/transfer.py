@@ -72,6 +72,13 @@ def write_table(path: Path, megabytes: int) -> None:
             number += 1
 
 
+def renew(path: Path, number: int) -> None:
+    """Another content of the same size: what the store has already is not written again."""
+    with path.open("r+b") as file:
+        file.seek(len(b"a,b,c\n0,0.0,"))
+        file.write(b"%05d" % number)
+
+
 def copy_and_hash(source: Path, target: Path) -> float:
     began = time.perf_counter()
     shutil.copyfile(source, target)
@@ -139,6 +146,7 @@ def main() -> None:
         memory = {"in": Memory(web), "out": Memory(web)}
         taken: dict[str, list[float]] = {"in": [], "out": [], "bare": []}
         for repetition in range(repetitions + 1):
+            renew(source, repetition)
             bare = copy_and_hash(source, Path(name) / "copy")
             with memory["in"].sampled():
                 inward = upload(client, source, f"large {repetition}")
