@@ -168,7 +168,7 @@ def _answer(
 ) -> Answer:
     """A new upload, or what was answered to the same request before."""
     path = filename.replace("\\", "/").rsplit("/", 1)[-1]
-    branch = request.GET.get("branch", uploads.MAIN)
+    branch = request.GET.get("branch", uploads.MAIN).replace("\0", "")
     message = request.GET.get("message", "").replace("\0", "")[:LONGEST_MESSAGE]
 
     def act() -> Answer:

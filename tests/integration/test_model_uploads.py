@@ -336,6 +336,7 @@ def test_an_idempotency_key_makes_one_upload(api, trainer, model):
         ("filename=..", b"x", 400),
         ("filename=a%00b", b"x", 400),
         ("filename=a&branch=no", b"x", 400),
+        ("filename=a&branch=%00", b"x", 400),
     ],
 )
 def test_one_request_is_refused_and_leaves_nothing(trainer, model, query, body, status):
