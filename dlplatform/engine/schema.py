@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-COLUMN_TYPES: Final = ("number", "integer", "boolean", "category", "datetime", "text")
+COLUMN_TYPES: Final = ("number", "integer", "boolean", "category", "datetime", "text", "image")
 NUMBER_LIKE: Final = frozenset({"number", "integer", "boolean"})
-STRING_LIKE: Final = frozenset({"category", "text"})
+STRING_LIKE: Final = frozenset({"category", "text", "image"})  # an image is stored as the SHA-256 of its file
 TASKS: Final = ("classification", "regression")
 
 

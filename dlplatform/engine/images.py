@@ -1,0 +1,67 @@
+"""Images from untrusted bytes: decoded with limits, upright, in plain RGB.
+
+Ingestion, training and prediction all read an image through `decode`, so that what a model sees never depends on
+the way by which the image came.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAXIMUM_PIXELS: Final = 64 << 20
+MAXIMUM_BYTES: Final = 64 << 20
+
+
+class ImageError(ValueError):
+    """Bytes that are no usable image. ``code``: unknown_format, too_large, damaged."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def decode(content: bytes) -> Image.Image:
+    """The first frame as an upright RGB image: EXIF orientation applied, transparency laid on white.
+
+    Raises ImageError.
+    """
+    if len(content) > MAXIMUM_BYTES:
+        raise ImageError("too_large", f"The file has {len(content) >> 20} MB; {MAXIMUM_BYTES >> 20} are possible.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # our own limit decides about size, not Pillow's
+        try:
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ImageError(
+                "unknown_format", f"The file is no image of a known kind ({', '.join(FORMATS)})."
+            ) from error
+        if image.width * image.height > MAXIMUM_PIXELS:
+            sentence = (
+                f"The image has {image.width} × {image.height} pixels; {MAXIMUM_PIXELS >> 20} million are possible."
+            )
+            raise ImageError("too_large", sentence)
+        try:
+            return _plain(ImageOps.exif_transpose(image))
+        # Pillow's readers raise whatever their parser meets: EOFError, struct.error, IndexError and more.
+        except Exception as error:
+            raise ImageError("damaged", f"The image cannot be decoded: {str(error)[:200]}") from error
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scaled(image)
+    return image.convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Sixteen bits and more a pixel: to the full range of 16-bit values, as scanners write them."""
+    return image.convert("F").point(lambda value: value / 257).convert("L").convert("RGB")
