@@ -7,8 +7,8 @@ from django import forms
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import counted
-from dlplatform.engine import config as engine
-from dlplatform.engine.config import ARCHITECTURES, FIELDS, PARAMS
+from dlplatform.engine import fields as engine
+from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
 from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES

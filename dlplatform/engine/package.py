@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,12 +19,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dlplatform.engine.config import ARCHITECTURES
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.network import NetworkShape, TabularNetwork, build_network
+from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
+from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
+from dlplatform.engine.tokens import FILE as TOKENIZER
+from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
+from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
 CARD: Final = "README.md"
@@ -42,7 +46,7 @@ class Package:
     """A package in memory."""
 
     description: dict[str, Any]
-    network: TabularNetwork
+    network: RowNetwork
     preprocessor: Preprocessor
 
 
@@ -52,14 +56,19 @@ def save(
     tensors: dict[str, Tensor],
     card: str,
     evaluation: dict[str, Any],
+    extra: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write a package so that it is whole or absent; returns the SHA-256 of its manifest."""
+    """Write a package so that it is whole or absent; returns the SHA-256 of its manifest.
+
+    ``extra``: more files by name, such as a tokenizer.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     files = {
         MODEL: to_json(description),
         WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
         CARD: card.encode(),
         EVALUATION: to_json(evaluation),
+        **(extra or {}),
     }
     return commit_directory(directory, files, {})
 
@@ -67,22 +76,22 @@ def save(
 def load(directory: Path) -> Package:
     """Verify a package and read it. Raises PackageError."""
     description = verify(directory)
-    shape = _shape(description)
-    network = build_network(shape)
+    network = build_network(_shape(directory, description))
     try:
         tensors = safetensors.torch.load((directory / WEIGHTS).read_bytes())
         network.load_state_dict(tensors)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise PackageError(f"{WEIGHTS} cannot be read.") from error
     _check_values(network)
-    return Package(description, network.eval(), Preprocessor.from_dict(description["preprocessing"]))
+    preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
+    return Package(description, network.eval(), preprocessor)
 
 
 def verify(directory: Path) -> dict[str, Any]:
     """Check a package without loading its weights; returns its description. Raises PackageError."""
     _check_files(directory)
     description = read_description(directory)
-    expected = _expected_tensors(_shape(description))
+    expected = _expected_tensors(_shape(directory, description))
     _compare(expected, read_header(directory / WEIGHTS))
     if (directory / MANIFEST).exists():
         try:
@@ -170,14 +179,25 @@ def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
     return tensors
 
 
-def _shape(description: dict[str, Any]) -> NetworkShape:
+def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer of texts that are read in order, if there are any."""
+    if not any(coding.get("length") for coding in description["preprocessing"]):
+        return None
+    try:
+        with (directory / TOKENIZER).open(encoding="utf-8") as file:
+            return read_tokenizer(file.read(TOKENIZER_BYTES + 1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"The package has no readable {TOKENIZER}.") from error
+
+
+def _shape(directory: Path, description: dict[str, Any]) -> NetworkShape:
     """The network's shape, every number within limits and in step with inputs and outputs."""
     try:
         shape = NetworkShape.from_dict(description["architecture"])
-        preprocessor = Preprocessor.from_dict(description["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
+        preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PackageError(f"{MODEL} does not describe a network of this platform.") from error
-    if shape.architecture not in ARCHITECTURES:
+    if shape.architecture not in ARCHITECTURES or shape.architecture == "auto":
         raise PackageError(f"The architecture {str(shape.architecture)[:40]!r} is unknown.")
     _check_limits(shape)
     columns = [(each.column.name, each.column.type) for each in preprocessor.codings]
@@ -186,13 +206,13 @@ def _shape(description: dict[str, Any]) -> NetworkShape:
     sizes = preprocessor.sizes()
     if sizes != shape.inputs:
         raise PackageError("The architecture does not fit the preprocessing.")
-    if shape.outputs != _outputs(description):
+    if shape.outputs != _outputs(description) or shape.predicts != description["output"].get("kind"):
         raise PackageError("The number of classes does not fit the network's outputs.")
     return shape
 
 
 def _outputs(description: dict[str, Any]) -> int:
-    if description["task"] == "regression":
+    if description["output"].get("kind") == "number":
         return 1
     classes = description["output"].get("classes")
     return len(classes) if isinstance(classes, list) and len(set(map(str, classes))) == len(classes) else -1
@@ -206,6 +226,14 @@ def _check_limits(shape: NetworkShape) -> None:
         "layers": (shape.layers, 0, 64),
         "width": (shape.width, 0, 1 << 16),
         "bins": (shape.bins, 0, 4096),
+        "image_width": (shape.image_width, 0, 4096),
+        "image_depth": (shape.image_depth, 0, 64),
+        "text_width": (shape.text_width, 0, 1 << 14),
+        "text_layers": (shape.text_layers, 0, 128),
+        "text_heads": (shape.text_heads, 0, 1 << 10),
+        "sequence_length": (shape.inputs.sequence_length, 0, 1 << 16),
+        "image_size": (shape.inputs.image_size, 0, 4096),
+        "image_channels": (shape.inputs.image_channels, 0, 3),
         "embedding_size": (shape.embedding_size, 0, 4096),
         "numbers": (shape.inputs.numbers, 0, 1 << 20),
         "texts": (shape.inputs.texts, 0, 1 << 12),
@@ -215,11 +243,23 @@ def _check_limits(shape: NetworkShape) -> None:
     for name, (value, low, high) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
+    _check_encoders(shape)
     if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
         raise PackageError(f"{MODEL} gives an impossible dropout.")
 
 
-def _check_values(network: TabularNetwork) -> None:
+def _check_encoders(shape: NetworkShape) -> None:
+    """Encoders of images and texts, where there are such inputs."""
+    inputs = shape.inputs
+    deep = bool(inputs.images or inputs.sequences)
+    known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
+    texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
+    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
+    if not (known and texts and sized) or (deep and shape.groups != 1):
+        raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
+
+
+def _check_values(network: RowNetwork) -> None:
     """Indices must stay inside their table; weights must be numbers."""
     known = network.encoder.known
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < known.numel():
