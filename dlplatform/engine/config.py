@@ -77,10 +77,10 @@ def parse_config(raw: dict[str, Any], task: str) -> TrainingConfig:
     problems: list[Problem] = []
     if task not in TASKS:
         problems.append(("task", "unknown_choice", f"The task must be one of: {', '.join(TASKS)}."))
-    values = _parse_fields(raw, FIELDS, "", problems)
+    values = parse_fields(raw, FIELDS, "", problems)
     known = (*PARAMS[values.get("architecture", "auto")], *ENCODER_PARAMS)
     if isinstance(params := values.get("params", {}), dict):
-        values["params"] = _parse_fields(params, known, "params.", problems)
+        values["params"] = parse_fields(params, known, "params.", problems)
     problems += _task_problems(values, task)
     if problems:
         raise ConfigError(problems)
@@ -112,9 +112,8 @@ def _task_problems(values: dict[str, Any], task: str) -> list[Problem]:
     return problems
 
 
-def _parse_fields(
-    raw: dict[str, Any], known: tuple[Field, ...], prefix: str, problems: list[Problem]
-) -> dict[str, Any]:
+def parse_fields(raw: dict[str, Any], known: tuple[Field, ...], prefix: str, problems: list[Problem]) -> dict[str, Any]:
+    """The values of ``raw`` that are known settings and in range; what is wrong is added to ``problems``."""
     by_name = {each.name: each for each in known}
     values: dict[str, Any] = {}
     for key, value in raw.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from dlplatform.engine.table import Table
 from dlplatform.engine.target import Target, code_like, code_target, rows_with_target
 
 MINIMUM_ROWS: Final = 8
+FULL_RATE: Final = 0.3
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def prepare(
     ``source`` reads images; ``tokenizer`` is the JSON of one that an earlier attempt fitted. Raises EngineError:
     too_few_rows, single_class, target_missing, bad_data.
     """
+    if base is not None:
+        _check_columns(base, spec)
     kept = rows_with_target(table, spec.targets)
     if len(kept) < table.rows:
         log("warning", f"{table.rows - len(kept)} rows have no value in {spec.target_name!r} and were left out.")
@@ -71,6 +74,8 @@ def prepare(
     else:
         target = code_like(base.description, spec.targets, table)
     config = resolve(spec.config, spec.task, _size(target, spec))
+    if base is not None:
+        config = _fitted_to(base, config, spec)
     assert isinstance(config.folds, int)
     assert isinstance(config.validation_fraction, float)
     split = split_rows(target.strata(), config.folds, config.validation_fraction, config.seed)
@@ -81,6 +86,31 @@ def prepare(
         preprocessor = base.preprocessor
     inputs = preprocessor.transform(table, beat, source)
     return Dataset(spec.task, table, kept, target, split, preprocessor, inputs, config)
+
+
+def _check_columns(base: Base, spec: JobSpec) -> None:
+    """The base reads the columns that it was trained on, and no others."""
+    types = {column.name: column.type for column in spec.features}
+    for column in base.description["inputs"]:
+        name, type_ = column["name"], column["type"]
+        if types.get(name) != type_:
+            found = f"is of the type {types[name]}" if name in types else "is not among the features"
+            fix = f"Give the data a column {name!r} of the type {type_}."
+            raise EngineError("bad_data", f"The base model reads the column {name!r}, which {found}.", fix)
+
+
+def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingConfig:
+    """What the base fixes is not for the settings to say; small steps suffice where all of it trains."""
+    shape = base.description["architecture"]
+    gentle = spec.finetune is not None and spec.finetune.mode == "full" and spec.config.learning_rate == "auto"
+    assert isinstance(config.learning_rate, float)
+    return replace(
+        config,
+        architecture=shape["architecture"],
+        folds=int(shape["groups"]),
+        validation_fraction=config.validation_fraction if shape["groups"] == 1 else 1 / int(shape["groups"]),
+        learning_rate=config.learning_rate * (FULL_RATE if gentle else 1.0),
+    )
 
 
 def _check_rows(rows: int, target: str) -> None:

@@ -42,6 +42,7 @@ def describe_model(
         "metrics": metrics,
         "versions": versions(),
         "lineage": {"run": spec.run, **spec.lineage},
+        **({"finetune": spec.finetune.to_dict()} if spec.finetune else {}),
     }
 
 

@@ -10,11 +10,13 @@ import orjson
 
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import COLUMN_TYPES, TASKS, Column
 
 FORMAT: Final = 1
 SPEC: Final = "spec.json"
 OUTPUT: Final = "output"
+BASE: Final = "base"
 CHECKPOINTS: Final = "checkpoints"
 
 
@@ -31,6 +33,7 @@ class JobSpec:
     config: TrainingConfig
     lineage: dict[str, Any] = field(default_factory=dict)
     stop_after_epoch: int | None = None
+    finetune: FinetuneConfig | None = None
 
     @property
     def target_name(self) -> str:
@@ -64,6 +67,7 @@ def read_spec(job_dir: Path) -> JobSpec:
         config=_config(raw.get("config") or {}, task),
         lineage=raw.get("lineage") or {},
         stop_after_epoch=raw.get("stop_after_epoch"),
+        finetune=_finetune(raw.get("finetune")),
     )
 
 
@@ -124,6 +128,15 @@ def _data_files(job_dir: Path, names: Any) -> tuple[Path, ...]:
         if not path.is_relative_to(root) or not path.is_file():
             raise EngineError("bad_data", f"The data file {path.name} is not in the job directory.")
     return paths
+
+
+def _finetune(raw: Any) -> FinetuneConfig | None:
+    if raw is None:
+        return None
+    try:
+        return parse_finetune(raw)
+    except ConfigError as error:
+        raise EngineError("bad_config", str(error)) from error
 
 
 def _config(raw: dict[str, Any], task: str) -> TrainingConfig:

@@ -18,7 +18,7 @@ from dlplatform.engine import metrics
 from dlplatform.engine.augmentation import augment
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
-from dlplatform.engine.dropout import Share
+from dlplatform.engine.dropout import Share, sharing
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
 from dlplatform.engine.statistics import fit_statistics
@@ -119,7 +119,8 @@ class RowLearner(Learner):
         if share.whole:
             return self.objective(self._outputs(model, rows, rows, share), self._targets(rows))  # type: ignore[no-any-return]
         mine = rows[:, share.first : share.last]
-        outputs = self._outputs(model, mine, rows, share)
+        with sharing(share):
+            outputs = self._outputs(model, mine, rows, share)
         return self.objective(outputs, self._targets(mine), self._targets(rows))  # type: ignore[no-any-return]
 
     def _outputs(self, model: nn.Module, rows: Tensor, together: Tensor, share: Share) -> Tensor:

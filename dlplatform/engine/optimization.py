@@ -9,32 +9,39 @@ import torch
 from torch import nn
 
 from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.finetuning import Plan
 
 LINEAR_RATE = 2.0
+_DECAYED, _FREE, _LINEAR = range(3)
 UNDECAYED = ("bias", "before", "after", "shift", "slope", "scale")
 
 
-def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(network: nn.Module, config: TrainingConfig, plan: Plan | None = None) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices only, a higher rate for the linear path.
 
-    Each group of parameters carries its ``rate``, a multiple of the learning rate.
+    Each group of parameters carries its ``rate``, a multiple of the learning rate. Parameters that never train by
+    the plan are left out.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    linear: list[nn.Parameter] = []
+    plan = plan or Plan()
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("linear."):
-            linear.append(parameter)
-        else:
-            (free if _undecayed(name) else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay, "rate": 1.0},
-        {"params": free, "weight_decay": 0.0, "rate": 1.0},
-        {"params": linear, "weight_decay": config.weight_decay, "rate": LINEAR_RATE},
+        if plan.ever_trains(name, parameter):
+            groups.setdefault((_kind(name), plan.rate(name)), []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if kind == _FREE else config.weight_decay,
+            "rate": rate * (LINEAR_RATE if kind == _LINEAR else 1.0),
+        }
+        for (kind, rate), parameters in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=_peak(config), fused=True)
+    return torch.optim.AdamW(described, lr=_peak(config), fused=True)
+
+
+def _kind(name: str) -> int:
+    if name.startswith("linear."):
+        return _LINEAR
+    return _FREE if _undecayed(name) else _DECAYED
 
 
 def _undecayed(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from dlplatform.engine.adapters import WEIGHTS as ADAPTER
+from dlplatform.engine.adapters import load_tensors, merged
+from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
-from dlplatform.engine.errors import PackageError
+from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
+from dlplatform.engine.finetune_config import parse_finetune
+from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
 from dlplatform.engine.tokens import FILE as TOKENIZER
@@ -30,6 +35,7 @@ from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
+BASE: Final = "base"
 CARD: Final = "README.md"
 EVALUATION: Final = "evaluation.json"
 MAXIMUM_BYTES: Final = 16 << 30
@@ -43,7 +49,7 @@ _DTYPES: Final = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
 
 @dataclass(frozen=True)
 class Package:
-    """A package in memory."""
+    """A package in memory. ``network`` carries its adapters when the package is one of an adapter."""
 
     description: dict[str, Any]
     network: RowNetwork
@@ -65,7 +71,7 @@ def save(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     files = {
         MODEL: to_json(description),
-        WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
+        weights_file(description): safetensors.torch.save(weights, metadata={"format": "pt"}),
         CARD: card.encode(),
         EVALUATION: to_json(evaluation),
         **(extra or {}),
@@ -73,26 +79,69 @@ def save(
     return commit_directory(directory, files, {})
 
 
+def is_adapter(description: dict[str, Any]) -> bool:
+    """Whether a package holds an adapter over a base instead of weights."""
+    return bool(description.get("finetune", {}).get("mode") == "lora")
+
+
+def weights_file(description: dict[str, Any]) -> str:
+    """The file that holds a package's tensors."""
+    return ADAPTER if is_adapter(description) else WEIGHTS
+
+
 def load(directory: Path) -> Package:
-    """Verify a package and read it. Raises PackageError."""
+    """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError."""
     description = verify(directory)
     network = build_network(_shape(directory, description))
-    try:
-        tensors = safetensors.torch.load((directory / WEIGHTS).read_bytes())
-        network.load_state_dict(tensors)
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise PackageError(f"{WEIGHTS} cannot be read.") from error
+    if is_adapter(description):
+        _load_adapter(directory, description, network)
+    else:
+        try:
+            network.load_state_dict(_read(directory / WEIGHTS))
+        except RuntimeError as error:
+            raise PackageError(f"{WEIGHTS} cannot be read.") from error
     _check_values(network)
     preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
     return Package(description, network.eval(), preprocessor)
 
 
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise PackageError(f"{path.name} cannot be read.") from error
+
+
+def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork) -> None:
+    """The base's weights, its outputs grown to this package's classes, and the adapters over them."""
+    base = load(directory / BASE)
+    try:
+        config = parse_finetune(description["finetune"])
+        weights, fresh = fitted_weights(base, description["output"].get("classes", []))
+        network.load_state_dict(weights)
+        plan_of(network, config, fresh, 0)
+    except (ConfigError, EngineError, RuntimeError, TypeError) as error:
+        raise PackageError(f"The adapter does not fit its base: {error}"[:500]) from error
+    load_tensors(network, _read(directory / ADAPTER))
+
+
+def fitted_weights(base: Package, classes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """A base's tensors with outputs for the given classes, and the blocks that are new for that reason."""
+    weights, old = merged(base.network), base.description["output"].get("classes", [])
+    return grown(weights, old, classes, 0), fresh_blocks(old, classes, list(weights))
+
+
 def verify(directory: Path) -> dict[str, Any]:
-    """Check a package without loading its weights; returns its description. Raises PackageError."""
-    _check_files(directory)
+    """Check a package without loading its weights; returns its description. Raises PackageError.
+
+    Whether an adapter fits its base is only seen when it is loaded.
+    """
     description = read_description(directory)
-    expected = _expected_tensors(_shape(directory, description))
-    _compare(expected, read_header(directory / WEIGHTS))
+    _check_files(directory, weights_file(description))
+    shape = _shape(directory, description)
+    header = read_header(directory / weights_file(description))
+    if not is_adapter(description):
+        _compare(_expected_tensors(shape), header)
     if (directory / MANIFEST).exists():
         try:
             check_manifest(directory)
@@ -101,9 +150,7 @@ def verify(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _check_files(directory: Path) -> None:
-    if not directory.is_dir():
-        raise PackageError("The package is not a directory.")
+def _check_files(directory: Path, weights: str) -> None:
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise PackageError(f"{path.name} is a link; a package holds plain files only.")
@@ -112,8 +159,8 @@ def _check_files(directory: Path) -> None:
                 f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
                 "Convert the weights with safetensors.torch.save_file and upload that."
             )
-    if not (directory / WEIGHTS).is_file():
-        raise PackageError(f"The package has no {WEIGHTS}.")
+    if not (directory / weights).is_file():
+        raise PackageError(f"The package has no {weights}.")
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:

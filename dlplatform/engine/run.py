@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,21 +17,26 @@ import numpy as np
 import torch
 
 from dlplatform.engine import package
+from dlplatform.engine.adapters import CONFIG as ADAPTER_CONFIG
+from dlplatform.engine.adapters import merged, peft_config, save_tensors
 from dlplatform.engine.card import model_card
 from dlplatform.engine.checkpoints import CheckpointStore, Loaded
 from dlplatform.engine.config import parse_config
-from dlplatform.engine.dataset import prepare
+from dlplatform.engine.dataset import Base, prepare
 from dlplatform.engine.describe import describe_model, row_counts
 from dlplatform.engine.distributed import Processes
+from dlplatform.engine.durable import to_json
 from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.evaluation import evaluate
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
+from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.importance import permutation_importance
-from dlplatform.engine.job import CHECKPOINTS, OUTPUT, JobSpec, read_spec
+from dlplatform.engine.job import BASE, CHECKPOINTS, OUTPUT, JobSpec, read_spec
 from dlplatform.engine.learner import RowLearner
+from dlplatform.engine.network import build_network
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.schema import Column
 from dlplatform.engine.table import Table, read_table
@@ -99,8 +105,8 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     store = CheckpointStore(job_dir / CHECKPOINTS)
     loaded = _latest_checkpoint(store, reporter)
     threads = pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None)
-    learner = _learner(job_dir, spec, reporter, loaded)
-    trainer = Trainer(learner, reporter, store, processes, spec.stop_after_epoch)
+    learner, plan = _learner(job_dir, spec, reporter, loaded)
+    trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
     trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
     trainer.kept = _kept(learner)
     if loaded is not None:
@@ -112,13 +118,21 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     reporter.writer.emit("finished", metrics=metrics, package=OUTPUT)
 
 
-def _learner(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> RowLearner:
+def _learner(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[RowLearner, Plan]:
+    base = package.load(job_dir / BASE) if spec.finetune else None
     table = read_table(spec.data, [*spec.targets, *spec.features])
     reporter.beat()
     tokenizer = str(loaded.state.get("tokenizer", "")) if loaded else ""
     source = source_in(job_dir / "data" / IMAGES)
-    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, tokenizer)
-    return RowLearner(dataset, choose_device())
+    known = Base(base.description, base.preprocessor) if base else None
+    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, tokenizer, known)
+    if base is None or spec.finetune is None:
+        return RowLearner(dataset, choose_device()), Plan()
+    weights, fresh = package.fitted_weights(base, dataset.target.classes)
+    network = build_network(replace(base.network.shape, outputs=dataset.target.outputs))
+    network.load_state_dict(weights)
+    plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
+    return RowLearner(dataset, choose_device(), network), plan
 
 
 def _kept(learner: RowLearner) -> dict[str, Any]:
@@ -182,7 +196,13 @@ def _package(job_dir: Path, spec: JobSpec, trainer: Trainer, learner: RowLearner
     card = model_card(description, evaluation)
     tokenizer = dataset.preprocessor.tokenizer
     extra = {TOKENIZER: tokenizer.to_json().encode()} if tokenizer else {}
-    package.save(job_dir / OUTPUT, description, trainer.network.state_dict(), card, evaluation, extra)
+    tensors = merged(learner.network)
+    if spec.finetune and spec.finetune.mode == "lora":
+        base, _ = package.fitted_weights(package.load(job_dir / BASE), dataset.target.classes)
+        tensors = save_tensors(learner.network, base)
+        version = str(spec.lineage.get("base_version", ""))
+        extra[ADAPTER_CONFIG] = to_json(peft_config(learner.network, spec.finetune, version))
+    package.save(job_dir / OUTPUT, description, tensors, card, evaluation, extra)
     return metrics
 
 

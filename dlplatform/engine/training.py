@@ -20,6 +20,7 @@ from dlplatform.engine.checkpoints import CheckpointStore, Loaded, Snapshot
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.distributed import Processes
 from dlplatform.engine.errors import EngineError, Interrupted
+from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.optimization import build_optimizer, learning_rate
 from dlplatform.engine.reporter import INTERVAL, Reporter
@@ -54,6 +55,7 @@ class Trainer:
         reporter: Reporter,
         store: CheckpointStore | None = None,
         processes: Processes | None = None,
+        plan: Plan | None = None,
         stop_after_epoch: int | None = None,
     ) -> None:
         self.learner = learner
@@ -70,7 +72,8 @@ class Trainer:
         self.averaged = copy.deepcopy(self.network)
         self.model = self.processes.wrap(self.network)
         self.processes.spread(self.averaged)
-        self.optimizer = build_optimizer(self.network, self.config)
+        self.plan = plan or Plan()
+        self.optimizer = build_optimizer(self.network, self.config, self.plan)
         self.train_rows = learner.train_rows
         self.rows_per_epoch = min(len(rows) for rows in self.train_rows)
         assert isinstance(self.config.batch_size, int)
@@ -102,6 +105,7 @@ class Trainer:
 
     def _run_steps(self) -> None:
         state = self.state
+        self.plan.apply(self.network, state.epoch)
         order = self._epoch_order(state.epoch)
         edges = [step * self.rows_per_epoch // self.steps_per_epoch for step in range(self.steps_per_epoch + 1)]
         interval = self._log_interval()
