@@ -131,6 +131,11 @@ def fitted_weights(base: Package, classes: Sequence[str]) -> tuple[dict[str, Ten
     return grown(weights, old, classes, 0), fresh_blocks(old, classes, list(weights))
 
 
+def merged_tensors(loaded: Package) -> dict[str, Tensor]:
+    """The tensors of a whole package, adapters worked in."""
+    return {name: tensor.detach().contiguous() for name, tensor in merged(loaded.network).items()}
+
+
 def verify(directory: Path) -> dict[str, Any]:
     """Check a package without loading its weights; returns its description. Raises PackageError.
 
