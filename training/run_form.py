@@ -11,7 +11,7 @@ from dlplatform.engine import config as engine
 from dlplatform.engine.config import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
-from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES
+from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 
 FEW_CLASSES = 20
 MOST_VERSIONS = 200
@@ -195,10 +195,11 @@ class RunForm(forms.Form):
         given = self.cleaned_data
         everything = {column["name"] for column in self.version.columns} - {given["target"]}
         features = [name for name in given["features"] if name != given["target"]]
+        named = features_by_default(self.version, given["target"])
         return {
             "task": given["task"],
             "target": given["target"],
-            "features": None if set(features) == everything else features,
+            "features": None if set(features) == everything and not named else features,
             "config": self.config(),
             "name": given["name"],
             "register_as": given["register_as"],
@@ -219,7 +220,7 @@ def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dic
         "dataset_version": str(version.pk),
         "target": target,
         "task": task if task in Run.Task.values else suggested_task(version, target),
-        "features": [name for name in names if name != target],
+        "features": features_by_default(version, target) or [name for name in names if name != target],
     }
 
 

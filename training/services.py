@@ -57,6 +57,7 @@ def create_run(
             }
         )
     settings = check(dataset_version, task, target, features, config or {})
+    features = features or features_by_default(dataset_version, target)
     run = Run.objects.create(
         experiment=experiment,
         created_by=actor,
@@ -74,6 +75,17 @@ def create_run(
     jobs.enqueue(run)
     states.announce(run)
     return run
+
+
+def features_by_default(version: DatasetVersion, target: str) -> list[str] | None:
+    """None for every column but the target; else the list that leaves out names of image files.
+
+    Such a name often says what the picture shows, as in `cat/17.jpg`, and is not there when the model is used.
+    """
+    named = {name for name, profile in version.profile.items() if profile.get("names")}
+    if not named - {target}:
+        return None
+    return [column["name"] for column in version.columns if column["name"] not in named | {target}]
 
 
 def _next_name(version: DatasetVersion, experiment: Experiment) -> str:

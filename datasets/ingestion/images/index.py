@@ -24,15 +24,15 @@ class ImageRecord(NamedTuple):
 
     sha256: str
     thumbnail: str
-    bytes: int
-    thumbnail_bytes: int
+    size: int
+    thumbnail_size: int
     format: str
     thumbnail_format: str
 
     def packed(self) -> bytes:
         digests = bytes.fromhex(self.sha256), bytes.fromhex(self.thumbnail)
         formats = FORMATS.index(self.format), FORMATS.index(self.thumbnail_format)
-        return RECORD.pack(*digests, self.bytes, self.thumbnail_bytes, *formats)
+        return RECORD.pack(*digests, self.size, self.thumbnail_size, *formats)
 
 
 def unpacked(record: bytes) -> ImageRecord:

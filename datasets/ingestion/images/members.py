@@ -132,7 +132,7 @@ def _member(place: int, entry: Entry, findings: Findings) -> Member | None:
 
 
 def is_noise(part: str) -> bool:
-    return part.startswith(".") and part != ".." or part.lower() in NOISE
+    return (part.startswith(".") and part != "..") or part.lower() in NOISE
 
 
 def _leaves(name: str, parts: list[str]) -> bool:

@@ -58,8 +58,8 @@ def _require_images(contents: Contents) -> None:
         )
     raise Rejected(
         "archive_file",
-        "The archive holds no images. Images come as PNG, JPEG, WebP, GIF, BMP or TIFF files; a table is uploaded as "
-        "it is, as one CSV, NDJSON or Parquet file.",
+        "The archive holds no images, which come as PNG, JPEG, WebP, GIF, BMP or TIFF files. Unpack it if it holds a "
+        "table, and upload that as one CSV, NDJSON or Parquet file.",
     )
 
 
@@ -113,5 +113,3 @@ def _report_tables(unfit: Sequence[Unfit], findings: Findings) -> None:
             f"{shown(each.member.path, 80)} was not used. {each.problem.problem.detail}",
             file=each.member.path,
         )
-
-

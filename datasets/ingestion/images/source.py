@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets.ingestion.images.extraction import Extracted, report_counts
 from datasets.ingestion.images.layout import Folders, Placed
 from datasets.ingestion.images.naming import FileNames
-from datasets.ingestion.result import Column, Findings, ImageFiles, Rejected, shown
+from datasets.ingestion.result import Findings, ImageFiles, Rejected, shown
 from datasets.ingestion.sources import Batch, Source, internal_names
 
 BATCH_ROWS = 16_384
@@ -207,5 +207,3 @@ def texts(cells: Any) -> Any:
     if not pa.types.is_string(cells.type):
         cells = pc.cast(cells, pa.string())
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(cells), ""), pa.scalar(None, pa.string()), cells)
-
-

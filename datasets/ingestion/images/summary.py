@@ -31,7 +31,7 @@ class ImageSummary:
         self.heights.append(examined.height)
         self.formats[examined.record.format] += 1
         self.modes[examined.mode] += 1
-        self.bytes += examined.record.bytes
+        self.bytes += examined.record.size
         self.means += examined.means
         self.squares += examined.squares
 

@@ -16,6 +16,7 @@ from datasets.ingestion.result import Rejected
 
 ENCRYPTED, NAME_IS_UTF8 = 0x1, 0x800
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+METHOD_NAMES = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd"}
 END, END64_LOCATOR, END64 = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
 END_BYTES = 22 + 65_535  # the record at the end and the longest comment behind it
 ENTRIES_IN_END64 = struct.Struct("<Q")
@@ -124,7 +125,7 @@ def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
         raise Rejected("encrypted_archive", "The zip is encrypted. Make it anew without a password.")
     foreign = next((info for info in members if info.compress_type not in METHODS), None)
     if foreign is not None:
-        method = zipfile.compressor_names.get(foreign.compress_type, str(foreign.compress_type))
+        method = METHOD_NAMES.get(foreign.compress_type, str(foreign.compress_type))
         raise Rejected(
             "compression_method",
             f"The zip is compressed by the method {method}. Make it anew with the usual one (deflate), or as tar.gz.",
@@ -143,5 +144,3 @@ def _damaged(reason: str) -> Rejected:
         "damaged_archive",
         f"The zip is cut off or damaged ({reason[:120]}). Make it anew and upload it whole.",
     )
-
-
