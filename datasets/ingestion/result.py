@@ -228,6 +228,11 @@ class Findings:
         return (self.errors + self.warnings)[: self.capacity]
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `1,200 files`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def shown(value: object, length: int = 60) -> str:
     """A value quoted for a message: control characters replaced, cut to `length` characters."""
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(value)[: length + 1])

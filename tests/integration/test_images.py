@@ -1,21 +1,15 @@
 """Image datasets from the upload to the end: stored, shown, trained on, deleted, collected."""
 
 import hashlib
-import io
-from datetime import timedelta
 
 import pytest
-from django.utils import timezone
-from PIL import Image
 
-from datasets import deletion, services
+from datasets import services
 from datasets.images import image_of, records_of
 from datasets.jobs import ingest
 from datasets.models import DatasetVersion
-from datasets.reachability import reachable_objects
-from dlplatform.objects.collection import collect
 from tests import factories
-from tests.fixtures.pictures import class_folders, picture, zipped
+from tests.fixtures.pictures import class_folders, zipped
 from tests.integration.test_uploads import post
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -13,7 +13,7 @@ from datasets.ingestion.images.examination import Examined, examine
 from datasets.ingestion.images.members import Archive, Member, MemberDamaged, Read
 from datasets.ingestion.images.packs import ImageWriter
 from datasets.ingestion.images.summary import ImageSummary
-from datasets.ingestion.result import Findings, ImageFiles, shown
+from datasets.ingestion.result import Findings, ImageFiles, counted, shown
 from dlplatform.engine.images import MAXIMUM_BYTES, ImageError
 
 THREADS = 2
@@ -129,7 +129,7 @@ def report_counts(found: Extracted, findings: Findings) -> None:
         first, other = found.repeated[0]
         findings.warn(
             "duplicate_images",
-            f"{len(found.repeated):,} files repeat another one byte for byte, such as {shown(other, 80)}, which is "
+            f"{counted(len(found.repeated), 'file repeats', 'files repeat')} another one byte for byte, such as {shown(other, 80)}, which is "
             f"{shown(first, 80)}. An image in both training and validation data makes the result look better than it is.",
         )
     converted = found.summary.converted()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from datasets.ingestion.images.extraction import Extracted, report_counts
 from datasets.ingestion.images.layout import Folders, Placed
 from datasets.ingestion.images.naming import FileNames
-from datasets.ingestion.result import Findings, ImageFiles, Rejected, shown
+from datasets.ingestion.result import Findings, ImageFiles, Rejected, counted, shown
 from datasets.ingestion.sources import Batch, Source, internal_names
 
 BATCH_ROWS = 16_384
@@ -70,7 +70,7 @@ class ImageSource(ABC):
         if single and len(single) < len(counts):
             findings.warn(
                 "single_image_class",
-                f"Column {shown(label)}: {len(single):,} classes have one image only ({_listed(single)}). Add images of "
+                f"Column {shown(label)}: {counted(len(single), 'class has', 'classes have')} one image only ({_listed(single)}). Add images of "
                 "them, or leave them out: one image cannot be in training and validation data both.",
                 column=label,
             )
@@ -84,7 +84,7 @@ class ImageSource(ABC):
         values = table.filter(pc.equal(table.column(self.image_column), digest)).column(label)
         findings.warn(
             "conflicting_labels",
-            f"{conflicting.num_rows:,} images occur with different values of {shown(label)}, such as "
+            f"{counted(conflicting.num_rows, 'image occurs', 'images occur')} with different values of {shown(label)}, such as "
             f"{shown(self._extracted.first_names[digest], 80)} ({_listed(values.drop_null().unique().to_pylist())}). "
             "Decide which is right.",
             column=label,
@@ -102,7 +102,7 @@ def require_usable(extracted: Extracted) -> None:
     if not extracted.digests:
         raise Rejected(
             "no_usable_images",
-            f"None of the {extracted.unusable:,} images can be used; the first problems are listed below. "
+            f"None of the images can be used, {counted(extracted.unusable, 'file')}; what is wrong is listed below. "
             "Save the images as PNG or JPEG and upload them again.",
         )
 
@@ -147,8 +147,8 @@ class FolderSource(ImageSource):
         if LABEL in self.names and unlabelled:
             findings.warn(
                 "no_class_folder",
-                f"{len(unlabelled):,} images lie in no class folder, such as {shown(unlabelled[0], 80)}; their label is "
-                "missing.",
+                f"{counted(len(unlabelled), 'image lies', 'images lie')} in no class folder, such as "
+                f"{shown(unlabelled[0], 80)}, and has no label.",
                 column=LABEL,
             )
 
@@ -197,7 +197,7 @@ class TableSource(ImageSource):
         if self._left_out:
             findings.warn(
                 "rows_left_out",
-                f"{len(self._left_out):,} rows were left out, since their file is missing or cannot be used.",
+                f"{counted(len(self._left_out), 'row was', 'rows were')} left out, since the file is missing or cannot be used.",
                 column=self.image_column,
             )
 

@@ -14,7 +14,7 @@ from datasets.ingestion.csv_source import CsvSource, FastPathFailed
 from datasets.ingestion.images.members import Archive, Member, MemberDamaged
 from datasets.ingestion.images.naming import ABSENT, AMBIGUOUS, FileNames
 from datasets.ingestion.images.source import texts
-from datasets.ingestion.result import Detected, Findings, Rejected, shown
+from datasets.ingestion.result import Detected, Findings, Rejected, counted, shown
 from datasets.ingestion.sources import Batch, Source
 
 CHUNK = 1 << 20
@@ -236,6 +236,6 @@ def _report_unnamed(unnamed: Sequence[Member], findings: Findings) -> None:
         first = ", ".join(shown(member.path, 80) for member in unnamed[:3])
         findings.warn(
             "unnamed_files",
-            f"{len(unnamed):,} files are named by no row, such as {first}, and were left out.",
+            f"{counted(len(unnamed), 'file is', 'files are')} named by no row, such as {first}, and left out.",
             file=unnamed[0].path,
         )
