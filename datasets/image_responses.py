@@ -16,6 +16,7 @@ from .models import DatasetVersion
 
 SHOWN_BY_BROWSERS = frozenset({"PNG", "JPEG", "WEBP", "GIF", "BMP"})
 CACHED_SECONDS = 600
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"  # a browser's page around an image has styles
 
 
 def image_response(request: HttpRequest, version: DatasetVersion, sha256: str, *, small: bool) -> HttpResponse:
@@ -46,7 +47,7 @@ def _described(response: HttpResponse, digest: str) -> HttpResponse:
     """Whatever the bytes are, the browser takes them for an image of the named kind and for nothing else."""
     response["ETag"] = f'"{digest}"'
     response["Cache-Control"] = f"private, max-age={CACHED_SECONDS}"
-    response["Content-Security-Policy"] = "default-src 'none'; sandbox"
+    response["Content-Security-Policy"] = POLICY
     response["Cross-Origin-Resource-Policy"] = "same-origin"
     return response
 

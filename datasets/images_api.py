@@ -8,10 +8,11 @@ from drf_spectacular.utils import OpenApiParameter, OpenApiResponse
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from dlplatform.accounts.access import visible_or_404
 from dlplatform.api import boolean_parameter, documented
 
-from .api import version_or_404
 from .image_responses import image_response
+from .models import DatasetVersion
 
 
 class ImageView(APIView):
@@ -26,6 +27,7 @@ class ImageView(APIView):
         parameters=[OpenApiParameter("thumbnail", bool, description="The small picture instead of the file")],
     )  # fmt: skip
     def get(self, request: Request, dataset: UUID, number: int, sha256: str) -> HttpResponse:
-        version = version_or_404(request, dataset, number)
+        rows = DatasetVersion.objects.select_related("dataset").defer("profile", "problems", "parts", "columns")
+        version = visible_or_404(rows, request.user, dataset_id=dataset, number=number)
         small = boolean_parameter(request, "thumbnail")
         return image_response(request._request, version, sha256, small=small)

@@ -68,6 +68,8 @@ def _detected_format(source: Path, filename: str, content_type: str, detected: D
     with unpacking_errors(), open_unpacked(source) as stream:
         head = stream.read(HEAD_BYTES)
     detected.compression = next((name for name, magic in COMPRESSIONS.items() if mark.startswith(magic)), None)
+    if detected.compression == "zstd" and not head:
+        raise Rejected("damaged_archive", "The archive is cut off or damaged. Make it anew and upload it whole.")
     kind = detect_format(head, filename, content_type, source)
     if detected.compression == "zstd" and kind != "tar":
         raise Rejected("compressed_file", "This is compressed by Zstandard. Unpack it, or compress with gzip.")
