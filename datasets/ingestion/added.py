@@ -131,10 +131,6 @@ def _no_date(value: Any) -> Misfit:
     return "wrong_type", f"{shown(value, 30)} is not a date. Write it as “2026-12-31” or “2026-12-31T23:59:00Z”."
 
 
-def _refuse_image(value: Any) -> Misfit | None:
-    return "image_rows", "images cannot be sent as rows. Upload an archive with all images as a new version."
-
-
 CHECKS: dict[str, Callable[[Any], Misfit | None]] = {
     "number": _check_number,
     "integer": _check_number,
@@ -142,7 +138,6 @@ CHECKS: dict[str, Callable[[Any], Misfit | None]] = {
     "category": _check_text,
     "text": _check_text,
     "datetime": _check_date,
-    "image": _refuse_image,
 }
 
 
