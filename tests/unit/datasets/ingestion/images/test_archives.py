@@ -90,7 +90,12 @@ def test_the_child_answers_alike(tmp_path: Path, name: str) -> None:
         on_progress=lambda fraction, phase: heard.append((fraction, phase)),
     )  # fmt: skip
     here = _run(tmp_path, messy.content())
-    assert (result.state, result.rows, result.profile, result.images) == (here.state, here.rows, here.profile, here.images)
+    assert (result.state, result.rows, result.profile, result.images) == (
+        here.state,
+        here.rows,
+        here.profile,
+        here.images,
+    )
     assert [problem.code for problem in result.problems] == [problem.code for problem in here.problems]
     assert [fraction for fraction, _ in heard] == sorted(fraction for fraction, _ in heard)
     if result.state == "ready":

@@ -244,7 +244,9 @@ def test_a_second_table_that_names_nothing_is_passed_over(archived: Any) -> None
 
 def test_a_name_that_several_files_have_is_not_guessed(archived: Any) -> None:
     files = {"a/1.png": picture(1), "b/1.png": picture(2), "b/2.png": picture(3), "b/3.png": picture(4)}
-    result, rows = archived({**files, "t.csv": _table([("1.png", 1), ("2.png", 2), ("b/3.png", 3), ("a/1.png", 4)], "f,n")})
+    result, rows = archived(
+        {**files, "t.csv": _table([("1.png", 1), ("2.png", 2), ("b/3.png", 3), ("a/1.png", 4)], "f,n")}
+    )
     assert len(rows) == 3
     ambiguous = next(problem for problem in result.problems if problem.code == "ambiguous_file")
     assert ambiguous.row == 2 and "write its path" in ambiguous.detail
