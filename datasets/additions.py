@@ -27,6 +27,9 @@ from .models import Dataset, DatasetVersion
 
 MAX_ROWS = 10_000
 WITHOUT_ROWS = (DatasetVersion.State.REJECTED, DatasetVersion.State.CANCELLED, DatasetVersion.State.DELETED)
+NO_IMAGES_AS_ROWS = (
+    "This dataset holds images, to which no rows are added. Upload an archive with all images as a new version."
+)
 NOTHING_LEFT = Problem(
     code="nothing_to_extend",
     detail="The version that these rows were to join was rejected, cancelled or deleted, and there is none before it. "
@@ -39,10 +42,13 @@ def add_rows(*, actor: User, dataset: Dataset, rows: list[Any]) -> DatasetVersio
     """A new version with the rows behind those of the newest one; all of them or, when one does not fit, none.
 
     The first rows of an empty dataset are its first version, and their types are inferred. Raises ValidationError
-    with the row's place and the column, such as `rows.2.age`.
+    with the row's place and the column, such as `rows.2.age`, and for a dataset of images.
     """
     require(actor, "dataset.write", dataset)
-    problems = misfits(rows, _known_columns(dataset), Limits())
+    columns = _known_columns(dataset)
+    if any(column.type == "image" for column in columns):
+        raise ValidationError({"rows": ValidationError(NO_IMAGES_AS_ROWS, code="image_rows")})
+    problems = misfits(rows, columns, Limits())
     if problems:
         raise ValidationError({_place(problem): ValidationError(problem.detail, problem.code) for problem in problems})
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)

@@ -17,6 +17,7 @@ from dlplatform.accounts.organizations import resolve
 from dlplatform.api import ONCE, Conflict, PagedView, boolean_parameter, documented, whole_parameter
 
 from . import additions, deletion, services
+from .image_responses import linked_rows
 from .ingestion.rows import read_rows
 from .models import Dataset, DatasetVersion
 from .parsers import NdjsonParser, RowsParser
@@ -118,9 +119,12 @@ class VersionsView(PagedView):
         "Upload a new version", answer=VersionSummary, status=202, tags=["datasets"],
         request={"multipart/form-data": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}},
                  "application/octet-stream": OpenApiTypes.BINARY},
-        description="CSV, NDJSON or Parquet: as the multipart field `file`, or as the raw body with its content type "
-                    "and `?filename=`. The body is streamed. A worker ingests it; poll the version, or listen on "
-                    "`/ws/organizations/{slug}`.",
+        description="CSV, NDJSON or Parquet, or images as a zip or tar (also .tar.gz and .tar.zst): as the multipart field "
+                    "`file`, or as the raw body with its content type and `?filename=`. The body is streamed. A worker "
+                    "ingests it; poll the version, or listen on `/ws/organizations/{slug}`. Images lie in class folders "
+                    "(`cat/1.jpg`), also below `train/`, `val/` and `test/`, which become the columns `image`, `label` and "
+                    "`split`; or beside one table with a column that names their files, which becomes the column of "
+                    "images. Every file that cannot be used stands among `problems`, by its `file`.",
         parameters=[OpenApiParameter("filename", str, description="Label of a raw body, such as data.csv"), ONCE],
         example=(None, {**VERSION, "state": "queued"}),
     )  # fmt: skip
@@ -139,7 +143,7 @@ class AddedRowsView(APIView):
         description="Up to 10,000 rows, as `{\"rows\": […]}`, as a JSON list or as NDJSON (one object a line), are added "
                     "behind those of the newest version; that makes a new version, which a worker ingests. Values are "
                     "written as the columns' types are in JSON, dates as ISO 8601. All rows or none: an error names "
-                    "the row and the column, as in `rows.2.age`. An integer column becomes a number column when a "
+                    "the row and the column, as in `rows.2.age`. A dataset of images takes no rows. An integer column becomes a number column when a "
                     "fraction comes; other types never change this way. Additions sent one after the other build on "
                     "one another, also while the earlier ones are still being ingested.",
         example=(
@@ -183,6 +187,8 @@ class RowsView(APIView):
 
     @documented(
         "A page of rows", answer=RowsOut, tags=["datasets"],
+        description="Values as the columns' types are in JSON. An image is `{sha256, url, thumbnail_url}`; `ordering` by a "
+                    "column of images is by SHA-256.",
         example=(None, {"next": None, "previous": None, "results": [{"mean radius": 14.1, "diagnosis": "benign"}]}),
         parameters=[
             OpenApiParameter("limit", int, description="Rows a page, at most 200"),
@@ -207,7 +213,7 @@ class RowsView(APIView):
             {
                 "next": _link(request, offset + limit) if offset + limit < (version.rows or 0) else None,
                 "previous": _link(request, max(offset - limit, 0)) if offset else None,
-                "results": rows,
+                "results": linked_rows(request._request, version, rows),
             }
         )
 

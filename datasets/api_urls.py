@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, deletion_api
+from . import api, deletion_api, images_api
 
 urlpatterns = [
     path("datasets", api.DatasetsView.as_view()),
@@ -15,4 +15,9 @@ urlpatterns = [
     path("datasets/<uuid:dataset>/versions", api.VersionsView.as_view()),
     path("datasets/<uuid:dataset>/versions/<int:number>", api.VersionView.as_view()),
     path("datasets/<uuid:dataset>/versions/<int:number>/rows", api.RowsView.as_view()),
+    path(
+        "datasets/<uuid:dataset>/versions/<int:number>/images/<str:sha256>",
+        images_api.ImageView.as_view(),
+        name="dataset-image",
+    ),
 ]

@@ -13,7 +13,7 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
-from dlplatform.objects.errors import MissingObject
+from dlplatform.objects.errors import CorruptObject, MissingObject
 from dlplatform.objects.grace import Preview, bring_back
 
 from . import services
@@ -108,8 +108,9 @@ def _delete(versions: "QuerySet[DatasetVersion]", moment: datetime) -> None:
 def _bring_back(dataset: Dataset, versions: "QuerySet[DatasetVersion]", deleted_at: datetime | None) -> None:
     assert deleted_at is not None
     try:
-        bring_back("datasets", dataset.organization_id, objects_of(versions), deleted_at)
-    except MissingObject:
+        wanted = objects_of(versions, dataset.organization_id)
+        bring_back("datasets", dataset.organization_id, wanted, deleted_at)
+    except (MissingObject, CorruptObject):
         raise Conflict("The rows are gone: the time to bring them back is over.", code="gone") from None
     for version in versions:
         version.state = _state_before(version)

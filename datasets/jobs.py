@@ -1,5 +1,6 @@
 """RQ entry point of datasets: ingest one version."""
 
+import logging
 import shutil
 import signal
 import tempfile
@@ -13,12 +14,20 @@ from django.conf import settings
 from dlplatform.jobs import LeaseLost
 
 from . import additions, services
-from .ingestion.isolation import ingest_in_child
+from .images import NotWhatWasSaid, store_images
+from .ingestion.isolation import CRASHED, ingest_in_child
 from .ingestion.limits import Limits
 from .ingestion.result import Base, Column, IngestResult, rejected
 from .models import DatasetVersion
 
+logger = logging.getLogger(__name__)
+
 RENEW_SECONDS = 1.0
+STORING = 0.99  # the progress at which the child is done
+
+
+class Stopped(Exception):
+    """A cancel was asked for, or the worker is to end, while the result was being stored."""
 
 
 def ingest(version: str) -> None:
@@ -99,15 +108,25 @@ class Ingestion:
 
     def _conclude(self, result: IngestResult, parts: Path) -> None:
         version = self.version
+        if not (self.cancelled or self.draining):
+            self._store(result, parts)
         if self.cancelled:
             version.finish(DatasetVersion.State.CANCELLED, phase="")
-        elif self.draining:
+        elif self.draining and not version.ended:
             version.release(charge=False, progress=0.0, phase="")
-        else:
-            self._finish(result, parts)
         services.announce(version)
 
+    def _store(self, result: IngestResult, parts: Path) -> None:
+        try:
+            self._finish(result, parts)
+        except Stopped:
+            return
+        except NotWhatWasSaid as error:
+            logger.warning("version %s: %s", self.version.pk, error)
+            self._finish(rejected(CRASHED), parts)
+
     def _finish(self, result: IngestResult, parts: Path) -> None:
+        images, image_bytes = self._stored_images(result, parts)
         stored = []
         for part in result.parts:
             kept = self.store.put_file(parts / part.path)
@@ -121,7 +140,8 @@ class Ingestion:
             progress=1.0,
             phase="",
             rows=result.rows,
-            bytes=sum(part["bytes"] for part in parts_of_all),
+            bytes=sum(part["bytes"] for part in parts_of_all) + image_bytes,
+            images=images,
             columns=answer["columns"],
             parts=parts_of_all,
             profile=answer["profile"],
@@ -129,3 +149,18 @@ class Ingestion:
             detected={**answer["detected"], "problem_count": result.problem_count},
             **joined,
         )
+
+    def _stored_images(self, result: IngestResult, folder: Path) -> tuple[dict[str, Any], int]:
+        """Before the parts, which name them."""
+        if result.images is None:
+            return {}, 0
+        everything, done = max(result.images.bytes, 1), 0
+
+        def beat(count: int) -> None:
+            nonlocal done
+            done += count
+            self._note(STORING, f"storing the images, {min(done / everything, 1):.0%}")
+            if self._stop():
+                raise Stopped
+
+        return store_images(self.store, folder, result.images, beat)

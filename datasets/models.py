@@ -87,11 +87,16 @@ class DatasetVersion(Job):
     progress = models.FloatField(default=0.0)
     phase = models.CharField(max_length=60, blank=True)
     rows = models.BigIntegerField(null=True)
-    bytes = models.BigIntegerField(null=True, help_text="Size of the stored parts")
+    bytes = models.BigIntegerField(null=True, help_text="Size of the stored parts and images")
     columns = models.JSONField(default=list, help_text="[{name, type, nullable}]")
     parts = models.JSONField(default=list, help_text="[{sha256, rows, bytes}] in row order")
+    images = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text="{index: SHA-256 of the list of images, index_bytes, count, bytes, thumbnail_bytes}; empty without images",
+    )
     profile = models.JSONField(default=dict, help_text="Statistics by column name")
-    problems = models.JSONField(default=list, help_text="[{row, column, code, severity, detail}]")
+    problems = models.JSONField(default=list, help_text="[{row, column, file, code, severity, detail}]")
     deleted_at = models.DateTimeField(null=True, editable=False, help_text="When its rows were deleted")
     detected = models.JSONField(default=dict, help_text="Format, delimiter, encoding, header")
 
@@ -113,6 +118,10 @@ class DatasetVersion(Job):
 
     def __str__(self) -> str:
         return f"{self.dataset} v{self.number}"
+
+    @property
+    def image_columns(self) -> list[str]:
+        return [column["name"] for column in self.columns if column["type"] == "image"]
 
     @property
     def errors(self) -> list[dict]:

@@ -59,14 +59,15 @@ class VersionDetail(VersionSummary):
         help_text="Number of the version that rows were added to, or null",
     )
     columns = serializers.JSONField(help_text="[{name, type, nullable}]")
+    images = serializers.JSONField(help_text="{count, bytes, …} of the images; empty where there are none")
     profile = serializers.JSONField(help_text="Statistics by column")
-    problems = serializers.JSONField(help_text="[{row, column, code, severity, detail}]")
-    detected = serializers.JSONField(help_text="Format, delimiter, encoding, header")
+    problems = serializers.JSONField(help_text="[{row, column, file, code, severity, detail}]")
+    detected = serializers.JSONField(help_text="Format, delimiter, encoding, header, layout")
 
     class Meta(VersionSummary.Meta):
         fields = [
             *VersionSummary.Meta.fields, "dataset", "extends", "source_sha256", "source_bytes", "columns",
-            "profile", "problems", "detected", "finished_at",
+            "images", "profile", "problems", "detected", "finished_at",
         ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from dlplatform import jobs
 from dlplatform.accounts.idempotency import LIFETIME
 from dlplatform.accounts.models import Organization, RememberedAnswer
 from dlplatform.objects import collection
+from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
@@ -92,7 +93,12 @@ def collect_objects() -> None:
     for storage, reachable_objects in sources.items():
         collection.remove_abandoned(storage, grace=grace)
         for organization in Organization.objects.values_list("pk", flat=True):
-            done = collection.collect(storage, organization, reachable_objects(organization), grace=grace)
+            try:
+                reachable = reachable_objects(organization)
+            except (MissingObject, CorruptObject) as error:
+                logger.error("objects of %s in %s are not collected: %s", organization, storage, error)
+                continue
+            done = collection.collect(storage, organization, reachable, grace=grace)
             if done.swept or done.condemned:
                 logger.info("objects of %s in %s: %s", organization, storage, done)
 

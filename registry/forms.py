@@ -1,5 +1,6 @@
 """Forms of the model pages: name and description, moving a ref, trying a model."""
 
+import base64
 import math
 import re
 from typing import Any
@@ -11,6 +12,8 @@ from .models import Ref
 from .releases import BUMPS
 
 LARGEST_INTEGER = 2**63
+LARGEST_IMAGE = 5 * 1024 * 1024  # as base64 it still fits into what the inference process takes
+IMAGE_KINDS = "image/png,image/jpeg,image/webp,image/gif,image/bmp,image/tiff"
 PREFIX = "input-"
 ERROR_PLACE = re.compile(r"instances\.0(?:\.(.*))?", re.DOTALL)
 
@@ -47,24 +50,49 @@ class ReleaseForm(forms.Form):
 
 
 class TryForm(forms.Form):
-    """One field for each input column of a model, by position, since a column may have any name."""
+    """One field for each input column of a model, by position, since a column may have any name.
 
-    def __init__(self, *args: Any, inputs: list[dict[str, Any]], **kwargs: Any) -> None:
+    ``examples`` are pictures by column, of training rows that the person may see: {path, read}. Where no file is chosen,
+    the picture is sent.
+    """
+
+    def __init__(
+        self, *args: Any, inputs: list[dict[str, Any]], examples: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.inputs = inputs
+        self.examples = examples or {}
         for position, column in enumerate(inputs):
-            self.fields[f"{PREFIX}{position}"] = _field(column)
+            field = _field(column)
+            field.picture = self.examples.get(column["name"])  # type: ignore[attr-defined]
+            self.fields[f"{PREFIX}{position}"] = field
 
     @staticmethod
     def example(inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return {f"{PREFIX}{position}": _shown(column.get("example")) for position, column in enumerate(inputs)}
+        """An image is no text: its example is shown beside the field."""
+        return {
+            f"{PREFIX}{position}": _shown(column.get("example"))
+            for position, column in enumerate(inputs)
+            if column["type"] != "image"
+        }
+
+    @property
+    def has_images(self) -> bool:
+        return any(column["type"] == "image" for column in self.inputs)
 
     def instance(self) -> dict[str, Any]:
         """The row as the model takes it; blank is a missing value."""
         return {
-            column["name"]: _value(column["type"], self.cleaned_data.get(f"{PREFIX}{position}", ""))
+            column["name"]: self._value(column, self.cleaned_data.get(f"{PREFIX}{position}") or "")
             for position, column in enumerate(self.inputs)
         }
+
+    def _value(self, column: dict[str, Any], given: Any) -> Any:
+        if column["type"] != "image":
+            return _value(column["type"], given)
+        example = self.examples.get(column["name"])
+        content = given.read() if given else example and example["read"]()
+        return base64.b64encode(content).decode() if content else None
 
     def add_refusal(self, refused: ValidationError) -> None:
         """Show what the model says about `instances.0.COLUMN` beside that column's field."""
@@ -77,8 +105,22 @@ class TryForm(forms.Form):
             self.add_error(names.get(matched[1] or "") if matched else None, errors)
 
 
+class ImageFileField(forms.FileField):
+    """Any bytes of bounded size: the inference process decodes them, and says what is wrong with them."""
+
+    widget = forms.FileInput({"accept": IMAGE_KINDS})
+
+    def clean(self, data: Any, initial: Any = None) -> Any:
+        if data is not None and getattr(data, "size", 0) > LARGEST_IMAGE:
+            size = LARGEST_IMAGE // (1024 * 1024)
+            raise ValidationError(f"Choose an image of at most {size} MB, or ask by the API.", code="too_large")
+        return super().clean(data, initial)
+
+
 def _field(column: dict[str, Any]) -> forms.Field:
     label = column["name"]
+    if column["type"] == "image":
+        return ImageFileField(required=False, label=label, allow_empty_file=False)
     if column["type"] == "boolean":
         choices = [("", "missing"), ("true", "true"), ("false", "false")]
         return forms.ChoiceField(choices=choices, required=False, label=label)

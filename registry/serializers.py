@@ -98,7 +98,10 @@ class RefMoveOut(serializers.ModelSerializer):
 
 class PredictIn(Strict):
     instances = serializers.ListField(
-        child=serializers.DictField(), min_length=1, max_length=1000, help_text="Rows: {column: value}"
+        child=serializers.DictField(),
+        min_length=1,
+        max_length=1000,
+        help_text="Rows: {column: value}. An image is the file in base64, or a `data:` URL",
     )
 
 

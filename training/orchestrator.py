@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.db import connection as database
 
+from datasets.images import records_of
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.job import BASE, SPEC
@@ -39,6 +40,10 @@ DATABASE_PATIENCE = 120.0
 INTERRUPTED = 75
 
 
+class Interrupted(Exception):
+    """A cancel was asked for, or the worker is to end, before the engine was started."""
+
+
 class Orchestrator:
     """Works on one claimed run. Every write to the row carries the epoch of the claim."""
 
@@ -63,6 +68,8 @@ class Orchestrator:
             states.enter(self.run, Run.State.RUNNING)
             self._follow()
             self._patiently(self._conclude)
+        except Interrupted:
+            self._patiently(self._conclude_early)
         except LeaseLost:
             logger.warning("run %s is held by somebody else now; this worker stops", self.run.pk)
         except (MissingObject, CorruptObject) as error:
@@ -87,6 +94,7 @@ class Orchestrator:
                 store.fetch(part["sha256"], path)
             parts.append(path)
             self._renew()
+        self._fetch_images(store)
         self._fetch_base()
         spec = self._spec(parts)
         temporary = self.directory / f".{SPEC}"
@@ -103,7 +111,28 @@ class Orchestrator:
             path = safe_target(self.directory / BASE, name)
             if not path.exists() or path.stat().st_size != entry["size"]:
                 store.fetch(entry["sha256"], path)
-            self._renew()
+            self._beat(1)
+
+    def _fetch_images(self, store: ObjectStore) -> None:
+        """The files of the version's images, if the run learns from a column of them; whole ones stay."""
+        version = self.run.dataset_version
+        taken = set(self.run.target_names)
+        features = self.run.features or [c["name"] for c in version.columns if c["name"] not in taken]
+        if not version.images or not set(version.image_columns) & set(features):
+            return
+        folder = self.directory / "data" / "images"
+        wanted = {}
+        for record in records_of(store, version.images):
+            path = folder / record.sha256[:2] / record.sha256
+            if not path.exists() or path.stat().st_size != record.size:
+                wanted[record.sha256] = path
+        store.fetch_many(wanted, self._beat)
+
+    def _beat(self, _count: int) -> None:
+        """While something long is prepared: keep the lease; raise Interrupted when it is no longer wanted."""
+        self._renew()
+        if self.cancelled or self.draining:
+            raise Interrupted
 
     def _spec(self, parts: list[Path]) -> dict[str, Any]:
         run = self.run
@@ -219,10 +248,8 @@ class Orchestrator:
         code = self.connection.poll()
         if code == 0 and self.monitor.finished:
             self._succeed(self.monitor.finished["metrics"])
-        elif self.cancelled:
-            states.end(self.run, Run.State.CANCELLED)
-        elif self.draining:
-            states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
+        elif self.cancelled or self.draining:
+            self._conclude_early()
         elif self.stalled:
             self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
         elif self.monitor.failed:
@@ -231,6 +258,12 @@ class Orchestrator:
         else:
             self._log("error", f"The training process ended without a word ({_how(code)}).")
             self._retry_or_fail(states.failure("crash_loop", attempts=self.run.attempt))
+
+    def _conclude_early(self) -> None:
+        if self.cancelled:
+            states.end(self.run, Run.State.CANCELLED)
+        else:
+            states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
 
     def _succeed(self, metrics: dict[str, Any]) -> None:
         run = self.run

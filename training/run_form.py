@@ -11,7 +11,7 @@ from dlplatform.engine import fields as engine
 from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
-from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES
+from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 
 FEW_CLASSES = 20
 MOST_VERSIONS = 200
@@ -202,10 +202,11 @@ class RunForm(forms.Form):
         targets = list(dict.fromkeys([given["target"], *given["more_targets"]]))
         everything = {column["name"] for column in self.version.columns} - set(targets)
         features = [name for name in given["features"] if name not in targets]
+        named = features_by_default(self.version, targets)
         return {
             "task": given["task"],
             "target": targets if len(targets) > 1 else targets[0],
-            "features": None if set(features) == everything else features,
+            "features": None if set(features) == everything and not named else features,
             "config": self.config(),
             "name": given["name"],
             "register_as": given["register_as"],
@@ -226,7 +227,7 @@ def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dic
         "dataset_version": str(version.pk),
         "target": target,
         "task": task if task in Run.Task.values else suggested_task(version, target),
-        "features": [name for name in names if name != target],
+        "features": features_by_default(version, [target]) or [name for name in names if name != target],
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+import zipfile
 from collections.abc import Iterator
 
 from datasets import services as datasets
@@ -20,6 +21,8 @@ SAMPLES = {
     "diabetes": ("load_diabetes", "progression", "regression",
                  "442 patients: ten measurements, and the progression of the disease a year later."),
 }  # fmt: skip
+IMAGES = "digits images"
+IMAGES_DESCRIPTION = "The digits once more, as 1,797 pictures of 8 × 8 pixels in ten class folders."
 LIVE_SAMPLE = "digits"
 WAIT_SECONDS = 120.0
 
@@ -28,16 +31,47 @@ def load_samples(actor: User, organization: Organization) -> list[DatasetVersion
     """Create the sample datasets that are missing; the versions that were created, still to be ingested."""
     created = []
     for name, (loader, target, _, description) in SAMPLES.items():
-        if Dataset.objects.filter(organization=organization, name=name).exists():
-            continue
-        dataset = datasets.create_dataset(actor=actor, organization=organization, name=name, description=description)
-        stored = datasets.object_store(organization.pk).put_stream(sample_csv(loader, target))
-        created.append(
-            datasets.create_version(
-                actor=actor, dataset=dataset, stored=stored, filename=f"{name}.csv", content_type="text/csv"
-            )
-        )
+        if not _exists(organization, name):
+            content, label = sample_csv(loader, target), ("text/csv", "csv")
+            created.append(_create(actor, organization, name, description, content, *label))
+    if not _exists(organization, IMAGES):
+        content, label = sample_images(), ("application/zip", "zip")
+        created.append(_create(actor, organization, IMAGES, IMAGES_DESCRIPTION, content, *label))
     return created
+
+
+def _exists(organization: Organization, name: str) -> bool:
+    return Dataset.objects.filter(organization=organization, name=name).exists()
+
+
+def _create(
+    actor: User,
+    organization: Organization,
+    name: str,
+    description: str,
+    content: Iterator[bytes],
+    kind: str,
+    ending: str,
+) -> DatasetVersion:
+    dataset = datasets.create_dataset(actor=actor, organization=organization, name=name, description=description)
+    stored = datasets.object_store(organization.pk).put_stream(content)
+    filename = f"{name}.{ending}"
+    return datasets.create_version(actor=actor, dataset=dataset, stored=stored, filename=filename, content_type=kind)
+
+
+def sample_images() -> Iterator[bytes]:
+    """scikit-learn's digits as a zip of PNG files, one folder for each digit; 0 to 16 becomes 0 to 255."""
+    import sklearn.datasets
+    from PIL import Image
+
+    bunch = sklearn.datasets.load_digits()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for index, (pixels, digit) in enumerate(zip(bunch.images, bunch.target.tolist(), strict=True)):
+            picture = io.BytesIO()
+            Image.fromarray((pixels * 255 / 16).astype("uint8")).save(picture, "PNG")
+            archive.writestr(f"{digit}/{index:04d}.png", picture.getvalue())
+    yield out.getvalue()
 
 
 def sample_csv(loader: str, target: str) -> Iterator[bytes]:

@@ -67,6 +67,7 @@ def create_run(
             }
         )
     settings = check(dataset_version, task, targets, features, config or {})
+    features = features or features_by_default(dataset_version, targets)
     run = Run.objects.create(
         experiment=experiment,
         created_by=actor,
@@ -88,6 +89,17 @@ def create_run(
     jobs.enqueue(run)
     states.announce(run)
     return run
+
+
+def features_by_default(version: DatasetVersion, targets: Sequence[str]) -> list[str] | None:
+    """None for every column but the targets; else the list that leaves out names of image files.
+
+    Such a name often says what the picture shows, as in `cat/17.jpg`, and is not there when the model is used.
+    """
+    named = {name for name, profile in version.profile.items() if profile.get("names")}
+    if not named - set(targets):
+        return None
+    return [column["name"] for column in version.columns if column["name"] not in named.union(targets)]
 
 
 def _next_name(version: DatasetVersion, experiment: Experiment) -> str:

@@ -87,6 +87,8 @@ def _column_warnings(column: Column, profile: dict[str, Any], profiler: TablePro
 def is_id_like(column: Column, profile: dict[str, Any], profiler: TableProfiler) -> bool:
     """A unique value in every row: short text, or integers in a dense or rising sequence."""
     count = profile["count"]
+    if "names" in profile:
+        return False  # a file's name, which runs leave out by themselves
     if count < ID_ROWS or count < profiler.rows or profile["distinct"] < count * _unique_share(profile):
         return False
     if column.type in ("text", "category"):

@@ -79,6 +79,10 @@ def leading_large(counts: Sequence[int]) -> int:
 
 def open_extension(source: Path, base: Base, limits: Limits, findings: Findings) -> ExtendedSource:
     """`source` holds the added rows, one JSON object a line; raises Reported when they do not fit, Rejected too."""
+    if any(column.type == "image" for column in base.columns):
+        raise Rejected(
+            "image_rows", "The dataset has become one of images, to which no rows are added. Upload an archive instead."
+        )
     rows = [orjson.loads(line) for line in source.read_bytes().splitlines()]
     problems = misfits(rows, base.columns, limits)
     for problem in problems:

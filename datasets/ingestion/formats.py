@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Literal
 
+from datasets.ingestion.images.tar_archive import is_tar
+from datasets.ingestion.images.zip_archive import names_in
 from datasets.ingestion.result import Rejected
 
-Format = Literal["csv", "ndjson", "parquet"]
+Format = Literal["csv", "ndjson", "parquet", "zip", "tar"]
+ARCHIVES = ("zip", "tar")
 
 HEAD_BYTES = 4096
-ACCEPTED = "Upload CSV, NDJSON or Parquet."
+ACCEPTED = "Upload CSV, NDJSON or Parquet, or a zip or tar of images."
+AS_ARCHIVE = "Images are uploaded together, as a zip or tar of class folders or with a table of labels."
 
 # magic bytes → (code, what it is, what to do)
 REFUSED: tuple[tuple[bytes, str, str, str], ...] = (
@@ -36,25 +39,23 @@ REFUSED: tuple[tuple[bytes, str, str, str], ...] = (
     (b"SQLite format 3\x00", "sqlite_file", "an SQLite database", "Export one table as CSV."),
     (b"BZh", "compressed_file", "a bzip2 archive", "Unpack it, or compress with gzip."),
     (b"\xfd7zXZ\x00", "compressed_file", "an xz archive", "Unpack it, or compress with gzip."),
-    (b"\x28\xb5\x2f\xfd", "compressed_file", "a Zstandard archive", "Unpack it, or compress with gzip."),
     (b"7z\xbc\xaf\x27\x1c", "archive_file", "a 7-Zip archive", "Unpack it and upload one table."),
     (b"Rar!", "archive_file", "a RAR archive", "Unpack it and upload one table."),
     (b"%PDF", "pdf_file", "a PDF document", "Export the table as CSV."),
-    (b"\x89PNG", "image_file", "a PNG image", "Image data sets are uploaded as images, not as a table."),
-    (
-        b"\xff\xd8\xff",
-        "image_file",
-        "a JPEG image",
-        "Image data sets are uploaded as images, not as a table.",
-    ),
-    (b"GIF8", "image_file", "a GIF image", "Image data sets are uploaded as images, not as a table."),
+    (b"\x89PNG", "image_file", "a PNG image", AS_ARCHIVE),
+    (b"\xff\xd8\xff", "image_file", "a JPEG image", AS_ARCHIVE),
+    (b"GIF8", "image_file", "a GIF image", AS_ARCHIVE),
     (b"\x7fELF", "program_file", "a program", ACCEPTED),
 )
 
 
 def detect_format(head: bytes, filename: str, content_type: str, source: Path) -> Format:
-    """The format of a decoded file beginning with `head`; raises Rejected for what is not a table."""
-    _refuse_known(head, source)
+    """The format of a decoded file beginning with `head`; raises Rejected for what is neither table nor archive."""
+    _refuse_known(head)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _zip(source)
+    if is_tar(head):
+        return "tar"
     if head.startswith(b"PAR1"):
         return "parquet"
     name = filename.lower().removesuffix(".gz")
@@ -70,37 +71,30 @@ def detect_format(head: bytes, filename: str, content_type: str, source: Path) -
     return "ndjson" if _looks_like_json(text, name, content_type) else "csv"
 
 
-def _refuse_known(head: bytes, source: Path) -> None:
+def _refuse_known(head: bytes) -> None:
     for magic, code, kind, fix in REFUSED:
         if head.startswith(magic):
             raise Rejected(code, f"This is {kind}, not a table this platform reads. {fix}")
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        raise _zip_rejection(source)
     if len(head) > 2 and head[0] == 0x80 and head[1] in (2, 3, 4, 5):
         raise Rejected(
             "pickle_file",
             "This is a Python pickle, which can run code when opened and is never read here. "
             "Write the table as Parquet: DataFrame.to_parquet.",
         )
-    if head[257:262] == b"ustar":
-        raise Rejected("archive_file", "This is a tar archive. Unpack it and upload one table.")
     if head.startswith(b"MZ") and b"This program" in head:
         raise Rejected("program_file", f"This is a program, not a table. {ACCEPTED}")
 
 
-def _zip_rejection(source: Path) -> Rejected:
-    try:
-        with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()[:10_000]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        names = []
+def _zip(source: Path) -> Format:
+    """Documents and checkpoints are zips too; what is one of them is told by the names in it."""
+    names = names_in(source)
     if any(name.startswith("xl/") for name in names):
-        return Rejected("excel_file", "This is an Excel workbook. Open it and save the sheet as CSV UTF-8.")
+        raise Rejected("excel_file", "This is an Excel workbook. Open it and save the sheet as CSV UTF-8.")
     if any(name == "content.xml" for name in names):
-        return Rejected("excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8.")
+        raise Rejected("excel_file", "This is an OpenDocument file. Open it and save the sheet as CSV UTF-8.")
     if any(name.endswith("data.pkl") for name in names):
-        return Rejected("pickle_file", "This is a PyTorch checkpoint, not a table. Upload it as a model.")
-    return Rejected("archive_file", "This is a zip archive. Unpack it and upload one CSV, NDJSON or Parquet file.")
+        raise Rejected("pickle_file", "This is a PyTorch checkpoint, not a table. Upload it as a model.")
+    return "zip"
 
 
 def _ascii_view(head: bytes) -> str:

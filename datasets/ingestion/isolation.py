@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datasets.ingestion.confinement import LINKED
+from datasets.ingestion.images.packs import INDEX_NAME, handed_over
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.memory import NEAR, mentions_memory, peak_address_space
 from datasets.ingestion.result import Base, IngestResult, Problem, rejected
@@ -36,7 +37,9 @@ POLL_SECONDS = 0.1
 ANSWER_BYTES = 256 << 20
 LOG_BYTES = 16 << 10
 PART_NAME = re.compile(r"part-\d{5}\.parquet")
-WORK_NAMES = ("text.utf8", "staging.arrow")
+PACK_NAME = re.compile(r"(images|thumbnails)-\d{5}\.pack")
+MOST_PACKS = 1_000
+WORK_NAMES = ("text.utf8", "staging.arrow", INDEX_NAME)
 # What a crash sends; a program that cannot go on aborts, one that overlooks a refused allocation faults.
 CRASH_SIGNALS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGTRAP)
 
@@ -176,13 +179,13 @@ class _Child:
             return False
         for part in result.parts:
             path = self.destination / part.path
-            if not PART_NAME.fullmatch(part.path) or path.is_symlink() or not path.is_file():
+            if not PART_NAME.fullmatch(part.path) or not _is_plain(path) or path.stat().st_size != part.bytes:
                 return False
-            found = path.stat()
-            # A second name would make it somebody else's file.
-            if found.st_size != part.bytes or found.st_nlink != 1:
-                return False
-        return True
+        if result.images is None:
+            return True
+        if not (0 <= result.images.packs <= MOST_PACKS and 0 <= result.images.thumbnail_packs <= MOST_PACKS):
+            return False
+        return all(_is_plain(self.destination / name) for name in handed_over(result.images))
 
     def _verdict(self, code: int) -> IngestResult:
         if self.log:
@@ -192,6 +195,11 @@ class _Child:
         if code == 0 and self.result is not None:
             return self.result if self._whole(self.result) else rejected(CRASHED)
         return rejected(_death_problem(code, self.log, self.peak, self.limits))
+
+
+def _is_plain(path: Path) -> bool:
+    """A file of its own; a second name would make it somebody else's."""
+    return not path.is_symlink() and path.is_file() and path.stat().st_nlink == 1
 
 
 STOPPED = Problem(code="stopped", detail="The ingestion was stopped on request. Start it again when you want it.")
@@ -278,5 +286,5 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 def _remove_parts(destination: Path) -> None:
     for path in destination.iterdir():
-        if PART_NAME.fullmatch(path.name) or path.name in WORK_NAMES:
+        if PART_NAME.fullmatch(path.name) or PACK_NAME.fullmatch(path.name) or path.name in WORK_NAMES:
             path.unlink(missing_ok=True)

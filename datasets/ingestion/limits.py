@@ -13,7 +13,7 @@ class Limits:
     """Ceilings for one file; sizes in bytes, times in seconds.
 
     `bytes` counts the file after decompression; `expansion_ratio` is decoded bytes per stored byte;
-    `nesting` is the depth of objects and lists inside one cell.
+    `nesting` is the depth of objects and lists inside one cell. `files` counts what an archive lists.
     """
 
     bytes: int = 5 * GIB
@@ -22,6 +22,7 @@ class Limits:
     cell_bytes: int = 65_536
     expansion_ratio: float = 200.0
     nesting: int = 8
+    files: int = 200_000
     memory_bytes: int = 4 * GIB
     cpu_seconds: int = 1_800
     wall_seconds: float = 3_600.0

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets.ingestion.csv_source import CsvSource
-from datasets.ingestion.decoding import PreparedText, is_gzip, open_decompressed, prepare_text
+from datasets.ingestion.decoding import PreparedText, prepare_text
 from datasets.ingestion.dialect import NO_DELIMITER, Dialect, sniff
-from datasets.ingestion.formats import HEAD_BYTES, detect_format
+from datasets.ingestion.formats import ARCHIVES, HEAD_BYTES, Format, detect_format
+from datasets.ingestion.images.opening import open_images
+from datasets.ingestion.images.tar_archive import ZSTD_MAGIC, open_unpacked, unpacking_errors
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.names import unique_names
 from datasets.ingestion.ndjson_source import NdjsonSource
 from datasets.ingestion.parquet_source import open_parquet
 from datasets.ingestion.result import Detected, Findings, Rejected, shown
 from datasets.ingestion.sources import Source
+
+COMPRESSIONS = {"gzip": b"\x1f\x8b", "zstd": ZSTD_MAGIC}
 
 
 def open_source(
@@ -25,9 +29,27 @@ def open_source(
     limits: Limits,
     findings: Findings,
     detected: Detected,
-    on_read: Callable[[float], None],
+    on_read: Callable[[float, str], None],
 ) -> Source:
     """A readable source; fills `detected`; raises Rejected for what cannot be read."""
+    _check_size(source, limits)
+    detected.format = kind = _detected_format(source, filename, content_type, detected)
+
+    def read(fraction: float) -> None:
+        on_read(fraction, "reading")
+
+    def table(path: Path, folder: Path, name: str, its_own: Detected) -> Source:
+        its_own.format = inner = _detected_format(path, name, "", its_own)
+        if inner in ARCHIVES:
+            raise Rejected("nested_archive", f"{shown(name)} is an archive and not a table. Unpack it first.")
+        return _open_table(path, inner, folder, limits, findings, its_own, read)
+
+    if kind in ARCHIVES:
+        return open_images(source, kind, work, limits, findings, detected, on_read, table)
+    return _open_table(source, kind, work, limits, findings, detected, read)
+
+
+def _check_size(source: Path, limits: Limits) -> None:
     size = source.stat().st_size
     if size == 0:
         raise Rejected(
@@ -38,11 +60,33 @@ def open_source(
             "file_too_large",
             f"The file has {size:,} bytes, the limit is {limits.bytes:,}. Split it and append the pieces.",
         )
-    with open_decompressed(source) as stream:
+
+
+def _detected_format(source: Path, filename: str, content_type: str, detected: Detected) -> Format:
+    with source.open("rb") as stored:
+        mark = stored.read(4)
+    with unpacking_errors(), open_unpacked(source) as stream:
         head = stream.read(HEAD_BYTES)
-    if is_gzip(source):
-        detected.compression = "gzip"
-    detected.format = kind = detect_format(head, filename, content_type, source)
+    detected.compression = next((name for name, magic in COMPRESSIONS.items() if mark.startswith(magic)), None)
+    if detected.compression == "zstd" and not head:
+        raise Rejected("damaged_archive", "The archive is cut off or damaged. Make it anew and upload it whole.")
+    kind = detect_format(head, filename, content_type, source)
+    if detected.compression == "zstd" and kind != "tar":
+        raise Rejected("compressed_file", "This is compressed by Zstandard. Unpack it, or compress with gzip.")
+    if detected.compression and kind == "zip":
+        raise Rejected("compressed_file", "A zip compresses itself: upload it without gzip around it.")
+    return kind
+
+
+def _open_table(
+    source: Path,
+    kind: Format,
+    work: Path,
+    limits: Limits,
+    findings: Findings,
+    detected: Detected,
+    on_read: Callable[[float], None],
+) -> Source:
     if kind == "parquet":
         if detected.compression:
             raise Rejected("compressed_parquet", "Parquet compresses itself: upload the file without gzip around it.")

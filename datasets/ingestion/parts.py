@@ -23,6 +23,7 @@ ARROW_TYPES: dict[str, Any] = {
     "boolean": pa.bool_(),
     "category": pa.string(),
     "text": pa.string(),
+    "image": pa.string(),  # the SHA-256 of the file's bytes
     "datetime": pa.timestamp("us", "UTC"),
 }
 

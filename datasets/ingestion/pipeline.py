@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from datasets.ingestion.checks import table_warnings
+from datasets.ingestion.checks import probable_target, table_warnings
 from datasets.ingestion.conversion import ColumnConverter
 from datasets.ingestion.csv_source import CsvSource, FastPathFailed
 from datasets.ingestion.extension import ExtendedSource, open_extension
+from datasets.ingestion.images.source import ImageSource
 from datasets.ingestion.inference import ColumnEvidence
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.opening import open_source
@@ -25,12 +27,13 @@ from datasets.ingestion.readings import (
     typed_converter,
 )
 from datasets.ingestion.result import (
-    COLUMN_TYPES,
+    CHOOSABLE_TYPES,
     Base,
     Column,
     Detected,
     Findings,
     IngestResult,
+    Part,
     Rejected,
     Reported,
 )
@@ -38,6 +41,7 @@ from datasets.ingestion.sources import Source
 
 Progress = Callable[[float, str], None]
 INFER_SHARE = 0.4
+IMAGES_SHARE = 0.9  # of the work on an archive, looking at its images
 
 
 def ingest(
@@ -79,12 +83,18 @@ def _concluded(ingestion: _Ingestion, source: Path, opened: Callable[[], Source]
     except Reported:
         result = IngestResult(state="rejected")
     finally:
-        for name in ("text.utf8", "staging.arrow"):
-            (ingestion.destination / name).unlink(missing_ok=True)
+        _remove_work(ingestion.destination)
     result.bytes = source.stat().st_size
     result.problems, result.problem_count = findings.listed(), findings.count
     result.detected = ingestion.detected
     return result
+
+
+def _remove_work(destination: Path) -> None:
+    for name in ("text.utf8", "staging.arrow"):
+        (destination / name).unlink(missing_ok=True)
+    for folder in destination.glob("table-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _silent(fraction: float, phase: str) -> None:
@@ -113,9 +123,9 @@ class _Ingestion:
         self.reached = max(self.reached, fraction)
         self.on_progress(self.reached, phase)
 
-    def read(self, fraction: float) -> None:
-        """Progress of a format that is parsed while it is opened."""
-        self.report(INFER_SHARE / 2 * fraction, "reading")
+    def read(self, fraction: float, phase: str) -> None:
+        """Progress of a format that is parsed, or of an archive that is gone through, while it is opened."""
+        self.report((INFER_SHARE / 2 if phase == "reading" else IMAGES_SHARE) * fraction, phase)
 
     def run(self, source: Source) -> IngestResult:
         self._check_types(source.names)
@@ -132,20 +142,31 @@ class _Ingestion:
             describe_conversion(name, converter, source, self.findings)
         profile = profiler.finish()
         for name in names:
-            profile[name]["type"] = self._final_type(name, profile[name])
+            profile[name]["type"] = self._final_type(name, profile[name], source)
         columns = [Column(name, profile[name]["type"], profile[name]["missing"] > 0) for name in names]
+        if isinstance(source, ImageSource):
+            self._describe_images(source, columns, profile, parts)
         table_warnings(columns, profile, profiler, self.findings)
         self.report(1.0, "done")
-        return IngestResult(state="ready", rows=rows, columns=columns, parts=parts, profile=profile, kept=stored_parts)
+        return IngestResult(
+            state="ready", rows=rows, columns=columns, parts=parts, profile=profile, kept=stored_parts,
+            images=source.files if isinstance(source, ImageSource) else None,
+        )  # fmt: skip
+
+    def _describe_images(self, source: ImageSource, columns: list[Column], profile: Any, parts: list[Part]) -> None:
+        source.describe(profile, self.findings)
+        label = probable_target(columns, profile)
+        if label is not None and profile[label]["type"] in ("category", "boolean"):
+            source.warn_about_labels([self.destination / part.path for part in parts], label, self.findings)
 
     def _check_types(self, names: list[str]) -> None:
         for name, kind in self.types.items():
             if name not in names:
                 raise Rejected("unknown_column", f"A type was chosen for a column the file does not have: {name!r}.")
-            if kind not in COLUMN_TYPES:
+            if kind not in CHOOSABLE_TYPES:
                 raise Rejected(
                     "unknown_type",
-                    f"{kind!r} is not a type; choose one of {', '.join(COLUMN_TYPES)}.",
+                    f"{kind!r} is not a type; choose one of {', '.join(CHOOSABLE_TYPES)}.",
                     column=name,
                 )
 
@@ -166,6 +187,9 @@ class _Ingestion:
                     "Remove the extra delimiter from every line.",
                 )
                 converters.append(None)
+                continue
+            if isinstance(source, ImageSource) and name == source.image_column:
+                converters.append(ColumnConverter.typed("image"))
                 continue
             forced = self.types.get(name)
             reading = forced_reading(forced, column, source.delimiter) if forced else column.decide(source.delimiter)
@@ -222,9 +246,11 @@ class _Ingestion:
         finally:
             writer.abandon()
 
-    def _final_type(self, name: str, profile: dict[str, Any]) -> str:
+    def _final_type(self, name: str, profile: dict[str, Any], source: Source) -> str:
         """Category and text are stored alike and told apart by how often values repeat."""
         forced = self.types.get(name)
+        if isinstance(source, ImageSource) and name in source.labels:
+            return "category"
         return forced if forced in ("category", "text") else str(profile["type"])
 
 

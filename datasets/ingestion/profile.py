@@ -99,7 +99,7 @@ class ColumnProfiler:
         self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (1 << 64)
         if self.kind in ("text", "boolean"):
             self._observe_labels(values)
-        else:
+        elif self.kind != "image":
             self._observe_numbers(as_numpy(values))
 
     def keep(self, values: Any, mask: Any) -> None:
@@ -133,6 +133,8 @@ class ColumnProfiler:
         return profile
 
     def _details(self, distinct: int, count: int, exact_sample: bool, approximate: list[str]) -> dict[str, Any]:
+        if self.kind == "image":
+            return {}  # what the pictures show is told by those who looked at them (`images.summary`)
         if self.kind in ("integer", "number"):
             if not exact_sample:
                 approximate += ["quantiles", "histogram"]

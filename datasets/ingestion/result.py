@@ -10,7 +10,8 @@ from typing import Any, Literal
 State = Literal["ready", "rejected"]
 Severity = Literal["error", "warning"]
 
-COLUMN_TYPES = ("number", "integer", "boolean", "category", "datetime", "text")
+COLUMN_TYPES = ("number", "integer", "boolean", "category", "datetime", "text", "image")
+CHOOSABLE_TYPES = COLUMN_TYPES[:-1]  # whether a column holds images is told by the files, not by a wish
 PROFILE_VERSION = 1
 
 
@@ -20,7 +21,8 @@ class Problem:
 
     `row` counts as a spreadsheet numbers its rows: the header is row 1, the first record below it row 2,
     blank lines count, a line break inside quotes does not. For NDJSON it is the line; for Parquet, which
-    has no header row, the first record is row 1. `detail` states the reason and the fix.
+    has no header row, the first record is row 1. `file` is the path of a file inside an archive, a label.
+    `detail` states the reason and the fix.
     """
 
     code: str
@@ -28,6 +30,7 @@ class Problem:
     severity: Severity = "error"
     row: int | None = None
     column: str | None = None
+    file: str | None = None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Problem:
@@ -39,6 +42,7 @@ class Problem:
             severity=severity,
             row=None if values["row"] is None else int(values["row"]),
             column=None if values["column"] is None else str(values["column"]),
+            file=None if values["file"] is None else str(values["file"]),
         )
 
 
@@ -108,9 +112,26 @@ class Part:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """What an archive's images are handed over in: `count` records of `images.index`, in their order the images in
+    `packs` files and their thumbnails in `thumbnail_packs` files; `bytes` of all images together.
+    """
+
+    count: int
+    bytes: int
+    packs: int
+    thumbnail_packs: int
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ImageFiles:
+        """Raises KeyError, TypeError or ValueError when the shape is wrong."""
+        return cls(**{name: int(values[name]) for name in ("count", "bytes", "packs", "thumbnail_packs")})
+
+
 @dataclass(slots=True)
 class Detected:
-    """How the file was read."""
+    """How the file was read. `layout` of an archive of images is folders, table or flat."""
 
     format: str | None = None
     delimiter: str | None = None
@@ -118,6 +139,7 @@ class Detected:
     quotechar: str | None = None
     header: bool | None = None
     compression: str | None = None
+    layout: str | None = None
 
 
 @dataclass(slots=True)
@@ -139,6 +161,7 @@ class IngestResult:
     problem_count: int = 0
     detected: Detected = field(default_factory=Detected)
     kept: int = 0
+    images: ImageFiles | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values, the inverse of `from_dict`."""
@@ -162,6 +185,7 @@ class IngestResult:
             problem_count=int(values["problem_count"]),
             detected=Detected(**values["detected"]),
             kept=int(values["kept"]),
+            images=ImageFiles.from_dict(values["images"]) if values["images"] is not None else None,
         )
 
 
@@ -191,8 +215,10 @@ class Findings:
         if len(kept) < self.capacity:
             kept.append(problem)
 
-    def warn(self, code: str, detail: str, *, row: int | None = None, column: str | None = None) -> None:
-        self.add(Problem(code=code, detail=detail, severity="warning", row=row, column=column))
+    def warn(
+        self, code: str, detail: str, *, row: int | None = None, column: str | None = None, file: str | None = None
+    ) -> None:
+        self.add(Problem(code=code, detail=detail, severity="warning", row=row, column=column, file=file))
 
     def error(self, code: str, detail: str, *, row: int | None = None, column: str | None = None) -> None:
         self.add(Problem(code=code, detail=detail, severity="error", row=row, column=column))
@@ -200,6 +226,11 @@ class Findings:
     def listed(self) -> list[Problem]:
         """Errors first, at most `capacity` in all."""
         return (self.errors + self.warnings)[: self.capacity]
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """`1 file`, `1,200 files`."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def shown(value: object, length: int = 60) -> str:

@@ -41,6 +41,26 @@ def read_rows(
     return _json_rows(table)
 
 
+def matching_records(parts: Sequence[Path], column: str, value: str) -> list[int]:
+    """Positions of the rows whose value, as text, is `value`; booleans are true and false. Raises KeyError."""
+    _checked_columns(parts[0], [column], None)
+    found: list[int] = []
+    first = 0
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(SORT_BATCH_ROWS, columns=[column], use_threads=False):
+                equal = pc.equal(pc.cast(batch.column(0), pa.string()), value)
+                found += (pc.indices_nonzero(pc.fill_null(equal, False)).to_numpy() + first).tolist()
+                first += batch.num_rows
+    return found
+
+
+def read_records(parts: Sequence[Path], records: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows at the given positions, in that order, JSON-safe. Raises KeyError for an unknown column."""
+    names = _checked_columns(parts[0], columns, None)
+    return _json_rows(_read_records(parts, np.array(records, dtype=np.int64), names))
+
+
 def count_rows(parts: Sequence[Path]) -> int:
     """Rows in all parts, from their footers."""
     return sum(pq.read_metadata(part).num_rows for part in parts)

@@ -17,7 +17,8 @@ from dlplatform.objects.grace import undoable_until
 from dlplatform.objects.store import CorruptObject, MissingObject
 from dlplatform.web import page
 
-TABS = ("columns", "rows", "problems", "usage")
+from .images import grid_context, picture
+
 PAGE_ROWS = 50
 MOST_COLUMNS = 200
 SHOWN_COLUMNS = 60
@@ -46,7 +47,7 @@ def dataset_page(request: HttpRequest, dataset: UUID) -> HttpResponse:
         "dataset": found,
         "versions": versions,
         "version": version,
-        "tab": tab if tab in TABS else _first_tab(version),
+        "tab": tab if tab in _tabs(version) else _first_tab(version),
         "can_write": may(request.user, "dataset.write", found),
         "can_archive": may(request.user, "dataset.delete", found),
     }
@@ -63,6 +64,12 @@ def _shown_version(request: HttpRequest, dataset: Dataset, versions: list[Datase
     return dataset.versions.first() if versions else None
 
 
+def _tabs(version: DatasetVersion | None) -> list[str]:
+    """The images have a tab only where there are some, and only while they can be read."""
+    shows_images = version is not None and version.images and version.state == DatasetVersion.State.READY
+    return [tab for tab in PANELS if tab != "images" or shows_images]
+
+
 def _first_tab(version: DatasetVersion | None) -> str:
     return "problems" if version and version.state == DatasetVersion.State.REJECTED else "columns"
 
@@ -75,7 +82,7 @@ def _columns(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
         count = column["profile"].get("count") or 1
         top = column["profile"].get("top", [])[:TOP_SHOWN]
         column["top"] = [{"value": _cell(one["value"])["text"], "share": one["count"] / count} for one in top]
-        column["spread"] = _moments(column["profile"]) if column["type"] == "datetime" else _spread(column["profile"])
+        column["spread"] = SPREADS.get(column["type"], _spread)(column["profile"])
     return {"columns": described, "columns_left_out": max(len(version.columns) - MOST_COLUMNS, 0)}
 
 
@@ -93,6 +100,17 @@ def _moments(profile: dict[str, Any]) -> list[dict[str, Any]]:
     """The first and the last moment as dates, with the time of day where they have one."""
     first, last = (_moment(profile.get(end)) for end in ("min", "max"))
     return [first, {"value": None, "note": ""}, last]
+
+
+def _extents(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """Smallest, middle and largest width × height of images."""
+    if "width" not in profile:
+        return _spread({})
+    ends = [(profile["width"][end], profile["height"][end]) for end in ("min", "median", "max")]
+    return [{"value": f"{number(width)} × {number(height)}", "note": ""} for width, height in ends]
+
+
+SPREADS = {"datetime": _moments, "image": _extents}
 
 
 def _moment(text: str | None) -> dict[str, Any]:
@@ -123,7 +141,12 @@ def _rows(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
         )  # fmt: skip
     except (OSError, MissingObject, CorruptObject):
         return {**context, "rows": [], "unreadable": True}
-    return {**context, "rows": [[_cell(row[name]) for name in columns] for row in found]}
+    images = set(version.image_columns)
+    return {**context, "rows": [[_shown(version, row[name], name in images) for name in columns] for row in found]}
+
+
+def _shown(version: DatasetVersion, value: Any, is_image: bool) -> dict[str, Any]:
+    return {"text": value, "picture": picture(version, value)} if is_image and value else _cell(value)
 
 
 def _cell(value: Any) -> dict[str, Any]:
@@ -148,4 +171,4 @@ def _usage(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:
     }
 
 
-PANELS = {"columns": _columns, "rows": _rows, "problems": _problems, "usage": _usage}
+PANELS = {"columns": _columns, "images": grid_context, "rows": _rows, "problems": _problems, "usage": _usage}

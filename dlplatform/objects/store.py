@@ -7,7 +7,7 @@ elsewhere". How they are cut, encoded and packed shows nowhere.
 import hashlib
 import io
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, BinaryIO, TypeVar, cast
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from django.core.files.storage import Storage, storages
 
-from . import index
+from . import bulk, index
 from .encodings import Bytes
 from .errors import CorruptObject, MissingObject
 from .index import Scope, Superseded
@@ -67,6 +67,10 @@ class ObjectStore:
         if len(data) > SLICE:
             return self.put_stream([data])
         return self._batched(lambda batch: batch.add_bytes(data))
+
+    def put_many(self, contents: Sequence[bytes], beat: Callable[[int], None] = lambda _: None) -> list[ObjectIdentity]:
+        """Store many small objects that are in memory; all of them become visible together."""
+        return self._batched(lambda batch: batch.add_many(contents), beat)
 
     def put_stream(self, chunks: Iterable[bytes]) -> ObjectIdentity:
         incoming = IncomingFile(self)
@@ -152,6 +156,10 @@ class ObjectStore:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+    def fetch_many(self, files: Mapping[str, Path], beat: Callable[[int], None] = lambda _: None) -> None:
+        """Write many verified objects to files, by their SHA-256; see `bulk.fetch_many`."""
+        bulk.fetch_many(self.storage, self.scope, files, beat)
 
     def local_path(self, sha256: str) -> Path | None:
         """The file of this machine whose whole content is the object, or None when there is no such file."""

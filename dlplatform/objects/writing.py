@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,6 +125,22 @@ class Batch:
         if not self._has(identity.sha256):
             self._keep(*self._stored(identity.sha256, data, encode(data), None))
         return identity
+
+    def add_many(self, contents: Sequence[bytes]) -> list[ObjectIdentity]:
+        """Objects of at most a few megabytes; the index is asked once for all of them."""
+        identities = [ObjectIdentity(hashlib.sha256(data).hexdigest(), len(data)) for data in contents]
+        by_id = {identity.sha256: data for identity, data in zip(identities, contents, strict=True)}
+        self._relied_on |= index.find(self.scope, by_id.keys() - self._rows.keys()).keys()
+        missing = {sha256: data for sha256, data in by_id.items() if not self._holds(sha256)}
+        with ThreadPoolExecutor(THREADS) as pool:
+            for row, payload in ahead(pool, self._encoded_alone, missing.items()):
+                self._keep(row, payload)
+                self._beat(row.size)
+        return identities
+
+    def _encoded_alone(self, missing: tuple[str, bytes]) -> tuple[StoredObject, Bytes]:
+        sha256, data = missing
+        return self._stored(sha256, data, encode(data), None)
 
     def add_written(self, path: Path, identity: ObjectIdentity) -> bool:
         """Take over a complete file of the incoming folder as it is; False when its content is in the store."""

@@ -16,6 +16,7 @@ from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
 from registry import availability, releases
 from registry.cards import card_of
+from registry.examples import example_images
 from registry.forms import TryForm
 from registry.models import ModelVersion, Ref, Release
 from registry.serving import client
@@ -85,14 +86,17 @@ def _settings(lineage: dict[str, Any]) -> list[tuple[str, Any]]:
 def try_context(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
     """What the part that tries a version needs; filled with a real row."""
     inputs = version.signature.get("inputs", [])
+    form = TryForm(initial=TryForm.example(inputs), inputs=inputs, examples=example_images(request.user, version))
     return {
-        "try_form": TryForm(initial=TryForm.example(inputs), inputs=inputs) if inputs else None,
+        "try_form": form if inputs else None,
         "curl": curl(request, version, {column["name"]: column.get("example") for column in inputs}),
     }
 
 
 def curl(request: HttpRequest, version: ModelVersion, instance: dict[str, Any]) -> str:
-    """The same question as a command."""
+    """The same question as a command; images as a word that tells what belongs there."""
+    images = [column["name"] for column in version.signature.get("inputs", []) if column["type"] == "image"]
+    instance = instance | dict.fromkeys(images, "BASE64_OF_AN_IMAGE_FILE")
     address = request.build_absolute_uri(f"/api/v1/model-versions/{version.pk}/predict")
     body = shlex.quote(json.dumps({"instances": [instance]}, ensure_ascii=False))
     return (
@@ -107,19 +111,20 @@ def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
     if request.method == "GET":
         return redirect("model-version", found.pk)
     require(request.user, "predict", found)
-    form = TryForm(request.POST, inputs=found.signature.get("inputs", []))
-    prediction = _predicted(found, form) if form.is_valid() else None
+    inputs, examples = found.signature.get("inputs", []), example_images(request.user, found)
+    form = TryForm(request.POST, request.FILES, inputs=inputs, examples=examples)
     instance = form.instance() if form.is_valid() else {}
+    prediction = _predicted(found, form, instance) if form.is_valid() else None
     context = {"version": found, "try_form": form, "prediction": prediction, "curl": curl(request, found, instance)}
     if request.htmx:
         return render(request, "registry/_try.html", context)
     return render(request, "registry/try.html", {"section": "models", "model": found.model, **context})
 
 
-def _predicted(version: ModelVersion, form: TryForm) -> dict[str, Any] | None:
+def _predicted(version: ModelVersion, form: TryForm, instance: dict[str, Any]) -> dict[str, Any] | None:
     try:
         availability.require_files(version)
-        return _shown(client.predict(version.pk, [form.instance()])[0])
+        return _shown(client.predict(version.pk, [instance])[0])
     except ValidationError as error:
         form.add_refusal(error)
     except (Unavailable, Conflict, client.Unusable) as error:

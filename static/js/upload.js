@@ -18,7 +18,7 @@ let dataset = form.dataset.dataset;
 function chosen() {
   const one = file.files[0];
   document.getElementById("file-words").textContent = one ? `${one.name}, ${size(one.size)}` : "";
-  if (one && name && !name.value) name.value = one.name.replace(/(\.(csv|tsv|txt|ndjson|jsonl|json|parquet|gz))+$/i, "").slice(0, 120);
+  if (one && name && !name.value) name.value = one.name.replace(/(\.(csv|tsv|txt|ndjson|jsonl|json|parquet|gz|zip|tar|tgz|zst))+$/i, "").slice(0, 120);
 }
 
 function fail(lines) {

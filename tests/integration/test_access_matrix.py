@@ -37,7 +37,7 @@ def rows(organization, trainer):
     return {
         "<uuid:dataset>": dataset.pk, "<int:number>": 1, "<uuid:experiment>": experiment.pk, "<uuid:run>": run.pk,
         "<uuid:model>": model.pk, "<uuid:version>": model_version.pk, "<slug:kind>": "alias", "<str:name>": "production",
-        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
+        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<str:sha256>": "a" * 64, "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
     }  # fmt: skip
 
 

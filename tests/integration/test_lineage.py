@@ -251,7 +251,7 @@ def test_a_step_asks_as_many_questions_for_one_thing_as_for_many(viewer, data, m
 
 def test_the_longest_walk_costs_a_bounded_number_of_questions(viewer, model, web, django_assert_max_num_queries):
     versions = chain(model, 60)
-    with django_assert_max_num_queries(30 + (MOST_STEPS + 1) * 6):
+    with django_assert_max_num_queries(30 + (MOST_STEPS + 1) * 9):
         assert web(viewer).get(key(versions[30]).address).status_code == 200
 
 

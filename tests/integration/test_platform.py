@@ -194,7 +194,7 @@ def test_samples_are_loaded_once_and_one_run_is_launched(db, settings):
     actor = User.objects.get()
     organization = default_for(actor)
     created = samples.load_samples(actor, organization)
-    assert [version.dataset.name for version in created] == list(samples.SAMPLES)
+    assert [version.dataset.name for version in created] == [*samples.SAMPLES, samples.IMAGES]
     assert samples.load_samples(actor, organization) == []
     digits = next(version for version in created if version.dataset.name == "digits")
     type(digits).objects.filter(pk=digits.pk).update(
