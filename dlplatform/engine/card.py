@@ -18,6 +18,23 @@ def model_card(description: dict[str, Any], evaluation: dict[str, Any]) -> str:
     return "\n\n".join([*sections, _use(description)]) + "\n"
 
 
+def language_card(description: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    """Markdown about a model that writes."""
+    shape, rows = description["architecture"], description["rows"]
+    head = (
+        f"# Language model of {_text(description['target'])}\n\nWrites on from a prompt: a transformer of "
+        f"{shape['layers']} blocks, {shape['width']} wide, that looks back at {shape['length']} of "
+        f"{shape['vocabulary']:,} tokens."
+    )
+    data = f"## Data\n\nTrained on {rows['train']:,} documents, measured on {rows['validation']:,} held-out ones."
+    samples = "\n".join(f"> {_text(text)}\n" for text in evaluation["samples"])
+    use = (
+        "## Intended use and limits\n\nIt repeats the manner of its texts, mistakes and prejudices included, and knows "
+        "nothing of what is true. Read what it writes before anybody acts on it."
+    )
+    return "\n\n".join([head, data, _quality(evaluation), f"## Samples\n\n{samples}", use]) + "\n"
+
+
 def _head(description: dict[str, Any]) -> str:
     target = _text(description["target"])
     return f"# Model of {target}\n\nPredicts `{target}` ({description['task']}) with {_network(description['architecture'])}."

@@ -11,6 +11,8 @@ from dlplatform.engine.description import FORMAT
 from dlplatform.engine.environment import versions
 from dlplatform.engine.evaluation import json_value, json_values
 from dlplatform.engine.job import JobSpec
+from dlplatform.engine.language_learner import LanguageLearner
+from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.preprocessing import ColumnCoding
 from dlplatform.engine.schema import InputColumn
@@ -44,6 +46,40 @@ def describe_model(
         "lineage": {"run": spec.run, **spec.lineage},
         **({"finetune": spec.finetune.to_dict()} if spec.finetune else {}),
     }
+
+
+def describe_language_model(
+    spec: JobSpec, learner: LanguageLearner, metrics: dict[str, float | None], training: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything but the weights and the tokenizer."""
+    prompt = InputColumn(
+        "prompt", "text", nullable=True, example=learner.corpus.tokenizer.decode(learner.corpus.prompts[0])
+    )
+    return {
+        "format": FORMAT,
+        "task": spec.task,
+        "target": spec.target_name,
+        "targets": [column.name for column in spec.targets],
+        "architecture": learner.network.shape.to_dict(),
+        "inputs": [prompt.to_dict()],
+        "output": {"kind": "text"},
+        "preprocessing": [],
+        "config": learner.config.to_dict(),
+        "rows": counts_of(learner),
+        "training": training,
+        "metrics": metrics,
+        "versions": versions(),
+        "lineage": {"run": spec.run, **spec.lineage},
+        **({"finetune": spec.finetune.to_dict()} if spec.finetune else {}),
+    }
+
+
+def counts_of(learner: Learner) -> dict[str, int]:
+    """Rows or documents that are trained and validated on."""
+    if isinstance(learner, LanguageLearner):
+        return dict(zip(("train", "validation"), learner.corpus.documents, strict=True))
+    assert isinstance(learner, RowLearner)
+    return row_counts(learner.dataset)
 
 
 def row_counts(dataset: Dataset) -> dict[str, int]:

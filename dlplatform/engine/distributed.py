@@ -7,10 +7,7 @@ add up to that of the whole. One process is the plain case and costs nothing.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import signal
-import sys
 import time
 from datetime import timedelta
 from typing import Any, Final, cast
@@ -149,7 +146,7 @@ class Sharded(Joined):
         set_model_state_dict(network, cast(Any, weights), options=_SPREAD)
 
     def optimizer_state(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        return cast(dict[str, Any], get_optimizer_state_dict(network, optimizer, options=_WHOLE)["state"])
+        return cast(dict[str, Any], get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {}))
 
     def load_optimizer_state(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
@@ -192,9 +189,3 @@ def _meet(backend: str, device: torch.device | None) -> None:
             if attempt + 1 == ATTEMPTS:
                 raise
             time.sleep(2**attempt / 2)
-
-
-def die_with_launcher() -> None:
-    """Ask the kernel to end this process when its launcher dies: else it would train on as an orphan (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)

@@ -54,19 +54,23 @@ def _cpu_model() -> str:
 
 def choose_device() -> torch.device:
     """The first accelerator, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
-def pin_threads(job_dir: Path, config: TrainingConfig, recorded: int | None) -> int:
+def pin_threads(job_dir: Path, config: TrainingConfig, recorded: int | None, processes: int = 1) -> int:
     """Set torch's thread count: that of the first attempt, since another count gives other weights.
 
-    ``recorded``: the count in a checkpoint, if there is one.
+    ``recorded``: the count in a checkpoint, if there is one. ``processes``: how many share the cores.
     """
     path = job_dir / PINNED
     try:
         threads = int(orjson.loads(path.read_bytes())["threads"])
     except (OSError, ValueError, KeyError, TypeError):
-        threads = recorded or config.threads or _free_cores()
+        threads = recorded or config.threads or max(1, _free_cores() // processes)
         write_atomically(path, to_json({"threads": threads}))
     torch.set_num_threads(threads)
     return threads

@@ -62,7 +62,7 @@ def read_spec(job_dir: Path) -> JobSpec:
         attempt=int(raw.get("attempt", 1)),
         task=task,
         targets=targets,
-        features=_features(raw.get("features"), columns, targets),
+        features=_features(raw.get("features"), columns, targets, task),
         data=_data_files(job_dir, raw.get("data")),
         config=_config(raw.get("config") or {}, task),
         lineage=raw.get("lineage") or {},
@@ -104,8 +104,10 @@ def _targets(raw: Any, columns: dict[str, Column]) -> tuple[Column, ...]:
     return tuple(columns[name] for name in dict.fromkeys(names))
 
 
-def _features(names: Any, columns: dict[str, Column], targets: tuple[Column, ...]) -> tuple[Column, ...]:
+def _features(names: Any, columns: dict[str, Column], targets: tuple[Column, ...], task: str) -> tuple[Column, ...]:
     taken = {column.name for column in targets}
+    if names is None and task == "language-model":
+        names = [name for name in columns if name == "prompt" and name not in taken]
     if names is None:
         names = [name for name in columns if name not in taken]
     unknown = [name for name in names if name not in columns]
@@ -114,7 +116,9 @@ def _features(names: Any, columns: dict[str, Column], targets: tuple[Column, ...
     for name in names:
         if name in taken:
             raise EngineError("bad_data", f"The target column {name!r} cannot be a feature.", "Remove it.")
-    if not names:
+    if task == "language-model" and len(names) > 1:
+        raise EngineError("bad_data", "A language model has one column of prompts at most.", "Remove the others.")
+    if not names and task != "language-model":
         raise EngineError("bad_data", "There is no feature column to learn from.", "Choose at least one.")
     return tuple(columns[name] for name in dict.fromkeys(names))
 

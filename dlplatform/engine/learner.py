@@ -60,6 +60,10 @@ class Learner(ABC):
     def validate(self, network: nn.Module) -> Values:
         """Measures on the validation items; ``validation/loss`` is the one that is judged by."""
 
+    def samples(self, network: nn.Module) -> list[str]:
+        """What the network says at this point, of tasks in which it says something."""
+        return []
+
 
 def network_shape(dataset: Dataset) -> NetworkShape:
     """The shape of the network that the settings and the inputs ask for."""

@@ -28,6 +28,7 @@ from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
 from dlplatform.engine.finetune_config import parse_finetune
 from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
+from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
 from dlplatform.engine.tokens import FILE as TOKENIZER
@@ -35,6 +36,7 @@ from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
+LANGUAGE: Final = "language-model"
 BASE: Final = "base"
 CARD: Final = "README.md"
 EVALUATION: Final = "evaluation.json"
@@ -52,7 +54,7 @@ class Package:
     """A package in memory. ``network`` carries its adapters when the package is one of an adapter."""
 
     description: dict[str, Any]
-    network: RowNetwork
+    network: RowNetwork | LanguageNetwork
     preprocessor: Preprocessor
 
 
@@ -92,7 +94,7 @@ def weights_file(description: dict[str, Any]) -> str:
 def load(directory: Path) -> Package:
     """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError."""
     description = verify(directory)
-    network = build_network(_shape(directory, description))
+    network = _built(directory, description)
     if is_adapter(description):
         _load_adapter(directory, description, network)
     else:
@@ -112,7 +114,18 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise PackageError(f"{path.name} cannot be read.") from error
 
 
-def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork) -> None:
+def _built(directory: Path, description: dict[str, Any]) -> RowNetwork | LanguageNetwork:
+    """The network that a description promises, not initialised."""
+    if description["task"] == LANGUAGE:
+        shape = LanguageShape.from_dict(description["architecture"])
+        tokenizer = _tokenizer(directory, description)
+        if tokenizer is None or tokenizer.size != shape.vocabulary:
+            raise PackageError(f"The tokenizer does not fit the vocabulary that {MODEL} describes.")
+        return LanguageNetwork(shape)
+    return build_network(_shape(directory, description))
+
+
+def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork | LanguageNetwork) -> None:
     """The base's weights, its outputs grown to this package's classes, and the adapters over them."""
     base = load(directory / BASE)
     try:
@@ -143,10 +156,10 @@ def verify(directory: Path) -> dict[str, Any]:
     """
     description = read_description(directory)
     _check_files(directory, weights_file(description))
-    shape = _shape(directory, description)
+    expected = _expected_tensors(directory, description)
     header = read_header(directory / weights_file(description))
     if not is_adapter(description):
-        _compare(_expected_tensors(shape), header)
+        _compare(expected, header)
     if (directory / MANIFEST).exists():
         try:
             check_manifest(directory)
@@ -221,10 +234,10 @@ def _compare(expected: dict[str, Tensor], found: dict[str, tuple[str, tuple[int,
             )
 
 
-def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
+def _expected_tensors(directory: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors without memory, of the shapes the description promises. Raises PackageError."""
     with torch.device("meta"):
-        tensors = build_network(shape).state_dict()
+        tensors = _built(directory, description).state_dict()
     total = sum(math.prod(tensor.shape) * _DTYPES[tensor.dtype][1] for tensor in tensors.values())
     if total > MAXIMUM_BYTES:
         raise PackageError(f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}.")
@@ -233,7 +246,8 @@ def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
 
 def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None:
     """The tokenizer of texts that are read in order, if there are any."""
-    if not any(coding.get("length") for coding in description["preprocessing"]):
+    texts = any(coding.get("length") for coding in description["preprocessing"])
+    if not texts and description["task"] != LANGUAGE:
         return None
     try:
         with (directory / TOKENIZER).open(encoding="utf-8") as file:
@@ -311,9 +325,9 @@ def _check_encoders(shape: NetworkShape) -> None:
         raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
 
 
-def _check_values(network: RowNetwork) -> None:
+def _check_values(network: RowNetwork | LanguageNetwork) -> None:
     """Indices must stay inside their table; weights must be numbers."""
-    known = network.encoder.known
+    known = network.encoder.known if isinstance(network, RowNetwork) else torch.zeros(0)
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < known.numel():
         raise PackageError(f"{WEIGHTS} maps a category outside the vocabulary.")
     for name, tensor in network.state_dict().items():

@@ -15,12 +15,14 @@ import torch
 
 from dlplatform.engine import package
 from dlplatform.engine.dataset import to_tensors
-from dlplatform.engine.errors import PredictionInputError
+from dlplatform.engine.errors import EngineError, PredictionInputError
 from dlplatform.engine.image_arrays import Source, source_in
 from dlplatform.engine.images import ImageError, decode
+from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.objective import evaluation_rows, mean_prediction
 from dlplatform.engine.schema import STRING_LIKE
 from dlplatform.engine.table import Table, Values
+from dlplatform.engine.writer import Writer
 
 
 class Predictor:
@@ -34,7 +36,11 @@ class Predictor:
         self._source: Source = source_in(images) if images else bytes
         loaded = package.load(Path(directory))
         self.description = loaded.description
-        self.network = loaded.network
+        self.writer: Writer | None = None
+        if isinstance(loaded.network, LanguageNetwork):
+            assert loaded.preprocessor.tokenizer is not None
+            self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
+        self.network: Any = loaded.network
         self._preprocessor = loaded.preprocessor
         self._codings = loaded.preprocessor.codings
         self._columns = {each.column.name for each in self._codings}
@@ -49,12 +55,16 @@ class Predictor:
         """
         if not instances:
             return []
+        if self.writer is not None:
+            return [{"text": "".join(self.writer.stream(row, each))} for row, each in enumerate(instances)]
         table = self._table(instances)
         return self._answers(self.predict_table(table))
 
     def predict_table(self, table: Table) -> np.ndarray[Any, Any]:
         """(n, K) probabilities, or values in the targets' units, for a typed table. Raises EngineError for images
-        that cannot be read."""
+        that cannot be read, and for models that answer no tables."""
+        if self.writer is not None:
+            raise EngineError("bad_data", "A language model does not answer tables of rows.")
         inputs = self._preprocessor.transform(table, source=self._source)
         tensors = to_tensors(inputs, np.zeros(table.rows), torch.device("cpu"))
         groups = self.network.shape.groups

@@ -38,6 +38,11 @@ class Tokenizer:
         """Codes that exist, the special ones included."""
         return int(self.inner.get_vocab_size(with_added_tokens=True))
 
+    def code(self, token: str) -> int:
+        """The code of a special token, or padding's when there is none."""
+        found = self.inner.token_to_id(token)
+        return int(found) if found is not None else 0
+
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
         return str(self.inner.to_str())
@@ -62,15 +67,16 @@ def read_tokenizer(content: str) -> Tokenizer:
         raise PackageError(f"{FILE} is no readable tokenizer.") from error
 
 
-def fit_tokenizer(texts: Iterable[str], kind: str, vocabulary: int) -> Tokenizer:
-    """A tokenizer of at most ``vocabulary`` codes; ``kind`` byte knows the 256 bytes only."""
+def fit_tokenizer(texts: Iterable[str], kind: str, vocabulary: int, more: tuple[str, ...] = ()) -> Tokenizer:
+    """A tokenizer of at most ``vocabulary`` codes; ``kind`` byte knows the 256 bytes only. ``more``: special tokens."""
+    special = [*SPECIAL, *more]
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "bpe")
     inner.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    size = vocabulary if kind == "bpe" else len(SPECIAL) + len(alphabet)
+    size = vocabulary if kind == "bpe" else len(special) + len(alphabet)
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False, min_frequency=2
+        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False, min_frequency=2
     )
     inner.train_from_iterator(_limited(texts), trainer)
     return Tokenizer(inner)

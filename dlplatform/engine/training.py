@@ -220,6 +220,7 @@ class Trainer:
         improved = self._judge(loss)
         values["train/loss"] = float(self.losses.mean())
         values["learning_rate"] = learning_rate(self.config, state.step - 1, self.total_steps)
+        self._show_samples()
         self.reporter.writer.metric(state.step, state.epoch, values)
         state.epoch += 1
         state.position = 0
@@ -228,6 +229,13 @@ class Trainer:
         if due:
             self.checkpoint(improved)
         self._stop_at_rung()
+
+    def _show_samples(self) -> None:
+        """Once for each evaluation, whatever the number of resumes."""
+        writer = self.reporter.writer
+        if self.processes.leads and self.processes.strategy != "fsdp" and self.state.step > writer.last_metric_step:
+            for text in self.learner.samples(self.averaged):
+                writer.emit("sample", step=self.state.step, text=text)
 
     def _average(self) -> None:
         """Move the averaged weights towards those of this epoch.

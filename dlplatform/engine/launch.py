@@ -1,0 +1,59 @@
+"""Several processes on one job: started, watched, started again together from the last checkpoint when one dies.
+
+The launcher is `torchrun`'s elastic agent, used as a library. A planned end of the group is no failure to it: the
+leader writes the outcome down and every process leaves with 0, so that only a crash starts the group again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import uuid
+from pathlib import Path
+from typing import Final
+
+import orjson
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dlplatform.engine.durable import to_json, write_atomically
+
+OUTCOME: Final = "outcome.json"
+MAXIMUM_RESTARTS: Final = 10
+MONITOR_SECONDS: Final = 0.2
+CRASHED: Final = 70
+
+
+def launch(job_dir: Path, processes: int) -> int:
+    """Train with so many processes on this machine; the exit code that one process would have had.
+
+    70 when the processes died more often than they are started again.
+    """
+    (job_dir / OUTCOME).unlink(missing_ok=True)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=MAXIMUM_RESTARTS,
+        monitor_interval=MONITOR_SECONDS,
+    )
+    # A signal is passed on to the processes, which leave after a checkpoint and say so.
+    with contextlib.suppress(ChildFailedError, SignalException):
+        elastic_launch(config, sys.executable)("-m", "dlplatform.engine", str(job_dir))
+    return _outcome(job_dir)
+
+
+def tell(job_dir: Path, code: int) -> None:
+    """Write down how the group ended."""
+    write_atomically(job_dir / OUTCOME, to_json({"code": code}))
+
+
+def _outcome(job_dir: Path) -> int:
+    try:
+        return int(orjson.loads((job_dir / OUTCOME).read_bytes())["code"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return CRASHED

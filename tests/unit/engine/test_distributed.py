@@ -1,0 +1,134 @@
+"""Several processes on one model: the same result as one, through crashes and requests to stop, without orphans."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from dlplatform.engine.dropout import Dropout, Share, sharing
+from tests.unit.engine.conftest import mixed_columns, read_spool, start_engine
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+
+CONFIG = {
+    "epochs": 4,
+    "threads": 1,
+    "folds": 2,
+    "batch_size": 16,
+    "early_stopping": False,
+    "checkpoint_seconds": 0.05,
+    "importance": False,
+    "params": {"members": 4, "width": 16, "dropout": 0.2},
+}
+
+
+def trained(job: Callable[..., Path], name: str, **config: Any) -> Path:
+    made = job(mixed_columns(120), name=name, config={**CONFIG, **config})
+    assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
+    return made
+
+
+def losses(job_dir: Path) -> list[float]:
+    return [
+        event["values"]["train/loss"] for event in read_spool(job_dir, "metric") if "validation/loss" in event["values"]
+    ]
+
+
+def members_of(job_dir: Path) -> list[psutil.Process]:
+    """The processes that train on a job, without the one that started them."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        if str(job_dir) in (process.info["cmdline"] or []) and "TORCHELASTIC_RUN_ID" in (process.info["environ"] or {}):
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.unit.engine.conftest import write_job
+
+    made = write_job(tmp_path_factory.mktemp("alone") / "job", mixed_columns(120), config=CONFIG)
+    assert start_engine(made).wait(timeout=240) == 0
+    return made
+
+
+@pytest.mark.parametrize(("devices", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")])
+def test_several_processes_end_where_one_does(
+    job: Callable[..., Path], alone: Path, devices: int, strategy: str
+) -> None:
+    made = trained(job, "several", devices=devices, strategy=strategy)
+    assert losses(made) == pytest.approx(losses(alone), rel=1e-6)
+    assert read_spool(made, "started")[0]["environment"]["processes"] == devices
+    ours, theirs = (load_file(each / "output" / "model.safetensors") for each in (made, alone))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].double().sub(tensor.double()).abs().max() < 1e-3, name
+    sequences = [event["sequence"] for event in read_spool(made)]
+    assert sequences == list(range(1, len(sequences) + 1))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_process_costs_nothing(job: Callable[..., Path], strategy: str) -> None:
+    whole = trained(job, "whole", devices=2, strategy=strategy, epochs=8)
+    broken = job(mixed_columns(120), name="broken", config={**CONFIG, "devices": 2, "strategy": strategy, "epochs": 8})
+    process = start_engine(broken)
+    until(lambda: read_spool(broken, "checkpoint") if (broken / "events.jsonl").exists() else [])
+    members_of(broken)[-1].kill()
+    assert process.wait(timeout=240) == 0
+    assert len(read_spool(broken, "started")) == 2
+    digests = [
+        hashlib.sha256((each / "output" / "model.safetensors").read_bytes()).hexdigest() for each in (whole, broken)
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_request_to_stop_ends_all_after_a_checkpoint(job: Callable[..., Path]) -> None:
+    made = job(mixed_columns(120), config={**CONFIG, "devices": 2, "epochs": 2000})
+    process = start_engine(made)
+    until(lambda: read_spool(made, "metric") if (made / "events.jsonl").exists() else [])
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert until(lambda: not members_of(made))
+    assert read_spool(made, "checkpoint")
+
+
+def test_a_dead_launcher_leaves_no_orphans(job: Callable[..., Path]) -> None:
+    made = job(mixed_columns(120), config={**CONFIG, "devices": 2, "epochs": 2000})
+    process = start_engine(made)
+    until(lambda: read_spool(made, "metric") if (made / "events.jsonl").exists() else [])
+    assert len(members_of(made)) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
+    assert until(lambda: not members_of(made), 5)
+
+
+def test_parts_of_the_noise_make_the_whole() -> None:
+    import torch
+
+    inputs, layer = torch.ones(2, 3, 12, 5), Dropout(0.5, rows=2)
+    torch.manual_seed(0)
+    whole = layer(inputs)
+    parts = []
+    for first, last in ((0, 5), (5, 12)):
+        torch.manual_seed(0)
+        with sharing(Share(first, last, 12)):
+            parts.append(layer(inputs[:, :, first:last]))
+    assert torch.equal(torch.cat(parts, 2), whole)
+
+
+def until(ready: Callable[[], Any], seconds: float = 90) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if ready():
+            return True
+        time.sleep(0.05)
+    return False
