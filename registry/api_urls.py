@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, deletion_api, history_api, uploads_api
+from . import api, deletion_api, generation_api, history_api, uploads_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
@@ -36,5 +36,6 @@ urlpatterns = [
     path("model-versions/<uuid:version>/archive", api.VersionArchiveView.as_view()),
     path("model-versions/<uuid:version>/link", api.VersionLinkView.as_view()),
     path("downloads/<str:token>", api.DownloadView.as_view()),
+    path("model-versions/<uuid:version>/generate", generation_api.VersionGenerateView.as_view()),
     path("model-versions/<uuid:version>/predict", api.VersionPredictView.as_view()),
 ]

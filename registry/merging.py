@@ -152,6 +152,8 @@ class Merging:
 
     def _measured(self, side: Path, table: Table, fraction: float) -> dict[str, Any]:
         """Metrics on all labelled rows of the dataset version; empty where it lacks the target."""
+        if self.merge.theirs.task == "language-model":
+            return {}  # its measure is the loss on texts, which only training takes
         target = self.bench.target()
         if side.name == "ours" and self.merge.recipe["method"] == ADAPTER:
             return {}  # the base may know other classes; its own measures stand on its page

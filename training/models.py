@@ -66,6 +66,7 @@ class Run(Job):
         CLASSIFICATION = "classification"
         REGRESSION = "regression"
         MULTILABEL = "multilabel"
+        LANGUAGE_MODEL = "language-model"
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="runs")
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")

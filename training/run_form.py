@@ -11,10 +11,11 @@ from dlplatform.engine import fields as engine
 from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
-from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
+from .services import LANGUAGE, LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 
 FEW_CLASSES = 20
 MOST_VERSIONS = 200
+WRITTEN = ("text", "completion", "messages")  # columns that language models are usually taught to write
 BOOLEANS = {"true": True, "false": False}
 
 
@@ -102,6 +103,8 @@ def suggested_target(version: DatasetVersion) -> str:
 
 def suggested_task(version: DatasetVersion, target: str) -> str:
     """Regression for a measured number, classification for what has few values or is no number."""
+    if target in WRITTEN:
+        return "language-model"
     type_ = next((column["type"] for column in version.columns if column["name"] == target), "")
     distinct = version.profile.get(target, {}).get("distinct") or 0
     if type_ in ("number", "integer") and distinct > FEW_CLASSES:
@@ -180,7 +183,7 @@ class RunForm(forms.Form):
 
     def clean_features(self) -> list[str]:
         chosen = self.cleaned_data["features"]
-        if not chosen:
+        if not chosen and self["task"].value() != LANGUAGE:
             raise forms.ValidationError("Choose at least one column to learn from.")
         return chosen
 
@@ -202,11 +205,13 @@ class RunForm(forms.Form):
         targets = list(dict.fromkeys([given["target"], *given["more_targets"]]))
         everything = {column["name"] for column in self.version.columns} - set(targets)
         features = [name for name in given["features"] if name not in targets]
-        named = features_by_default(self.version, targets)
+        named = features_by_default(self.version, targets, given["task"])
+        if given["task"] == LANGUAGE:
+            named = features  # all the others are no default here
         return {
             "task": given["task"],
             "target": targets if len(targets) > 1 else targets[0],
-            "features": None if set(features) == everything and not named else features,
+            "features": None if set(features) == everything and not named else features or None,
             "config": self.config(),
             "name": given["name"],
             "register_as": given["register_as"],
@@ -223,11 +228,14 @@ def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dic
     """A form filled with suggestions for a version."""
     names = [column["name"] for column in version.columns]
     target = target if target in names else suggested_target(version)
+    chosen = task if task in Run.Task.values else suggested_task(version, target)
     return {
         "dataset_version": str(version.pk),
         "target": target,
-        "task": task if task in Run.Task.values else suggested_task(version, target),
-        "features": features_by_default(version, [target]) or [name for name in names if name != target],
+        "task": chosen,
+        "features": ["prompt"] * ("prompt" in names)
+        if chosen == LANGUAGE
+        else features_by_default(version, [target]) or [name for name in names if name != target],
     }
 
 

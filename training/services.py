@@ -22,11 +22,13 @@ from .experiments import DEFAULT_EXPERIMENT, experiment_named
 from .models import Experiment, Run
 from .records import append_event
 
+LANGUAGE = "language-model"
 LEAST_ROWS = 10
 MOST_CLASSES = 1000
 TARGET_TYPES = {
     "classification": {"category", "boolean", "integer", "text", "number"},
     "regression": {"number", "integer"},
+    "language-model": {"text", "category"},
     "multilabel": {"text", "category", "boolean", "integer", "number"},
 }
 
@@ -67,7 +69,7 @@ def create_run(
             }
         )
     settings = check(dataset_version, task, targets, features, config or {})
-    features = features or features_by_default(dataset_version, targets)
+    features = features or features_by_default(dataset_version, targets, task)
     run = Run.objects.create(
         experiment=experiment,
         created_by=actor,
@@ -91,11 +93,13 @@ def create_run(
     return run
 
 
-def features_by_default(version: DatasetVersion, targets: Sequence[str]) -> list[str] | None:
+def features_by_default(version: DatasetVersion, targets: Sequence[str], task: str = "") -> list[str] | None:
     """None for every column but the targets; else the list that leaves out names of image files.
 
     Such a name often says what the picture shows, as in `cat/17.jpg`, and is not there when the model is used.
     """
+    if task == LANGUAGE:
+        return None  # the engine takes a column named “prompt” if there is one
     named = {name for name, profile in version.profile.items() if profile.get("names")}
     if not named - set(targets):
         return None
@@ -118,7 +122,7 @@ def check(
         problems["task"] = ValidationError(f"Choose one of: {', '.join(TARGET_TYPES)}.", code="unknown_choice")
     elif fault := _targets_fault(version, task, targets, columns):
         problems["target"] = fault
-    if fault := _feature_fault(features, targets, columns):
+    if fault := _feature_fault(task, features, targets, columns):
         problems["features"] = fault
     if (version.rows or 0) < LEAST_ROWS:
         problems["dataset_version"] = ValidationError(
@@ -169,6 +173,8 @@ def _target_fault(version: DatasetVersion, task: str, target: str, type_: str, a
     if task == "classification" and distinct > MOST_CLASSES:
         fix = "use regression" if type_ in ("number", "integer") else "choose a column with fewer values"
         return ValidationError(f"“{target}” has {distinct:,} different values; {fix}.", code="too_many_classes")
+    if task == LANGUAGE:
+        return None
     if distinct == 1 and (alone or task != "multilabel"):
         return ValidationError(
             f"“{target}” has the same value in every row; choose another column.", code="single_class"
@@ -177,10 +183,12 @@ def _target_fault(version: DatasetVersion, task: str, target: str, type_: str, a
 
 
 def _feature_fault(
-    features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]
+    task: str, features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]
 ) -> ValidationError | None:
     if not features:
         return None
+    if task == LANGUAGE and (len(features) > 1 or columns.get(features[0]) not in (None, "text", "category")):
+        return ValidationError("A language model reads one column of prompts at most.", code="too_many")
     unknown = [name for name in features if name not in columns]
     if unknown:
         return ValidationError(f"The data has no column “{unknown[0][:80]}”; remove it.", code="does_not_exist")

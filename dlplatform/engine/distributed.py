@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dlplatform.engine.dropout import Share
 
 TIMEOUT: Final = timedelta(minutes=5)
+MEETING: Final = timedelta(seconds=20)
 ATTEMPTS: Final = 5
 _WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD: Final = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -143,7 +144,8 @@ class Sharded(Joined):
         return cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
 
     def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        set_model_state_dict(network, cast(Any, weights), options=_SPREAD)
+        whole: Any = dict(weights)  # a copy: torch replaces the tensors in it by parts of them
+        set_model_state_dict(network, whole, options=_SPREAD)
 
     def optimizer_state(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return cast(dict[str, Any], get_optimizer_state_dict(network, optimizer, options=_WHOLE).get("state", {}))
@@ -152,7 +154,7 @@ class Sharded(Joined):
         self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
     ) -> None:
         described: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
-        whole: Any = {**described, "state": state}
+        whole: Any = {**described, "state": {name: dict(entry) for name, entry in state.items()}}
         set_optimizer_state_dict(network, optimizer, whole, options=_SPREAD)
 
 
@@ -178,14 +180,23 @@ def join(strategy: str) -> Processes:
 
 
 def _meet(backend: str, device: torch.device | None) -> None:
+    """Every attempt meets under a name of its own: what a failed one left in the store would mislead the next."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=MEETING)
     for attempt in range(ATTEMPTS):
+        named = dist.PrefixStore(f"meeting-{restarts}-{attempt}", store)
         try:
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device)
+            dist.init_process_group(
+                backend, store=named, rank=rank, world_size=world, timeout=MEETING, device_id=device
+            )
             dist.barrier()
+            dist.distributed_c10d._set_pg_timeout(TIMEOUT)
             return
         except RuntimeError:
-            with contextlib.suppress(RuntimeError, ValueError):
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError):
                 dist.destroy_process_group()
             if attempt + 1 == ATTEMPTS:
                 raise
-            time.sleep(2**attempt / 2)
+            time.sleep(2**attempt / 4)

@@ -329,6 +329,8 @@ class Trainer:
         try:
             self._restore(loaded.tensors, State(**loaded.state["training"]))
         except (KeyError, TypeError, RuntimeError) as error:
+            if self.processes.world > 1 and isinstance(error, RuntimeError):
+                raise  # more likely a peer that died
             sentence = f"The checkpoint of step {loaded.step} does not belong to this run."
             raise EngineError("checkpoint_corrupt", sentence, detail=str(error)) from error
 

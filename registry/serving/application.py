@@ -20,10 +20,11 @@ from registry.models import ModelVersion
 
 from .cache import PredictorCache
 from .client import SECRET_HEADER, shared_secret
+from .generation import stream_text
 
 MODEL_BUDGET = 1024**3
 BODY_LIMIT = 16 * 1024 * 1024
-PATH = re.compile(r"/internal/versions/([0-9a-f-]{36})/predict")
+PATH = re.compile(r"/internal/versions/([0-9a-f-]{36})/(predict|generate)")
 # One thread: torch uses the cores itself, and a predictor is used by one request at a time.
 torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 cache = PredictorCache(MODEL_BUDGET)
@@ -48,6 +49,9 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await _answer(send, 413, {"error": "too_large"})
         return
     loop = asyncio.get_running_loop()
+    if matched[2] == "generate":
+        await stream_text(send, receive, UUID(matched[1]), body, torch_thread, cache)
+        return
     status, answer = await loop.run_in_executor(torch_thread, predict, UUID(matched[1]), body)
     await _answer(send, status, answer)
 

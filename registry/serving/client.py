@@ -2,6 +2,8 @@
 
 import hashlib
 import hmac
+import json
+from collections.abc import AsyncIterator
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -43,6 +45,39 @@ def _client() -> httpx.Client:
     return httpx.Client(base_url=settings.SERVE_URL, timeout=TIMEOUT, limits=limits, trust_env=False)
 
 
+async def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[str]:
+    """Pieces of a text as they are written. Raises as `predict` does, before the first piece."""
+    address = f"/internal/versions/{version}/generate"
+    headers = {SECRET_HEADER: shared_secret()}
+    try:
+        async with (
+            httpx.AsyncClient(base_url=settings.SERVE_URL, timeout=TIMEOUT, trust_env=False) as client,
+            client.stream("POST", address, json=instance, headers=headers) as answer,
+        ):
+            if answer.status_code != 200:
+                await answer.aread()
+                _refuse(answer)
+            async for line in answer.aiter_lines():
+                if line and "text" in (piece := json.loads(line)):
+                    yield piece["text"]
+    except httpx.HTTPError:
+        raise Unavailable from None
+
+
+def _refuse(answer: httpx.Response) -> None:
+    """Raise what an answer that is no success says."""
+    if answer.status_code == 404:
+        raise Http404
+    if answer.status_code == 413:
+        raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
+    if answer.status_code in (400, 422):
+        problem = answer.json()
+        if answer.status_code == 422:
+            raise Unusable(problem["detail"])
+        raise PredictionRefused(problem["attr"] or "prompt", problem["detail"], problem["code"])
+    raise Unavailable
+
+
 def predict(version: UUID, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Predictions for rows, in order. Raises ValidationError, Http404, Unusable or Unavailable."""
     try:
@@ -53,15 +88,7 @@ def predict(version: UUID, instances: list[dict[str, Any]]) -> list[dict[str, An
         )
     except httpx.HTTPError:
         raise Unavailable from None
-    if answer.status_code == 200:
-        return answer.json()["predictions"]
-    if answer.status_code == 404:
-        raise Http404
-    if answer.status_code == 413:
-        raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
-    if answer.status_code in (400, 422):
-        problem = answer.json()
-        if answer.status_code == 422:
-            raise Unusable(problem["detail"])
-        raise PredictionRefused(problem["attr"], problem["detail"], problem["code"])
-    raise Unavailable
+    if answer.status_code != 200:
+        _refuse(answer)
+    predictions: list[dict[str, Any]] = answer.json()["predictions"]
+    return predictions

@@ -137,6 +137,8 @@ def _predicted(version: ModelVersion, form: TryForm, instance: dict[str, Any]) -
 def _shown(prediction: dict[str, Any]) -> dict[str, Any]:
     """Classes or labels by falling probability; numbers as they are."""
     probabilities = prediction.get("probabilities")
+    if "text" in prediction:
+        return {"text": prediction["text"]}
     if "values" in prediction:
         return {"values": list(prediction["values"].items())}
     if probabilities is None:
