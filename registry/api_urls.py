@@ -25,6 +25,7 @@ urlpatterns = [
     path("comparisons/<uuid:comparison>", history_api.ComparisonView.as_view()),
     path("comparisons/<uuid:comparison>/cancel", history_api.ComparisonCancelView.as_view()),
     path("models/<uuid:model>/merge", history_api.MergesView.as_view()),
+    path("model-versions/<uuid:version>/merge-adapter", history_api.AdapterMergeView.as_view()),
     path("merges/<uuid:merge>", history_api.MergeView.as_view()),
     path("merges/<uuid:merge>/cancel", history_api.MergeCancelView.as_view()),
     path("models/<uuid:model>/rollback", history_api.RollbackView.as_view()),

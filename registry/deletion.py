@@ -23,6 +23,8 @@ from .availability import require_files, require_living
 from .models import ModelVersion, RegisteredModel
 from .reachability import bytes_freed_by_deleting, objects_of
 
+NAMED_ADAPTERS = 5
+
 # --- versions -----------------------------------------------------------------------------------------
 
 
@@ -35,6 +37,8 @@ def _obstacles(version: ModelVersion) -> list[str]:
     found = [f"the {ref.kind} “{ref.name}” points to it" for ref in version.refs.order_by("kind", "name")]
     if hasattr(version, "release"):
         found.append(f"it is released as {version.release.number}")
+    adapters = version.adapters.filter(deleted_at=None).select_related("model").order_by("created_at")[:NAMED_ADAPTERS]
+    found += [f"{adapter} is an adapter over it" for adapter in adapters]
     return found
 
 
@@ -81,12 +85,19 @@ def delete_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
     require(actor, "model.delete", model)
     row = RegisteredModel.objects.select_for_update().get(pk=model.pk)
     require_living(row)
+    _require_no_adapters_elsewhere(row)
     row.deleted_at = timezone.now()
     row.archived_at = row.archived_at or row.deleted_at
     row.save(update_fields=["deleted_at", "archived_at"])
     row.versions.filter(deleted_at=None).update(deleted_at=row.deleted_at)
     audit.record(actor, "model.delete", row, row.organization, name=row.name)
     return row
+
+
+def _require_no_adapters_elsewhere(model: RegisteredModel) -> None:
+    needed = ModelVersion.objects.filter(base__model=model, deleted_at=None).exclude(model=model)
+    if first := needed.select_related("model").first():
+        raise Conflict(f"“{model.name}” stays: {first} is an adapter over a version of it.", code="in_use")
 
 
 @transaction.atomic

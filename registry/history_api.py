@@ -280,6 +280,21 @@ class MergesView(PagedView):
         return Response(MergeOut(made).data, status=202)
 
 
+class AdapterMergeView(APIView):
+    policy = {"POST": "model.write"}
+
+    @documented(
+        "Merge an adapter into a full version", request=None, answer=MergeOut, status=202, tags=["history"],
+        description="Queues a job: the adapter is worked into its base's weights, evaluated, and committed to main with "
+                    "both as parents. The adapter and its base stay as they are.",
+        example=(None, {**MERGE, "recipe": {**MERGE["recipe"], "method": "adapter"}}),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, version: UUID) -> Response:
+        found = visible_version(request, version)
+        return Response(MergeOut(merges.merge_adapter(actor=request.user, version=found)).data, status=202)
+
+
 class MergeView(APIView):
     policy = {"GET": "read"}
 

@@ -16,6 +16,7 @@ from dlplatform.api import Conflict
 from . import availability, history
 from .models import Merge, ModelVersion, Ref, RegisteredModel
 
+ADAPTER = "adapter"  # works an adapter into its base: what `merge_adapter` asks for
 METHODS = ("average", "slerp", "task-arithmetic", "ties", "regmean")  # those of dlplatform.engine.merging
 DEFAULT_RECIPE = {"method": "average", "shares": None, "density": 0.2, "shrink": 0.9}
 # What each method asks for besides the two versions; the rest of a recipe does not touch it.
@@ -66,6 +67,29 @@ def request_merge(
         model=model, ours=ours, theirs=theirs, branch=branch, recipe=wanted, dataset_version=data, created_by=actor
     )
     audit.record(actor, "merge.request", model, model.organization, theirs=theirs.number, branch=branch)
+    jobs.enqueue(merge)
+    return merge
+
+
+@transaction.atomic
+def merge_adapter(*, actor: User, version: ModelVersion, branch: str = "main") -> Merge:
+    """Queue the making of a full version out of an adapter and its base, on a branch of the adapter's model.
+
+    Raises ValidationError, Conflict.
+    """
+    model, base = version.model, version.base
+    require(actor, "model.write", model)
+    availability.require_files(version)
+    if base is None:
+        raise Conflict(f"v{version.number} is no adapter; it is whole already.", code="not_an_adapter")
+    data = version.dataset_version
+    if data is None or data.state != DatasetVersion.State.READY:
+        raise _invalid("dataset_version", "The data that the adapter learned from are not there any more.", "invalid")
+    merge: Merge = Merge.objects.create(
+        model=model, ours=base, theirs=version, branch=branch, recipe=DEFAULT_RECIPE | {"method": ADAPTER},
+        dataset_version=data, created_by=actor,
+    )  # fmt: skip
+    audit.record(actor, "merge.request", model, model.organization, theirs=version.number, branch=branch)
     jobs.enqueue(merge)
     return merge
 

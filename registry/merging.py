@@ -1,5 +1,6 @@
 """The work of a merge: weights tensor by tensor, everything else from the branch, evaluated, committed with two parents."""
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 from django.conf import settings
 from django.db import transaction
+from safetensors.torch import save_file
 
 from datasets.models import DatasetVersion
 from dlplatform.engine import metrics, package
+from dlplatform.engine.adapters import adapters
 from dlplatform.engine.behaviour import labels_of
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.errors import EngineError, PackageError
@@ -17,18 +20,22 @@ from dlplatform.engine.grams import collect_grams
 from dlplatform.engine.merging import Grams, MergeConflict, Recipe, merge_weights
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.table import Table
+from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.jobs import LeaseLost
 from dlplatform.objects.errors import CorruptObject, MissingObject
 
 from . import history, services
 from .comparisons import failure
+from .merges import ADAPTER
 from .models import Merge, ModelVersion, Ref
 from .workbench import Stopped, Workbench
 
 WEIGHTS = "model.safetensors"
 MODEL = "model.json"
 # What a merge takes from the branch without asking: it tells of the parents' training, not of the network.
-TOLD_ANEW = {"metrics", "lineage", "config", "rows", "versions"}
+TOLD_ANEW = {"metrics", "lineage", "config", "rows", "versions", "training", "finetune", "targets"}
+# What counts of an input; ranges, examples and the order of frequent values are those of the data.
+INPUT = ("name", "type")
 GRAM_ROWS = 1024
 
 
@@ -67,9 +74,12 @@ class Merging:
         base = self.bench.fetch(self.ancestor, folder / "base", 0.15) if self.ancestor else None
         merged = folder / "merged"
         merged.mkdir()
-        described = self._description([package.verify(side) for side in sides])
         table = self.bench.table()
-        tensors = self._weights(merged, sides, base, table)
+        if self.merge.recipe["method"] == ADAPTER:
+            described, tensors = self._worked_in(merged, sides[1])
+        else:
+            described = self._description([package.verify(side) for side in sides])
+            tensors = self._weights(merged, sides, base, table)
         measured = {
             name: self._measured(each, table, fraction)
             for name, each, fraction in (("ours", sides[0], 0.6), ("theirs", sides[1], 0.7))
@@ -81,10 +91,23 @@ class Merging:
 
     def _description(self, sides: list[dict[str, Any]]) -> dict[str, Any]:
         """The branch's own; what makes the network and its inputs must be the same on both sides."""
-        odd = [name for name in sides[0] if name not in TOLD_ANEW and sides[0][name] != sides[1].get(name)]
+        plain = [{**side, "inputs": [[column[name] for name in INPUT] for column in side["inputs"]]} for side in sides]
+        odd = [name for name in plain[0] if name not in TOLD_ANEW and plain[0][name] != plain[1].get(name)]
         if odd:
             raise MergeConflict([f"{name} differs" for name in odd])
         return sides[0]
+
+    def _worked_in(self, merged: Path, adapter: Path) -> tuple[dict[str, Any], dict[str, int]]:
+        """The adapter's description without the adapter, and its weights within those of its base."""
+        self.bench.beat(0.3, "merging")
+        loaded = package.load(adapter)
+        tensors = package.merged_tensors(loaded)
+        save_file(tensors, merged / WEIGHTS, metadata={"format": "pt"})
+        if (tokenizer := adapter / TOKENIZER).exists():
+            shutil.copyfile(tokenizer, merged / TOKENIZER)
+        changed = sum(1 for _ in adapters(loaded.network))
+        described = {name: value for name, value in loaded.description.items() if name != "finetune"}
+        return described, {"merged": changed, "same": len(tensors) - changed}
 
     def _weights(self, merged: Path, sides: list[Path], base: Path | None, table: Table) -> dict[str, int]:
         """Write the merged file; {how: number of tensors}."""
@@ -130,6 +153,8 @@ class Merging:
     def _measured(self, side: Path, table: Table, fraction: float) -> dict[str, Any]:
         """Metrics on all labelled rows of the dataset version; empty where it lacks the target."""
         target = self.bench.target()
+        if side.name == "ours" and self.merge.recipe["method"] == ADAPTER:
+            return {}  # the base may know other classes; its own measures stand on its page
         classes, predicted = self.bench.predictions(side, table, fraction)
         if target is None:
             return {}
@@ -159,14 +184,15 @@ class Merging:
     def _commit(self, merged: Path, result: dict[str, Any]) -> None:
         merge = self.merge
         assert merge.created_by is not None
+        told = merge.theirs if merge.recipe["method"] == ADAPTER else merge.ours
         like = {path: entry["sha256"] for path, entry in merge.ours.tree.items()}
         tree = services.store_directory(merge.model.organization_id, merged, like=like)
         self.bench.beat(0.95, "committing")
         with transaction.atomic():
             version = services.commit_version(
-                actor=merge.created_by, model=merge.model, tree=tree, task=merge.ours.task,
-                signature=merge.ours.signature, metrics=result["metrics"]["merged"],
-                lineage={"merge": str(merge.pk), "recipe": merge.recipe, "settings": merge.ours.lineage.get("settings", {})},
+                actor=merge.created_by, model=merge.model, tree=tree, task=told.task,
+                signature=told.signature, metrics=result["metrics"]["merged"],
+                lineage={"merge": str(merge.pk), "recipe": merge.recipe, "settings": told.lineage.get("settings", {})},
                 message=f"Merge v{merge.theirs.number} into {merge.branch} by {merge.recipe['method']}",
                 dataset_version=merge.dataset_version, parents=self._parents(), branch=merge.branch,
             )  # fmt: skip
@@ -175,6 +201,8 @@ class Merging:
     def _parents(self) -> list[Any]:
         """Both; refuses when the branch has moved on since the merge was asked for."""
         merge = self.merge
+        if merge.recipe["method"] == ADAPTER:
+            return [merge.theirs, merge.ours]
         head = Ref.objects.filter(model=merge.model, kind=Ref.Kind.BRANCH, name=merge.branch).first()
         if head is None or head.version_id != merge.ours_id:
             raise MergeConflict([f"the branch “{merge.branch}” has moved on meanwhile; merge again"])

@@ -70,6 +70,10 @@ class ModelVersion(models.Model):
     parents = models.ManyToManyField(
         "self", symmetrical=False, through="VersionParent", through_fields=("child", "parent"), related_name="children"
     )
+    base = models.ForeignKey(
+        "self", null=True, on_delete=models.PROTECT, related_name="adapters",
+        help_text="The version whose weights this one, an adapter, is worked into",
+    )  # fmt: skip
     created_at = models.DateTimeField(editable=False)
     deleted_at = models.DateTimeField(
         null=True, editable=False, help_text="When its files were deleted; all else that is known of it stays"

@@ -143,8 +143,12 @@ def commit_version(
     dataset_version: DatasetVersion | None = None,
     parents: Sequence[ModelVersion] | None = None,
     branch: str = "main",
+    base: ModelVersion | None = None,
 ) -> ModelVersion:
-    """Add an immutable version and move the branch to it. Parents default to the branch's head."""
+    """Add an immutable version and move the branch to it. Parents default to the branch's head.
+
+    ``base`` is the version that an adapter belongs to.
+    """
     require(actor, "model.write", model)
     availability.require_living(RegisteredModel.objects.select_for_update().get(pk=model.pk))
     if parents is None:
@@ -156,13 +160,14 @@ def commit_version(
         "author": str(actor.pk), "time": created_at.isoformat(), "message": message, "task": task,
         "signature": signature, "metrics": metrics, "lineage": lineage,
         "dataset_version": str(dataset_version.pk) if dataset_version else None,
+        **({"base": base.digest} if base else {}),
     }  # fmt: skip
     digest = digest_of(content)
     number = (model.versions.order_by("-number").values_list("number", flat=True).first() or 0) + 1
     version = ModelVersion.objects.create(
         id=identifier_of(digest), model=model, number=number, digest=digest, tree=tree, message=message,
         author=actor, task=task, signature=signature, metrics=metrics, lineage=lineage,
-        dataset_version=dataset_version, created_at=created_at,
+        dataset_version=dataset_version, created_at=created_at, base=base,
     )  # fmt: skip
     VersionParent.objects.bulk_create(
         VersionParent(child=version, parent=parent, position=position) for position, parent in enumerate(parents)

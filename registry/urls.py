@@ -24,6 +24,7 @@ urlpatterns = [
     path("models/<uuid:model>/compare", comparison.model_compare, name="model-compare"),
     path("comparisons/<uuid:comparison>/cancel", comparison.comparison_cancel, name="comparison-cancel"),
     path("models/<uuid:model>/merge", merge.model_merge, name="model-merge"),
+    path("model-versions/<uuid:version>/merge-adapter", merge.adapter_merge, name="adapter-merge"),
     path("merges/<uuid:merge>/", merge.merge_page, name="merge"),
     path("merges/<uuid:merge>/cancel", merge.merge_cancel, name="merge-cancel"),
     path("models/<uuid:model>/rollback", history.ref_rollback, name="ref-rollback"),

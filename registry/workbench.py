@@ -17,6 +17,7 @@ from dlplatform.engine.table import Table, read_table
 from dlplatform.jobs import Job
 
 from .models import ModelVersion
+from .packages import package_files, safe_target
 from .services import object_store
 
 RENEW_SECONDS = 1.0
@@ -61,10 +62,10 @@ class Workbench:
             self.job.release(charge=False, progress=0.0, phase="")
 
     def fetch(self, version: ModelVersion, folder: Path, fraction: float) -> Path:
-        """The version's files in a folder, which is returned."""
+        """The version's files in a folder, which is returned; an adapter's base beside them."""
         store = object_store(version.model.organization_id)
-        for path, entry in version.tree.items():
-            store.fetch(entry["sha256"], folder / path)
+        for path, entry in package_files(version):
+            store.fetch(entry["sha256"], safe_target(folder, path))
             self.beat(fraction, "fetching")
         return folder
 

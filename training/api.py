@@ -81,7 +81,7 @@ class ExperimentsView(PagedView):
         given = ExperimentIn(data=request.data)
         given.is_valid(raise_exception=True)
         organization = resolve(request.user, given.validated_data.pop("organization", None))
-        experiment = experiments.create_experiment(
+        experiment = experiments.createexperiment_named(
             actor=request.user, organization=organization, **given.validated_data
         )
         return Response(ExperimentOut(experiment).data, status=201)
@@ -129,9 +129,9 @@ class RunsView(PagedView):
         given = RunIn(data=request.data)
         given.is_valid(raise_exception=True)
         wanted = dict(given.validated_data)
-        wanted["dataset_version"] = _dataset_version(request.user, wanted["dataset_version"])
+        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
         if identifier := wanted.pop("experiment", None):
-            wanted["experiment"] = _experiment(request.user, identifier)
+            wanted["experiment"] = experiment_named(request.user, identifier)
         run = services.create_run(actor=request.user, **wanted)
         return Response(RunDetail(run).data, status=201)
 
@@ -180,7 +180,7 @@ class RunCloneView(APIView):
         given.is_valid(raise_exception=True)
         changes = dict(given.validated_data)
         if "dataset_version" in changes:
-            changes["dataset_version"] = _dataset_version(request.user, changes["dataset_version"])
+            changes["dataset_version"] = dataset_version_named(request.user, changes["dataset_version"])
         return Response(RunDetail(services.clone_run(actor=request.user, run=found, **changes)).data, status=201)
 
 
@@ -228,7 +228,8 @@ def _run(request: Request, identifier: UUID) -> Run:
     return visible_or_404(visible_runs(request.user), request.user, pk=identifier)
 
 
-def _dataset_version(user: User, identifier: UUID) -> DatasetVersion:
+def dataset_version_named(user: User, identifier: UUID) -> DatasetVersion:
+    """Raises ValidationError for what is not there or not visible."""
     rows = DatasetVersion.objects.select_related("dataset__organization").visible_to(user)
     version = rows.filter(pk=identifier).first()
     if version is None:
@@ -238,7 +239,8 @@ def _dataset_version(user: User, identifier: UUID) -> DatasetVersion:
     return version
 
 
-def _experiment(user: User, identifier: UUID) -> Experiment:
+def experiment_named(user: User, identifier: UUID) -> Experiment:
+    """Raises ValidationError for what is not there or not visible."""
     experiment = Experiment.objects.visible_to(user).filter(pk=identifier).first()
     if experiment is None:
         raise ValidationError(

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, lineage_api
+from . import api, finetune_api, lineage_api
 
 urlpatterns = [
     path("experiments", api.ExperimentsView.as_view()),
@@ -12,5 +12,7 @@ urlpatterns = [
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),
+    path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),
+    path("model-versions/<uuid:version>/finetune-outlook", finetune_api.OutlookView.as_view()),
     path("lineage/<str:kind>/<uuid:id>", lineage_api.LineageView.as_view()),
 ]

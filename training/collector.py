@@ -10,7 +10,7 @@ from dlplatform.engine.description import read_description
 from dlplatform.engine.events import SPOOL
 from dlplatform.engine.job import OUTPUT
 from registry import services as registry
-from registry.models import ModelVersion
+from registry.models import ModelVersion, RegisteredModel
 
 from .models import MetricSeries, Run
 from .records import append_event
@@ -24,7 +24,7 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
 
     Raises PackageError when the package is not whole, LeaseLost when the run is no longer ours.
     """
-    from dlplatform.engine.package import verify
+    from dlplatform.engine.package import is_adapter, verify
 
     package = directory / OUTPUT
     verify(package)
@@ -50,6 +50,9 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
             lineage=lineage(run, description),
             message=f"Run {run.name}",
             dataset_version=run.dataset_version,
+            branch=run.branch,
+            parents=_parents(run, model),
+            base=run.base_version if is_adapter(description) else None,
         )
         _final_series(run, metrics)
         append_event(run, "state", state=Run.State.SUCCEEDED, output_version=str(version.pk))
@@ -59,6 +62,11 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
         )  # fmt: skip
         announce(run)
     return version
+
+
+def _parents(run: Run, model: RegisteredModel) -> list[ModelVersion] | None:
+    """A fine-tune follows its base where both are versions of one model; else the branch's head is followed."""
+    return [run.base_version] if run.base_version and run.base_version.model_id == model.pk else None
 
 
 def lineage(run: Run, description: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +86,18 @@ def lineage(run: Run, description: dict[str, Any]) -> dict[str, Any]:
         "environment": run.environment,
         "versions": description.get("versions", {}),
         "attempts": run.attempt,
+        **(
+            {
+                "base": {
+                    "id": str(run.base_version.pk),
+                    "name": run.base_version.model.name,
+                    "version": run.base_version.number,
+                },
+                "finetune": run.finetune,
+            }
+            if run.base_version
+            else {}
+        ),
     }  # fmt: skip
 
 

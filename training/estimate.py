@@ -17,6 +17,9 @@ from .models import Run
 # Values (rows × features) a second on one CPU core, used until the organization has runs of its own to judge by.
 ASSUMED_SPEED = {"tabm": 60_000.0, "mlp": 2_000_000.0, "linear": 6_000_000.0}
 CATEGORY_WIDTH = 8
+# What an image and a text that is read in order cost, in columns of a table.
+IMAGE_VALUES = 2000
+SEQUENCE_VALUES = 1000
 JUDGED_RUNS = 5
 
 
@@ -49,7 +52,12 @@ def estimate(
     rows = version.rows or 0
     if not rows or not features:
         return None
-    resolved = resolve(parsed, task, Size(rows=rows, smallest_class=rows, inputs=len(features)))
+    types = {column["name"]: column["type"] for column in version.columns}
+    kinds = [types.get(name) for name in features]
+    size = Size(rows, smallest_class=rows, inputs=len(features), images=kinds.count("image"), texts=kinds.count("text"))
+    resolved = resolve(parsed, task, size)
+    sequences = size.texts if resolved.text_encoder == "transformer" else 0
+    values = len(features) + size.images * IMAGE_VALUES + sequences * SEQUENCE_VALUES
     epochs = resolved.epochs if isinstance(resolved.epochs, int) else 0
     speed, measured = _speed(version.dataset.organization, resolved.architecture)
     outputs = _outputs(version, task, target)
@@ -57,7 +65,7 @@ def estimate(
         rows=rows,
         features=len(features),
         parameters=_parameters(resolved, len(features), _inputs(version, features, resolved), outputs),
-        seconds=epochs * rows * len(features) / speed,
+        seconds=epochs * rows * values / speed,
         measured=measured,
     )
 
@@ -76,7 +84,7 @@ def _inputs(version: DatasetVersion, features: list[str], config: TrainingConfig
 def _parameters(config: TrainingConfig, features: int, inputs: int, outputs: int) -> int:
     """The weights of one fold times the folds, and those of every member of the ensemble."""
     folds = config.folds if isinstance(config.folds, int) else 1
-    if config.architecture == "linear":
+    if config.architecture == "linear" or "width" not in config.params:
         return folds * (inputs + 1) * outputs
     width, layers = int(config.params["width"]), int(config.params["layers"])
     body = inputs * width + (layers - 1) * width * width
@@ -92,7 +100,7 @@ def _speed(organization: Organization, architecture: str) -> tuple[float, bool]:
     past = Run.objects.filter(
         experiment__organization=organization,
         state=Run.State.SUCCEEDED,
-        config__architecture=architecture,
+        config__architecture__in=[architecture, "auto"],
         attempt=1,
         epoch__gt=0,
         finished_at__gt=F("started_at"),

@@ -65,6 +65,7 @@ class Run(Job):
     class Task(models.TextChoices):
         CLASSIFICATION = "classification"
         REGRESSION = "regression"
+        MULTILABEL = "multilabel"
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="runs")
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
@@ -72,11 +73,18 @@ class Run(Job):
     name = models.CharField(max_length=120)
     dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="runs")
     task = models.CharField(max_length=40, choices=Task.choices)
-    target = models.CharField(max_length=200)
+    target = models.CharField(max_length=2000, help_text="Name of the target column, or of several, for people")
+    targets = models.JSONField(null=True, help_text="Names of several target columns; null = the one in target")
     features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
     config = models.JSONField(default=dict, help_text="The complete configuration, defaults included")
     register_as = models.CharField(max_length=120, help_text="Name of the model that gets the result")
     output_version = models.OneToOneField(ModelVersion, null=True, on_delete=models.SET_NULL, related_name="run")
+    branch = models.CharField(max_length=80, default="main", help_text="Branch of the model that gets the result")
+    base_version = models.ForeignKey(
+        ModelVersion, null=True, on_delete=models.PROTECT, related_name="finetunes",
+        help_text="The version that the run starts from",
+    )  # fmt: skip
+    finetune = models.JSONField(null=True, help_text="How the base is fine-tuned: mode, adapter, rank, …")
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
 
@@ -118,6 +126,11 @@ class Run(Job):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def target_names(self) -> list[str]:
+        """The target columns."""
+        return self.targets or [self.target]
 
 
 class RunEvent(models.Model):

@@ -15,9 +15,10 @@ from django.db import connection as database
 
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.job import SPEC
+from dlplatform.engine.job import BASE, SPEC
 from dlplatform.jobs import LeaseLost
 from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
+from registry.packages import package_files, safe_target
 
 from . import states
 from .collector import collect
@@ -86,10 +87,23 @@ class Orchestrator:
                 store.fetch(part["sha256"], path)
             parts.append(path)
             self._renew()
+        self._fetch_base()
         spec = self._spec(parts)
         temporary = self.directory / f".{SPEC}"
         temporary.write_text(json.dumps(spec))
         temporary.replace(self.directory / SPEC)
+
+    def _fetch_base(self) -> None:
+        """The package that a fine-tuning run starts from."""
+        base = self.run.base_version
+        if base is None:
+            return
+        store = ObjectStore("models", base.model.organization_id)
+        for name, entry in package_files(base):
+            path = safe_target(self.directory / BASE, name)
+            if not path.exists() or path.stat().st_size != entry["size"]:
+                store.fetch(entry["sha256"], path)
+            self._renew()
 
     def _spec(self, parts: list[Path]) -> dict[str, Any]:
         run = self.run
@@ -98,7 +112,7 @@ class Orchestrator:
             "run": str(run.pk),
             "attempt": run.attempt,
             "task": run.task,
-            "target": run.target,
+            "target": run.targets or run.target,
             "columns": [{"name": column["name"], "type": column["type"]} for column in run.dataset_version.columns],
             "features": run.features,
             "data": [path.relative_to(self.directory).as_posix() for path in parts],
@@ -107,7 +121,9 @@ class Orchestrator:
                 "dataset": run.dataset_version.dataset.name,
                 "dataset_version": str(run.dataset_version_id),
                 "dataset_version_number": run.dataset_version.number,
+                **({"base_version": str(run.base_version_id)} if run.base_version_id else {}),
             },
+            **({"finetune": run.finetune} if run.finetune else {}),
         }
 
     # --- during -------------------------------------------------------------------------------------
@@ -140,8 +156,9 @@ class Orchestrator:
         run = self.run
         self.doubted = True
         paths = sorted((self.directory / "data").glob("*.parquet"))
-        features = run.features or [c["name"] for c in run.dataset_version.columns if c["name"] != run.target]
-        doubts = leakage_warnings(paths, run.target, features)
+        taken = set(run.target_names)
+        features = run.features or [c["name"] for c in run.dataset_version.columns if c["name"] not in taken]
+        doubts = [doubt for target in run.target_names for doubt in leakage_warnings(paths, target, features)]
         run.write(warnings=[{"column": doubt.column, "code": doubt.code, "detail": doubt.detail} for doubt in doubts])
 
     def _renew(self) -> None:

@@ -7,8 +7,8 @@ from django import forms
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import counted
-from dlplatform.engine import config as engine
-from dlplatform.engine.config import ARCHITECTURES, FIELDS, PARAMS
+from dlplatform.engine import fields as engine
+from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 
 from .models import Experiment, Run
 from .services import LEAST_ROWS, MOST_CLASSES, TARGET_TYPES
@@ -119,6 +119,11 @@ class RunForm(forms.Form):
 
     dataset_version = forms.ChoiceField(label="Dataset version")
     target = forms.ChoiceField(label="Column to predict")
+    more_targets = forms.MultipleChoiceField(
+        required=False,
+        label="More columns to predict",
+        help_text="For regression and multilabel: all are predicted at once.",
+    )
     task = forms.ChoiceField(choices=Run.Task.choices)
     features = forms.MultipleChoiceField(
         required=False, widget=forms.CheckboxSelectMultiple, label="Columns to learn from"
@@ -136,6 +141,7 @@ class RunForm(forms.Form):
         self.fields.update(_settings())
         self._choose("dataset_version", _version_choices(organization, version))
         self._choose("target", _targets(version))
+        self._choose("more_targets", _targets(version))
         self._choose("features", [(one["name"], one["name"]) for one in version.columns])
         experiments = Experiment.objects.filter(organization=organization, archived_at=None).order_by("name")
         self._choose("experiment", [("", "Default"), *((str(one.pk), one.name) for one in experiments[:MOST_VERSIONS])])
@@ -193,11 +199,12 @@ class RunForm(forms.Form):
     def choices(self) -> dict[str, Any]:
         """Arguments of the service, but for the experiment."""
         given = self.cleaned_data
-        everything = {column["name"] for column in self.version.columns} - {given["target"]}
-        features = [name for name in given["features"] if name != given["target"]]
+        targets = list(dict.fromkeys([given["target"], *given["more_targets"]]))
+        everything = {column["name"] for column in self.version.columns} - set(targets)
+        features = [name for name in given["features"] if name not in targets]
         return {
             "task": given["task"],
-            "target": given["target"],
+            "target": targets if len(targets) > 1 else targets[0],
             "features": None if set(features) == everything else features,
             "config": self.config(),
             "name": given["name"],
@@ -225,7 +232,7 @@ def initial_of(version: DatasetVersion, target: str = "", task: str = "") -> dic
 
 def initial_of_clone(run: Run) -> dict[str, Any]:
     """A form filled with another run's choices; settings at their default stay blank."""
-    initial = initial_of(run.dataset_version, run.target, run.task)
+    initial = initial_of(run.dataset_version, run.target_names[0], run.task) | {"more_targets": run.target_names[1:]}
     if run.features:
         initial["features"] = run.features
     initial |= {"experiment": str(run.experiment_id), "register_as": run.register_as}

@@ -1,10 +1,27 @@
 """JSON in and out of the training API."""
 
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
 from .models import Experiment, Run
+
+
+@extend_schema_field({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+class TargetField(serializers.Field):
+    """The name of a column, or a list of names."""
+
+    def to_internal_value(self, data: Any) -> str | list[str]:
+        names = data if isinstance(data, list) else [data]
+        if not names or len(names) > 1000 or not all(isinstance(name, str) and 0 < len(name) <= 200 for name in names):
+            raise serializers.ValidationError("Give the name of a column, or a list of names.", code="invalid")
+        return [name.replace("\0", "") for name in names] if isinstance(data, list) else data.replace("\0", "")
+
+    def to_representation(self, value: Any) -> Any:
+        return value
 
 
 class ExperimentIn(Strict):
@@ -23,8 +40,8 @@ class ExperimentOut(serializers.ModelSerializer):
 
 class RunIn(Strict):
     dataset_version = serializers.UUIDField(help_text="A version that is ready")
-    task = serializers.ChoiceField(choices=Run.Task.choices, help_text="classification or regression")
-    target = serializers.CharField(max_length=200, help_text="Column to predict")
+    task = serializers.ChoiceField(choices=Run.Task.choices, help_text="classification, regression or multilabel")
+    target = TargetField(help_text="Column to predict; several for regression and multilabel")
     features = serializers.ListField(
         child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
         help_text="Input columns; default: all but the target",
@@ -44,7 +61,7 @@ class RunChanges(Strict):
     """What a clone changes; the rest is as in the original."""
 
     dataset_version = serializers.UUIDField(required=False, help_text="Another version of the data")
-    target = serializers.CharField(max_length=200, required=False, help_text="Column to predict")
+    target = TargetField(required=False, help_text="Column or columns to predict")
     features = serializers.ListField(
         child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
         help_text="Input columns",
@@ -74,9 +91,11 @@ class RunOut(serializers.ModelSerializer):
 
 
 class RunDetail(RunOut):
+    base_version = serializers.UUIDField(source="base_version_id", allow_null=True)
+
     class Meta(RunOut.Meta):
         fields = [
-            *RunOut.Meta.fields, "features", "config", "register_as", "environment", "evaluation", "warnings",
+            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "features", "config", "register_as", "environment", "evaluation", "warnings",
             "heartbeat_at", "last_sequence", "cloned_from", "archived_at",
         ]  # fmt: skip
 

@@ -15,6 +15,7 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
+from registry.models import ModelVersion
 
 from . import states
 from .experiments import DEFAULT_EXPERIMENT, experiment_named
@@ -26,6 +27,7 @@ MOST_CLASSES = 1000
 TARGET_TYPES = {
     "classification": {"category", "boolean", "integer", "text", "number"},
     "regression": {"number", "integer"},
+    "multilabel": {"text", "category", "boolean", "integer", "number"},
 }
 
 
@@ -35,15 +37,23 @@ def create_run(
     actor: User,
     dataset_version: DatasetVersion,
     task: str,
-    target: str,
+    target: str | Sequence[str],
     features: Sequence[str] | None = None,
     config: dict[str, Any] | None = None,
     experiment: Experiment | None = None,
     name: str = "",
     register_as: str = "",
+    branch: str = "main",
+    base_version: ModelVersion | None = None,
+    finetune: dict[str, Any] | None = None,
     cloned_from: Run | None = None,
 ) -> Run:
-    """Check everything that can be checked, then queue the run. Errors name the field and the fix."""
+    """Check everything that can be checked, then queue the run. Errors name the field and the fix.
+
+    ``target`` is one column, or several for regression and multilabel. With ``base_version`` the run starts from that
+    model, as ``finetune`` says (see `training.finetuning`).
+    """
+    targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     organization = dataset_version.dataset.organization
     if experiment is None:
         experiment = experiment_named(actor=actor, organization=organization, name=DEFAULT_EXPERIMENT)
@@ -56,17 +66,21 @@ def create_run(
                 )
             }
         )
-    settings = check(dataset_version, task, target, features, config or {})
+    settings = check(dataset_version, task, targets, features, config or {})
     run = Run.objects.create(
         experiment=experiment,
         created_by=actor,
         name=name or _next_name(dataset_version, experiment),
         dataset_version=dataset_version,
         task=task,
-        target=target,
+        target=", ".join(targets),
+        targets=targets if len(targets) > 1 else None,
         features=list(features) if features else None,
         config=settings,
         register_as=register_as or dataset_version.dataset.name,
+        branch=branch,
+        base_version=base_version,
+        finetune=finetune,
         cloned_from=cloned_from,
     )
     append_event(run, "state", state=run.state)
@@ -81,7 +95,7 @@ def _next_name(version: DatasetVersion, experiment: Experiment) -> str:
 
 
 def check(
-    version: DatasetVersion, task: str, target: str, features: Sequence[str] | None, config: dict[str, Any]
+    version: DatasetVersion, task: str, targets: Sequence[str], features: Sequence[str] | None, config: dict[str, Any]
 ) -> dict[str, Any]:
     """The complete configuration of a run that can start; ValidationError with every problem otherwise."""
     if version.state != DatasetVersion.State.READY:
@@ -90,14 +104,9 @@ def check(
     columns = {column["name"]: column["type"] for column in version.columns}
     if task not in TARGET_TYPES:
         problems["task"] = ValidationError(f"Choose one of: {', '.join(TARGET_TYPES)}.", code="unknown_choice")
-    elif target not in columns:
-        problems["target"] = ValidationError(
-            f"The data has no column “{target[:80]}”. Its columns: {', '.join(list(columns)[:30])}.",
-            code="does_not_exist",
-        )
-    elif fault := _target_fault(version, task, target, columns[target]):
+    elif fault := _targets_fault(version, task, targets, columns):
         problems["target"] = fault
-    if fault := _feature_fault(features, target, columns):
+    if fault := _feature_fault(features, targets, columns):
         problems["features"] = fault
     if (version.rows or 0) < LEAST_ROWS:
         problems["dataset_version"] = ValidationError(
@@ -113,7 +122,29 @@ def check(
     return parsed
 
 
-def _target_fault(version: DatasetVersion, task: str, target: str, type_: str) -> ValidationError | None:
+def _targets_fault(
+    version: DatasetVersion, task: str, targets: Sequence[str], columns: dict[str, str]
+) -> ValidationError | None:
+    if not targets:
+        return ValidationError("Name the column to predict.", code="required")
+    if task == "classification" and len(targets) > 1:
+        return ValidationError("Classification predicts one column; choose multilabel for several.", code="too_many")
+    for target in targets:
+        if target not in columns:
+            known = ", ".join(list(columns)[:30])
+            return ValidationError(
+                f"The data has no column “{target[:80]}”. Its columns: {known}.", code="does_not_exist"
+            )
+        if fault := _target_fault(version, task, target, columns[target], alone=len(targets) == 1):
+            return fault
+    return None
+
+
+def _target_fault(version: DatasetVersion, task: str, target: str, type_: str, alone: bool) -> ValidationError | None:
+    if task == "multilabel" and not alone and type_ not in ("boolean", "integer", "number"):
+        return ValidationError(
+            f"“{target}” is a {type_} column; several labels are columns of yes and no.", code="wrong_type"
+        )
     if type_ not in TARGET_TYPES[task]:
         other = "classification" if task == "regression" else "another column as target"
         return ValidationError(
@@ -126,14 +157,16 @@ def _target_fault(version: DatasetVersion, task: str, target: str, type_: str) -
     if task == "classification" and distinct > MOST_CLASSES:
         fix = "use regression" if type_ in ("number", "integer") else "choose a column with fewer values"
         return ValidationError(f"“{target}” has {distinct:,} different values; {fix}.", code="too_many_classes")
-    if distinct == 1:
+    if distinct == 1 and (alone or task != "multilabel"):
         return ValidationError(
             f"“{target}” has the same value in every row; choose another column.", code="single_class"
         )
     return None
 
 
-def _feature_fault(features: Sequence[str] | None, target: str, columns: dict[str, str]) -> ValidationError | None:
+def _feature_fault(
+    features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]
+) -> ValidationError | None:
     if not features:
         return None
     unknown = [name for name in features if name not in columns]
@@ -142,7 +175,7 @@ def _feature_fault(features: Sequence[str] | None, target: str, columns: dict[st
     if len(set(features)) < len(features):
         twice = next(name for name in features if list(features).count(name) > 1)
         return ValidationError(f"“{twice[:80]}” is named twice; name it once.", code="unique")
-    if target in features:
+    if set(targets) & set(features):
         return ValidationError(
             "The target cannot be an input too; remove it from the features.", code="target_in_features"
         )
@@ -193,10 +226,13 @@ def clone_run(*, actor: User, run: Run, **changes: Any) -> Run:
     choices: dict[str, Any] = {
         "dataset_version": run.dataset_version,
         "task": run.task,
-        "target": run.target,
+        "target": run.target_names,
         "features": run.features,
         "experiment": run.experiment,
         "register_as": run.register_as,
+        "branch": run.branch,
+        "base_version": run.base_version,
+        "finetune": run.finetune,
     }
     config = run.config | changes.pop("config", {})
     return create_run(actor=actor, config=config, cloned_from=run, **(choices | changes))

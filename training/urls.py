@@ -3,7 +3,7 @@
 from django.urls import path
 
 from .lineage.relations import KINDS
-from .views import compare, experiments, home, lineage, new_run, run, runs
+from .views import compare, experiments, finetune, home, lineage, new_run, run, runs
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -17,6 +17,7 @@ urlpatterns = [
     path("runs/<uuid:run>/archive", run.run_archive, name="run-archive"),
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
     path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
+    path("model-versions/<uuid:version>/finetune", finetune.finetune_new, name="finetune"),
     path("experiments/", experiments.experiment_list, name="experiments"),
     *(
         path(f"lineage/{kind}s/<uuid:identifier>/", lineage.lineage_page, {"kind": kind}, name=f"{kind}-lineage")

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlplatform.engine.dataset import json_value, label_of
 from dlplatform.engine.schema import STRING_LIKE, Column
 from dlplatform.engine.table import Table, missing
+from dlplatform.engine.target import json_value, label_of
 
 Array = np.ndarray[Any, Any]
 

@@ -9,6 +9,7 @@ _NAMES = {
     "mlp": "a multilayer perceptron",
     "linear": "a linear model",
 }
+_ENCODERS = {"resnet": "a small ResNet over images", "convnext": "a small ConvNeXt over images"}
 
 
 def model_card(description: dict[str, Any], evaluation: dict[str, Any]) -> str:
@@ -19,8 +20,14 @@ def model_card(description: dict[str, Any], evaluation: dict[str, Any]) -> str:
 
 def _head(description: dict[str, Any]) -> str:
     target = _text(description["target"])
-    kind = _NAMES[description["architecture"]["architecture"]]
-    return f"# Model of {target}\n\nPredicts `{target}` ({description['task']}) with {kind}."
+    return f"# Model of {target}\n\nPredicts `{target}` ({description['task']}) with {_network(description['architecture'])}."
+
+
+def _network(shape: dict[str, Any]) -> str:
+    """The network in words: the encoders, then what combines them."""
+    encoders = [_ENCODERS[shape["image_encoder"]]] if shape.get("image_encoder") else []
+    encoders += ["a transformer over texts"] if shape.get("text_layers") else []
+    return " and ".join([*encoders, _NAMES[shape["architecture"]]])
 
 
 def _data(description: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,11 +22,28 @@ _NAME: Final = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """All that a checkpoint is to hold."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    best: bool
+    environment: dict[str, Any]
+
+    def copied(self) -> Snapshot:
+        """The same in memory of its own, so that training may go on meanwhile."""
+        return replace(self, tensors={name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()})
+
+
+@dataclass(frozen=True)
 class Saved:
     """A checkpoint that was just made durable."""
 
+    step: int
     path: Path
     sha256: str
+    best: bool
 
 
 @dataclass(frozen=True)
@@ -39,27 +57,39 @@ class Loaded:
 
 
 class CheckpointStore:
-    """The ``checkpoints`` directory of a job."""
+    """The ``checkpoints`` directory of a job. One checkpoint at a time is written, beside whatever goes on."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Saved] | None = None
 
-    def save(
-        self,
-        step: int,
-        tensors: dict[str, Tensor],
-        state: dict[str, Any],
-        best: bool,
-        environment: dict[str, Any],
-    ) -> Saved:
+    def begin(self, snapshot: Snapshot) -> None:
+        """Copy the tensors now and write them in the background."""
+        self.wait()
+        self._writing = self._writer.submit(self.save, snapshot.copied())
+
+    def wait(self) -> None:
+        """Until what was begun is durable. Raises what went wrong with it, such as OSError for a full disk."""
+        if self._writing is not None:
+            self._writing.result()
+
+    def finished(self) -> Saved | None:
+        """The checkpoint that has become durable since the last call, if there is one. Raises as `wait` does."""
+        if self._writing is None or not self._writing.done():
+            return None
+        saved, self._writing = self._writing.result(), None
+        return saved
+
+    def save(self, snapshot: Snapshot) -> Saved:
         """Write one checkpoint and remove those that are no longer needed."""
         self.directory.mkdir(exist_ok=True)
-        path = self.directory / f"step-{step:06d}"
-        files = {TENSORS: safetensors.torch.save(tensors), STATE: to_json(state)}
-        extra = {"step": step, "best": best, "environment": environment}
+        path = self.directory / f"step-{snapshot.step:06d}"
+        files = {TENSORS: safetensors.torch.save(snapshot.tensors), STATE: to_json(snapshot.state)}
+        extra = {"step": snapshot.step, "best": snapshot.best, "environment": snapshot.environment}
         sha256 = commit_directory(path, files, extra)
         self._prune()
-        return Saved(path, sha256)
+        return Saved(snapshot.step, path, sha256, snapshot.best)
 
     def load_latest(self) -> Loaded | None:
         """The newest checkpoint that matches its manifest, or None."""

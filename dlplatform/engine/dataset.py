@@ -1,54 +1,41 @@
-"""The rows of a run: target checked and coded, features encoded, parts split, tensors on the device."""
+"""The rows of a run: target coded, features encoded, parts split, tensors on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.defaults import Size, resolve
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.image_arrays import Source
 from dlplatform.engine.job import JobSpec
 from dlplatform.engine.network import Batch
 from dlplatform.engine.preprocessing import Inputs, Preprocessor, fit_preprocessor
-from dlplatform.engine.schema import STRING_LIKE, Column
 from dlplatform.engine.split import Split, split_rows
-from dlplatform.engine.table import Table, missing
+from dlplatform.engine.table import Table
+from dlplatform.engine.target import Target, code_like, code_target, rows_with_target
 
 MINIMUM_ROWS: Final = 8
-MAXIMUM_CLASSES: Final = 1000
+FULL_RATE: Final = 0.3
 
 
 @dataclass(frozen=True)
-class Target:
-    """The coded target: ``values`` (n,) class codes, or numbers in ``(y - offset) / unit``.
+class Base:
+    """The model that a run starts from: its description and its fitted preprocessing."""
 
-    ``classes`` are the labels as strings and ``natural`` the same as JSON values; both empty for
-    regression.
-    """
-
-    values: np.ndarray[Any, Any]
-    classes: tuple[str, ...] = ()
-    natural: tuple[Any, ...] = ()
-    offset: float = 0.0
-    unit: float = 1.0
-
-    @property
-    def outputs(self) -> int:
-        """Network outputs it takes."""
-        return len(self.classes) or 1
+    description: dict[str, Any]
+    preprocessor: Preprocessor
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything `dlplatform.engine.training` needs. ``kept`` are positions of the rows in the files."""
+    """Everything that learning from rows needs. ``kept`` are positions of the rows in the files."""
 
     task: str
     table: Table
@@ -60,29 +47,70 @@ class Dataset:
     config: TrainingConfig
 
 
-def prepare(spec: JobSpec, table: Table, log: Callable[[str, str], None], beat: Callable[[], None]) -> Dataset:
+def prepare(
+    spec: JobSpec,
+    table: Table,
+    log: Callable[[str, str], None],
+    beat: Callable[[], None],
+    source: Source = bytes,
+    tokenizer: str = "",
+    base: Base | None = None,
+) -> Dataset:
     """Drop rows without a target, settle the "auto" settings, split, fit and encode.
 
-    Raises EngineError: too_few_rows, single_class, target_missing, bad_data.
+    ``source`` reads images; ``tokenizer`` is the JSON of one that an earlier attempt fitted. Raises EngineError:
+    too_few_rows, single_class, target_missing, bad_data.
     """
-    kept = np.flatnonzero(~missing(table.columns[spec.target.name]))
+    if base is not None:
+        _check_columns(base, spec)
+    kept = rows_with_target(table, spec.targets)
     if len(kept) < table.rows:
-        log(
-            "warning",
-            f"{table.rows - len(kept)} rows have no value in {spec.target.name!r} and were left out.",
-        )
+        log("warning", f"{table.rows - len(kept)} rows have no value in {spec.target_name!r} and were left out.")
         table = table.take(kept)
-    _check_rows(table.rows, spec.target.name)
+    _check_rows(table.rows, spec.target_name)
     beat()
-    target = _code_target(spec, table)
-    config = resolve(spec.config, spec.task, _size(target, len(spec.features)))
+    if base is None:
+        target = code_target(spec.task, spec.targets, table)
+    else:
+        target = code_like(base.description, spec.targets, table)
+    config = resolve(spec.config, spec.task, _size(target, spec))
+    if base is not None:
+        config = _fitted_to(base, config, spec)
     assert isinstance(config.folds, int)
     assert isinstance(config.validation_fraction, float)
-    split = split_rows(target.values, config.folds, config.validation_fraction, config.seed)
-    fit_rows = table if split.groups > 1 else table.take(split.train[0])
-    preprocessor = fit_preprocessor(fit_rows, spec.features)
-    inputs = preprocessor.transform(table, beat)
+    split = split_rows(target.strata(), config.folds, config.validation_fraction, config.seed)
+    if base is None:
+        fit_rows = table if split.groups > 1 else table.take(split.train[0])
+        preprocessor = fit_preprocessor(fit_rows, spec.features, config, source, tokenizer)
+    else:
+        preprocessor = base.preprocessor
+    inputs = preprocessor.transform(table, beat, source)
     return Dataset(spec.task, table, kept, target, split, preprocessor, inputs, config)
+
+
+def _check_columns(base: Base, spec: JobSpec) -> None:
+    """The base reads the columns that it was trained on, and no others."""
+    types = {column.name: column.type for column in spec.features}
+    for column in base.description["inputs"]:
+        name, type_ = column["name"], column["type"]
+        if types.get(name) != type_:
+            found = f"is of the type {types[name]}" if name in types else "is not among the features"
+            fix = f"Give the data a column {name!r} of the type {type_}."
+            raise EngineError("bad_data", f"The base model reads the column {name!r}, which {found}.", fix)
+
+
+def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingConfig:
+    """What the base fixes is not for the settings to say; small steps suffice where all of it trains."""
+    shape = base.description["architecture"]
+    gentle = spec.finetune is not None and spec.finetune.mode == "full" and spec.config.learning_rate == "auto"
+    assert isinstance(config.learning_rate, float)
+    return replace(
+        config,
+        architecture=shape["architecture"],
+        folds=int(shape["groups"]),
+        validation_fraction=config.validation_fraction if shape["groups"] == 1 else 1 / int(shape["groups"]),
+        learning_rate=config.learning_rate * (FULL_RATE if gentle else 1.0),
+    )
 
 
 def _check_rows(rows: int, target: str) -> None:
@@ -92,74 +120,66 @@ def _check_rows(rows: int, target: str) -> None:
         raise EngineError("too_few_rows", f"Only {rows} rows have a target; at least {MINIMUM_ROWS} are needed.")
 
 
-def _size(target: Target, inputs: int) -> Size:
+def _size(target: Target, spec: JobSpec) -> Size:
     rows = len(target.values)
-    smallest = int(np.bincount(target.values).min()) if target.classes else rows
-    return Size(rows, smallest, inputs)
-
-
-def _code_target(spec: JobSpec, table: Table) -> Target:
-    column, values = spec.target, table.columns[spec.target.name]
-    if column.type == "datetime":
-        fix = "Choose another target, or turn it into a number or a category first."
-        raise EngineError("bad_data", f"The target {column.name!r} is a datetime, which cannot be predicted.", fix)
-    if spec.task == "classification":
-        return _code_classes(column, values)
-    if column.type in STRING_LIKE:
-        fix = "Use classification, or choose a numeric target."
-        raise EngineError("bad_data", f"The target {column.name!r} holds {column.type} values, not numbers.", fix)
-    numbers = np.asarray(values, np.float64)
-    offset = float(np.median(numbers))
-    unit = float(np.max(np.abs(numbers - offset))) or 1.0
-    return Target((numbers - offset) / unit, offset=offset, unit=unit)
-
-
-def _code_classes(column: Column, values: Any) -> Target:
-    if column.type in STRING_LIKE:
-        natural: list[Any] = sorted(pc.unique(values).to_pylist())
-        codes = pc.index_in(values, value_set=pa.array(natural)).to_numpy(zero_copy_only=False)
-    else:
-        distinct, codes = np.unique(values, return_inverse=True)
-        natural = [json_value(column.type, value) for value in distinct.tolist()]
-    if len(natural) < 2:
-        raise EngineError("single_class", f"The target {column.name!r} holds one class only: {natural[0]!r}.")
-    if len(natural) > MAXIMUM_CLASSES:
-        fix = "Use regression for a numeric target, or group rare values."
-        sentence = f"The target {column.name!r} has {len(natural)} classes; {MAXIMUM_CLASSES} are possible."
-        raise EngineError("bad_data", sentence, fix)
-    return Target(codes.astype(np.int64), tuple(label_of(value) for value in natural), tuple(natural))
-
-
-def json_value(type_: str, value: float) -> Any:
-    """A stored number as the JSON value that it stands for: a boolean, a whole number or itself."""
-    if type_ == "boolean":
-        return bool(value)
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
-
-
-def label_of(value: Any) -> str:
-    """A class label as a string, as JSON would write it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+    smallest = int(np.bincount(target.values).min()) if target.is_class else rows
+    types = [column.type for column in spec.features]
+    return Size(rows, smallest, len(types), images=types.count("image"), texts=types.count("text"))
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Encoded rows on the device, gathered by position."""
+    """Encoded rows on the device, gathered by position. Images stay in main memory and travel by batch.
+
+    ``lengths`` (n,): tokens of the longest text of each row; None without texts that are read in order.
+    """
 
     numbers: Tensor
     categories: Tensor
     tokens: Tensor
     target: Tensor
+    sequences: Tensor | None = None
+    images: Tensor | None = None
+    lengths: Tensor | None = None
 
-    def batch(self, rows: Tensor) -> Batch:
-        """Rows (G, B) of positions → Batch."""
-        return Batch(self.numbers[rows], self.categories[rows], self.tokens[rows])
+    def batch(self, rows: Tensor, together: Tensor | None = None) -> Batch:
+        """Rows (G, B) of positions → Batch. Texts are cut to the longest among ``together`` (default: ``rows``)."""
+        numbers, categories, tokens = self.numbers[rows], self.categories[rows], self.tokens[rows]
+        if self.sequences is None and self.images is None:
+            return Batch(numbers, categories, tokens)
+        return Batch(numbers, categories, tokens, self._sequences(rows, together), self._images(rows))
+
+    def at(self, rows: Tensor) -> Tensors:
+        """The given rows (n,) alone."""
+
+        def taken(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows.to(values.device)]
+
+        whole = (self.numbers[rows], self.categories[rows], self.tokens[rows], self.target[rows])
+        return Tensors(*whole, taken(self.sequences), taken(self.images), taken(self.lengths))
+
+    def _sequences(self, rows: Tensor, together: Tensor | None) -> Tensor | None:
+        if self.sequences is None or self.lengths is None:
+            return None
+        longest = int(self.lengths[(rows if together is None else together).cpu()].max())
+        return self.sequences[rows][..., : max(longest, 1)]
+
+    def _images(self, rows: Tensor) -> Tensor | None:
+        if self.images is None:
+            return None
+        return self.images[rows.to(self.images.device)].to(self.numbers.device, non_blocking=True)
 
 
 def to_tensors(inputs: Inputs, target: np.ndarray[Any, Any], device: torch.device) -> Tensors:
     """Arrays to tensors; a class target is int64, a number float32."""
     kind = np.int64 if target.dtype.kind == "i" else np.float32
     arrays = (inputs.numbers, inputs.categories, inputs.tokens, target.astype(kind))
-    return Tensors(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
+    tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+    sequences = images = lengths = None
+    if inputs.sequences.shape[1]:
+        sequences = torch.from_numpy(inputs.sequences).to(device)
+        lengths = torch.from_numpy((inputs.sequences > 0).sum(-1).max(-1))
+    if inputs.images.shape[1]:
+        images = torch.from_numpy(inputs.images)
+    numbers, categories, tokens, coded = tensors
+    return Tensors(numbers, categories, tokens, coded, sequences, images, lengths)

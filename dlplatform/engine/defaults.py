@@ -12,38 +12,94 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS
 
 SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
 LARGE_ROWS = 50_000
+SEQUENCE_ROWS = 20_000  # from here on a transformer that starts from nothing reads better than counted words
 
 
 @dataclass(frozen=True)
 class Size:
-    """What the defaults depend on: rows with a target, rows of the rarest class, numeric inputs."""
+    """What the defaults depend on: rows with a target, rows of the rarest class, input columns, and how many of
+    those are images and texts."""
 
     rows: int
     smallest_class: int
     inputs: int
+    images: int = 0
+    texts: int = 0
 
 
 def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     """Replace every "auto" by a value."""
-    params = {**_default_params(config.architecture, size), **_set_only(config.params)}
-    folds = _folds(config, size)
-    epochs: int = _or(config.epochs, _epochs(size.rows))
+    text_encoder = _text_encoder(config, size)
+    deep = size.images + (size.texts if text_encoder == "transformer" else 0)
+    architecture = _architecture(config, size, deep)
+    config = replace(config, architecture=architecture, text_encoder=text_encoder)
+    set_params = {name: value for name, value in _set_only(config.params).items() if name in known_params(architecture)}
+    params = {**_default_params(architecture, size), **_encoder_params(config, size), **set_params}
+    # A deep encoder is one network for all rows, so nothing can be cross-fitted beside it.
+    folds = 1 if deep else _folds(config, size)
+    epochs: int = _or(config.epochs, _deep_epochs(size.rows) if deep else _epochs(size.rows))
     return replace(
         config,
         params={**params, **_members(params, folds)},
+        image_encoder=_or(config.image_encoder, "resnet"),
+        augmentation=_or(config.augmentation, "shift"),
         folds=folds,
         epochs=epochs,
-        batch_size=_or(config.batch_size, _batch_size(size.rows)),
-        learning_rate=_or(config.learning_rate, _learning_rate(config.architecture, size.rows)),
-        weight_decay=_or(config.weight_decay, 0.01),
+        batch_size=_or(config.batch_size, _deep_batch_size(size.rows) if deep else _batch_size(size.rows)),
+        learning_rate=_or(config.learning_rate, _deep_rate(size) if deep else _learning_rate(architecture, size.rows)),
+        weight_decay=_or(config.weight_decay, 0.05 if deep else 0.01),
         validation_fraction=_or(config.validation_fraction, 1 / folds if folds > 1 else 0.15),
         early_stopping=_or(config.early_stopping, max(8, min(30, math.ceil(epochs / 4)))),
         label_smoothing=_or(config.label_smoothing, 0.0),
     )
+
+
+def known_params(architecture: str) -> set[str]:
+    """Names of the params that count for an architecture."""
+    return {each.name for each in (*PARAMS[architecture], *ENCODER_PARAMS)}
+
+
+def _text_encoder(config: TrainingConfig, size: Size) -> str:
+    if config.text_encoder != "auto" or not size.texts:
+        return _or(config.text_encoder, "hashed")  # type: ignore[no-any-return]
+    return "transformer" if size.texts == size.inputs and size.rows >= SEQUENCE_ROWS else "hashed"
+
+
+def _architecture(config: TrainingConfig, size: Size, deep: int) -> str:
+    if config.architecture != "auto":
+        return config.architecture
+    if not deep:
+        return "tabm"
+    return "linear" if deep == size.inputs else "mlp"
+
+
+def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    if size.images:
+        params |= {"image_width": 16, "image_depth": 2 if config.image_encoder == "convnext" else 1}
+    if size.texts and config.text_encoder == "transformer":
+        params |= {"text_width": 128, "text_layers": 2 if size.rows < LARGE_ROWS else 4, "text_heads": 4}
+    return params
+
+
+def _deep_epochs(rows: int) -> int:
+    """From 60 on little data to 6 on much."""
+    return max(6, min(60, 100_000 // max(rows, 1)))
+
+
+def _deep_batch_size(rows: int) -> int:
+    """A power of two near rows / 128, from 32 to 256: an encoder needs its steps."""
+    return int(2 ** round(math.log2(min(256, max(32, rows / 128)))))
+
+
+def _deep_rate(size: Size) -> float:
+    """Convolutions learn fast; attention does not bear it."""
+    return 0.003 if size.images else 0.001
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -30,7 +30,8 @@ def describe_model(
     return {
         "format": FORMAT,
         "task": spec.task,
-        "target": spec.target.name,
+        "target": spec.target_name,
+        "targets": [column.name for column in spec.targets],
         "architecture": shape.to_dict(),
         "inputs": [_describe_input(dataset, coding).to_dict() for coding in dataset.preprocessor.codings],
         "output": _describe_output(dataset),
@@ -41,6 +42,7 @@ def describe_model(
         "metrics": metrics,
         "versions": versions(),
         "lineage": {"run": spec.run, **spec.lineage},
+        **({"finetune": spec.finetune.to_dict()} if spec.finetune else {}),
     }
 
 
@@ -52,9 +54,12 @@ def row_counts(dataset: Dataset) -> dict[str, int]:
 
 def _describe_output(dataset: Dataset) -> dict[str, Any]:
     target = dataset.target
-    if not target.classes:
+    if target.kind == "number":
         return {"kind": "number", "offset": target.offset, "unit": target.unit}
-    return {"kind": "class", "classes": list(target.classes), "values": list(target.natural)}
+    named = {"kind": target.kind, "classes": list(target.classes), "values": list(target.natural)}
+    if target.kind == "numbers":
+        return {**named, "offset": list(target.offsets), "unit": list(target.units)}
+    return named
 
 
 def _describe_input(dataset: Dataset, coding: ColumnCoding) -> InputColumn:

@@ -25,14 +25,14 @@ def validation_rows(dataset: Dataset) -> Array:
 
 def measure(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, float | None]:
     """The final metrics; regression in the target's own units."""
-    if dataset.target.classes:
+    target = dataset.target
+    if target.kind == "class":
         return metrics.classification(actual, predicted)
-    return metrics.regression(original_units(dataset, actual), original_units(dataset, predicted[:, 0]))
-
-
-def original_units(dataset: Dataset, values: Array) -> Array:
-    """Undo the coding of a numeric target."""
-    return values * dataset.target.unit + dataset.target.offset
+    if target.kind == "labels":
+        return metrics.multilabel(actual, predicted)
+    if target.kind == "numbers":
+        return metrics.regressions(target.original(actual), target.original(predicted), target.classes)
+    return metrics.regression(target.original(actual), target.original(predicted[:, 0]))
 
 
 def evaluate(dataset: Dataset, actual: Array, predicted: Array, importance: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,20 +45,27 @@ def evaluate(dataset: Dataset, actual: Array, predicted: Array, importance: list
         "baseline": baseline(dataset, actual),
         "importance": importance,
     }
-    if dataset.target.classes:
+    if dataset.target.kind == "class":
         return {**shared, **_classification(dataset, actual, predicted)}
-    return {**shared, **_regression(dataset, actual, predicted)}
+    if dataset.target.kind == "number":
+        return {**shared, **_regression(dataset, actual, predicted)}
+    describe = _labels if dataset.target.kind == "labels" else _regressions
+    return {**shared, **describe(dataset, actual, predicted)}
 
 
 def baseline(dataset: Dataset, actual: Array) -> dict[str, Any]:
     """What a model without inputs would reach: the majority class with the class shares, or the mean."""
     train = dataset.target.values[dataset.split.train[0]]
+    if dataset.target.kind in ("labels", "numbers"):
+        means = np.tile(train.mean(0), (len(actual), 1))
+        kind = "share of each label" if dataset.target.kind == "labels" else "mean"
+        return {"kind": kind, "metrics": measure(dataset, actual, means)}
     if dataset.target.classes:
         shares = np.bincount(train, minlength=len(dataset.target.classes)) / len(train)
         measured = metrics.classification(actual, np.tile(shares, (len(actual), 1)))
         return {"kind": "majority class", "metrics": measured}
     constant = np.full(len(actual), train.mean())
-    measured = metrics.regression(original_units(dataset, actual), original_units(dataset, constant))
+    measured = metrics.regression(dataset.target.original(actual), dataset.target.original(constant))
     return {"kind": "mean", "metrics": measured}
 
 
@@ -100,7 +107,7 @@ def _worst_classified(dataset: Dataset, actual: Array, predicted: Array) -> list
 
 
 def _regression(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, Any]:
-    truth, guess = original_units(dataset, actual), original_units(dataset, predicted[:, 0])
+    truth, guess = dataset.target.original(actual), dataset.target.original(predicted[:, 0])
     residual = truth - guess
     sample = np.unique(np.linspace(0, len(truth) - 1, min(SCATTER_POINTS, len(truth))).astype(int))
     counts, edges = np.histogram(residual, bins=HISTOGRAM_BINS)
@@ -122,6 +129,64 @@ def _regression(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, 
                 "values": values,
             }
             for at, row, values in zip(worst, rows, row_values(dataset, rows), strict=True)
+        ],
+    }
+
+
+def _labels(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, Any]:
+    """Each label's own scores, and the rows with the most wrong labels."""
+    truth, chosen = actual > 0.5, predicted >= 0.5
+    labels, rows = dataset.target.classes, validation_rows(dataset)
+    hits = (truth & chosen).sum(0)
+    scores = [
+        {"label": label, "precision": _share(hit, said), "recall": _share(hit, there), "f1": _share(2 * hit, said + there),
+         "support": int(there)}
+        for label, hit, said, there in zip(labels, hits, chosen.sum(0), truth.sum(0), strict=True)
+    ]  # fmt: skip
+    wrong = (truth != chosen).sum(1)
+    worst = np.lexsort((np.arange(len(wrong)), -wrong))[: min(WORST_ROWS, int((wrong > 0).sum()))]
+    return {
+        "labels": list(labels),
+        "per_class": scores,
+        "worst": [
+            {
+                "row": int(dataset.kept[rows[at]]),
+                "actual": ", ".join(label for label, there in zip(labels, truth[at], strict=True) if there) or "none",
+                "predicted": ", ".join(label for label, there in zip(labels, chosen[at], strict=True) if there)
+                or "none",
+                "probability": float(np.abs(predicted[at] - ~truth[at]).min()),
+                "values": values,
+            }
+            for at, values in zip(worst, row_values(dataset, rows[worst]), strict=True)
+        ],
+    }
+
+
+def _share(above: Any, below: Any) -> float:
+    return float(above / below) if below else 0.0
+
+
+def _regressions(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, Any]:
+    """Each target's own scores, and the rows that are furthest off in units of the targets' spread."""
+    truth, guess = dataset.target.original(actual), dataset.target.original(predicted)
+    rows, names = validation_rows(dataset), dataset.target.classes
+    spread = np.where(truth.std(0) > 0, truth.std(0), 1.0)
+    error = np.abs((guess - truth) / spread).max(1)
+    worst = np.argsort(-error, kind="stable")[:WORST_ROWS]
+    return {
+        "targets": [
+            {"target": name, **metrics.regression(truth[:, column], guess[:, column])}
+            for column, name in enumerate(names)
+        ],
+        "worst": [
+            {
+                "row": int(dataset.kept[rows[at]]),
+                "actual": "; ".join(f"{name} {value:.4g}" for name, value in zip(names, truth[at], strict=True)),
+                "predicted": "; ".join(f"{name} {value:.4g}" for name, value in zip(names, guess[at], strict=True)),
+                "error": float(error[at]),
+                "values": values,
+            }
+            for at, values in zip(worst, row_values(dataset, rows[worst]), strict=True)
         ],
     }
 

@@ -187,3 +187,20 @@ class EventWriter:
         """Sync and close."""
         self.sync()
         self._file.close()
+
+
+class SilentWriter(EventWriter):
+    """Says nothing: of several processes that train together one speaks for all."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self.last_metric_step = -1
+
+    def emit(self, type_: str, **payload: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -11,49 +11,58 @@ from torch import Tensor
 
 from dlplatform.engine import metrics
 from dlplatform.engine.dataset import Tensors
+from dlplatform.engine.learner import RowLearner
 from dlplatform.engine.objective import predict_rows
-from dlplatform.engine.training import Trainer
+from dlplatform.engine.reporter import Reporter
 
 # Rows times columns predicted at most.
 BUDGET: Final = 400_000
+DEEP_BUDGET: Final = 2_000
 
 
-def permutation_importance(trainer: Trainer) -> list[dict[str, Any]]:
+def permutation_importance(learner: RowLearner, reporter: Reporter) -> list[dict[str, Any]]:
     """For each feature column, most important first: ``increase`` of the validation loss (log loss, or
     RMSE in target units) when its values are shuffled among the validation rows."""
-    dataset = trainer.dataset
+    dataset = learner.dataset
     codings = dataset.preprocessor.codings
-    limit = max(256, BUDGET // len(codings) // trainer.validation_rows.shape[0])
-    rows = trainer.validation_rows[:, :limit]
-    before = _loss(trainer, trainer.tensors, rows)
+    deep = any(coding.kind in ("sequences", "images") for coding in codings)
+    budget = DEEP_BUDGET if deep else BUDGET
+    limit = max(64 if deep else 256, budget // len(codings) // learner.validation_rows.shape[0])
+    chosen = learner.validation_rows[:, :limit]
+    tensors = learner.tensors.at(chosen.flatten())
+    rows = torch.arange(chosen.numel(), device=chosen.device).view(chosen.shape)
+    before = _loss(learner, tensors, rows)
     importance = []
-    positions = {"numbers": 0, "categories": 0, "tokens": 0}
+    positions = {"numbers": 0, "categories": 0, "tokens": 0, "sequences": 0, "images": 0}
     for index, coding in enumerate(codings):
-        trainer.reporter.beat()
-        kind = "numbers" if coding.width else "categories" if coding.column.type == "category" else "tokens"
+        reporter.beat()
+        kind = coding.kind
         width = coding.width or 1
         columns = slice(positions[kind], positions[kind] + width)
         positions[kind] += width
-        generator = torch.Generator().manual_seed(trainer.config.seed + index)
-        shuffled = _shuffle(trainer.tensors, kind, columns, rows, generator)
-        increase = _loss(trainer, shuffled, rows) - before
+        generator = torch.Generator().manual_seed(learner.config.seed + index)
+        shuffled = _shuffle(tensors, kind, columns, generator)
+        increase = _loss(learner, shuffled, rows) - before
         importance.append({"column": coding.column.name, "increase": increase})
     return sorted(importance, key=lambda entry: -entry["increase"])
 
 
-def _shuffle(tensors: Tensors, kind: str, columns: slice, rows: Tensor, generator: torch.Generator) -> Tensors:
+def _shuffle(tensors: Tensors, kind: str, columns: slice, generator: torch.Generator) -> Tensors:
     values: Tensor = getattr(tensors, kind).clone()
-    flat = rows.flatten()
-    source = flat[torch.randperm(len(flat), generator=generator).to(flat.device)]
-    values[flat, columns] = getattr(tensors, kind)[source, columns]
+    source = torch.randperm(len(values), generator=generator).to(values.device)
+    values[:, columns] = values[source, columns]
     return replace(tensors, **{kind: values})
 
 
-def _loss(trainer: Trainer, tensors: Tensors, rows: Tensor) -> float:
-    predicted = predict_rows(trainer.network, tensors, rows)[0].double().cpu().numpy()
-    target = trainer.dataset.target
-    actual = target.values[rows.cpu().numpy()].reshape(-1)
+def _loss(learner: RowLearner, tensors: Tensors, rows: Tensor) -> float:
+    predicted = predict_rows(learner.network, tensors, rows)[0].double().cpu().numpy()
+    target = learner.dataset.target
+    actual = tensors.target[rows.flatten()].cpu().numpy()
     flat = predicted.reshape(len(actual), -1)
-    if target.classes:
+    if target.kind == "class":
         return metrics.log_loss(actual, flat)
-    return float(np.sqrt(((actual - flat[:, 0]) ** 2).mean()) * target.unit)
+    if target.kind == "labels":
+        return metrics.binary_log_loss(actual, flat)
+    units = np.array(target.units) if target.kind == "numbers" else target.unit
+    wrong = (actual - (flat if target.kind == "numbers" else flat[:, 0])) * units
+    return float(np.sqrt((wrong**2).mean()))

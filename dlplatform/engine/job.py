@@ -10,11 +10,13 @@ import orjson
 
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import COLUMN_TYPES, TASKS, Column
 
 FORMAT: Final = 1
 SPEC: Final = "spec.json"
 OUTPUT: Final = "output"
+BASE: Final = "base"
 CHECKPOINTS: Final = "checkpoints"
 
 
@@ -25,11 +27,18 @@ class JobSpec:
     run: str
     attempt: int
     task: str
-    target: Column
+    targets: tuple[Column, ...]
     features: tuple[Column, ...]
     data: tuple[Path, ...]
     config: TrainingConfig
     lineage: dict[str, Any] = field(default_factory=dict)
+    stop_after_epoch: int | None = None
+    finetune: FinetuneConfig | None = None
+
+    @property
+    def target_name(self) -> str:
+        """The target for people: the names of its columns."""
+        return ", ".join(column.name for column in self.targets)
 
 
 def read_spec(job_dir: Path) -> JobSpec:
@@ -45,18 +54,20 @@ def read_spec(job_dir: Path) -> JobSpec:
     if task not in TASKS:
         raise EngineError("bad_config", f"The task {task!r} is unknown; it must be one of: {', '.join(TASKS)}.")
     columns = _columns(raw.get("columns"))
-    target = raw.get("target")
-    if target not in columns:
-        raise EngineError("target_missing", f"The target column {target!r} is not in the data.")
+    targets = _targets(raw.get("target"), columns)
+    if task == "classification" and len(targets) > 1:
+        raise EngineError("bad_config", "Classification has one target column.", "Use multilabel for several.")
     return JobSpec(
         run=str(raw.get("run", "")),
         attempt=int(raw.get("attempt", 1)),
         task=task,
-        target=columns[target],
-        features=_features(raw.get("features"), columns, target),
+        targets=targets,
+        features=_features(raw.get("features"), columns, targets),
         data=_data_files(job_dir, raw.get("data")),
         config=_config(raw.get("config") or {}, task),
         lineage=raw.get("lineage") or {},
+        stop_after_epoch=raw.get("stop_after_epoch"),
+        finetune=_finetune(raw.get("finetune")),
     )
 
 
@@ -84,14 +95,25 @@ def _columns(raw: Any) -> dict[str, Column]:
     return columns
 
 
-def _features(names: Any, columns: dict[str, Column], target: str) -> tuple[Column, ...]:
+def _targets(raw: Any, columns: dict[str, Column]) -> tuple[Column, ...]:
+    """One name, or several for regression and multilabel."""
+    names = raw if isinstance(raw, list) and raw else [raw]
+    for name in names:
+        if name not in columns:
+            raise EngineError("target_missing", f"The target column {name!r} is not in the data.")
+    return tuple(columns[name] for name in dict.fromkeys(names))
+
+
+def _features(names: Any, columns: dict[str, Column], targets: tuple[Column, ...]) -> tuple[Column, ...]:
+    taken = {column.name for column in targets}
     if names is None:
-        names = [name for name in columns if name != target]
+        names = [name for name in columns if name not in taken]
     unknown = [name for name in names if name not in columns]
     if unknown:
         raise EngineError("bad_data", f"The feature column {unknown[0]!r} is not in the data.")
-    if target in names:
-        raise EngineError("bad_data", f"The target column {target!r} cannot be a feature.", "Remove it.")
+    for name in names:
+        if name in taken:
+            raise EngineError("bad_data", f"The target column {name!r} cannot be a feature.", "Remove it.")
     if not names:
         raise EngineError("bad_data", "There is no feature column to learn from.", "Choose at least one.")
     return tuple(columns[name] for name in dict.fromkeys(names))
@@ -106,6 +128,15 @@ def _data_files(job_dir: Path, names: Any) -> tuple[Path, ...]:
         if not path.is_relative_to(root) or not path.is_file():
             raise EngineError("bad_data", f"The data file {path.name} is not in the job directory.")
     return paths
+
+
+def _finetune(raw: Any) -> FinetuneConfig | None:
+    if raw is None:
+        return None
+    try:
+        return parse_finetune(raw)
+    except ConfigError as error:
+        raise EngineError("bad_config", str(error)) from error
 
 
 def _config(raw: dict[str, Any], task: str) -> TrainingConfig:

@@ -101,3 +101,42 @@ def roc_points(positive: Array, scores: Array, limit: int = 200) -> dict[str, li
         "precision": (true / (last + 1)).tolist(),
         "recall": (true / positives).tolist(),
     }
+
+
+def binary_log_loss(actual: Array, probabilities: Array) -> float:
+    """Mean negative log-likelihood of (n, K) yes and no, each label by itself."""
+    kept = np.clip(probabilities, TINY, 1 - TINY)
+    return float(-(actual * np.log(kept) + (1 - actual) * np.log(1 - kept)).mean())
+
+
+def multilabel(actual: Array, probabilities: Array) -> dict[str, float | None]:
+    """exact_match (all labels of a row right), accuracy (of single answers), f1_micro, f1_macro, log_loss and
+    roc_auc (mean over labels; None when undefined), of (n, K) labels at a threshold of one half."""
+    predicted = probabilities >= 0.5
+    truth = actual > 0.5
+    hits = (predicted & truth).sum(0).astype(np.float64)
+    f1 = _ratio(2 * hits, truth.sum(0) + predicted.sum(0))
+    present = truth.any(0) | predicted.any(0)
+    areas = [roc_auc(truth[:, each], probabilities[:, each]) for each in range(truth.shape[1])]
+    defined = [area for area in areas if area is not None]
+    total = float(truth.sum() + predicted.sum())
+    return {
+        "exact_match": float((predicted == truth).all(1).mean()),
+        "accuracy": float((predicted == truth).mean()),
+        "f1_micro": float(2 * hits.sum() / total) if total else 0.0,
+        "f1_macro": float(f1[present].mean()) if present.any() else 0.0,
+        "log_loss": binary_log_loss(actual, probabilities),
+        "roc_auc": float(np.mean(defined)) if defined else None,
+    }
+
+
+def regressions(actual: Array, predicted: Array, names: tuple[str, ...]) -> dict[str, float | None]:
+    """rmse, mae and r2 as means over (n, K) targets, and each target's own as ``rmse/name`` and so on."""
+    each = [regression(actual[:, column], predicted[:, column]) for column in range(actual.shape[1])]
+    result: dict[str, float | None] = {}
+    for measure in ("rmse", "mae", "r2"):
+        known = [value for one in each if (value := one[measure]) is not None]
+        result[measure] = float(np.mean(known)) if known else None
+    for name, one in zip(names, each, strict=True):
+        result |= {f"{measure}/{name[:100]}": value for measure, value in one.items()}
+    return result

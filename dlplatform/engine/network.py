@@ -1,6 +1,8 @@
-"""The networks for tables: TabM with a linear path beside it, a plain MLP, a linear model.
+"""The network of a run over rows: an encoder for every kind of column, their outputs combined, a head.
 
-All three take the same batch and give (G, M, B, outputs): G cross-fitting groups of M members each.
+What combines them is TabM with a linear path beside it, a plain MLP or a linear model. All three take the same
+batch and give (G, M, B, outputs): G cross-fitting groups of M members each. Images and texts that are read in
+order have one encoder each, shared by all columns of the kind; beside them there is one group only.
 """
 
 from __future__ import annotations
@@ -12,19 +14,26 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine.attention import TextEncoder
+from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear, PiecewiseLinearEmbedding
 from dlplatform.engine.preprocessing import InputSizes
 from dlplatform.engine.statistics import CLIP, Statistics
+from dlplatform.engine.vision import ImageEncoder
 
 TEXT_EMBEDDING = 16
+TEXT_DROPOUT = 0.1
 
 
 class Batch(NamedTuple):
-    """Rows for each group: numbers (G, B, D) float32, categories (G, B, C), tokens (G, B, X, L) int32."""
+    """Rows for each group: numbers (G, B, D) float32, categories (G, B, C), tokens (G, B, X, L) int32; for one
+    group sequences (1, B, S, L) int32 and images (1, B, I, channels, side, side)."""
 
     numbers: Tensor
     categories: Tensor
     tokens: Tensor
+    sequences: Tensor | None = None
+    images: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,18 @@ class NetworkShape:
     dropout: float = 0.0
     bins: int = 0
     embedding_size: int = 0
+    kind: str = ""
+    image_encoder: str = ""
+    image_width: int = 0
+    image_depth: int = 0
+    text_width: int = 0
+    text_layers: int = 0
+    text_heads: int = 0
+
+    @property
+    def predicts(self) -> str:
+        """class, number, numbers or labels; packages of the first format say it by the number of outputs."""
+        return self.kind or ("class" if self.outputs > 1 else "number")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -56,15 +77,16 @@ class NetworkShape:
 
 
 class InputEncoder(nn.Module):
-    """Normalises numbers with the group's statistics and embeds categories and texts."""
+    """Normalises numbers with the group's statistics, embeds categories and texts, looks at images."""
 
     center: Tensor
     inverse_scale: Tensor
     known: Tensor
     offsets: Tensor
 
-    def __init__(self, groups: int, sizes: InputSizes) -> None:
+    def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
+        groups, sizes = shape.groups, shape.inputs
         self.sizes = sizes
         self.groups = groups
         self.codes = sum(sizes.vocabularies)
@@ -76,6 +98,18 @@ class InputEncoder(nn.Module):
             self.categories = nn.Parameter(torch.empty(groups, self.codes, self.category_size))
         if sizes.texts:
             self.texts = nn.Parameter(torch.empty(groups, sizes.texts * sizes.buckets, TEXT_EMBEDDING))
+        if sizes.images:
+            pixels = (sizes.image_channels, sizes.image_size)
+            self.images = ImageEncoder(shape.image_encoder, *pixels, shape.image_width, shape.image_depth)
+        if sizes.sequences:
+            self.sequences = TextEncoder(
+                sizes.sequence_vocabulary,
+                sizes.sequence_length,
+                shape.text_width,
+                shape.text_layers,
+                shape.text_heads,
+                shape.dropout or TEXT_DROPOUT,
+            )
         starts = [sum(sizes.vocabularies[:column]) for column in range(len(sizes.vocabularies))]
         self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
 
@@ -84,7 +118,9 @@ class InputEncoder(nn.Module):
         """Numbers in the plain representation of a row."""
         sizes = self.sizes
         embedded = len(sizes.vocabularies) * self.category_size + sizes.texts * TEXT_EMBEDDING
-        return sizes.numbers + len(sizes.indicators) + embedded
+        deep = sizes.images * self.images.width if sizes.images else 0
+        deep += sizes.sequences * self.sequences.width if sizes.sequences else 0
+        return sizes.numbers + len(sizes.indicators) + embedded + deep
 
     def initialise(self, generator: torch.Generator) -> None:
         """Small random embeddings; zero for "unknown", the neutral value."""
@@ -99,6 +135,9 @@ class InputEncoder(nn.Module):
         self.center.copy_(torch.from_numpy(statistics.center).unsqueeze(1))
         self.inverse_scale.copy_(torch.from_numpy(statistics.inverse_scale).unsqueeze(1))
         self.known.copy_(self._known_rows(torch.from_numpy(statistics.known)))
+        if self.sizes.images:
+            self.images.mean.copy_(torch.from_numpy(statistics.pixel_mean))
+            self.images.deviation.copy_(torch.from_numpy(statistics.pixel_deviation))
 
     def _known_rows(self, known: Tensor) -> Tensor:
         """(G, V) codes within columns → (G·V,) rows of the flat embedding table."""
@@ -119,6 +158,10 @@ class InputEncoder(nn.Module):
             parts.append(self._embed_categories(batch.categories))
         if self.sizes.texts:
             parts.append(self._embed_texts(batch.tokens))
+        if batch.sequences is not None:
+            parts.append(_each(self.sequences, batch.sequences))
+        if batch.images is not None:
+            parts.append(_each(self.images, batch.images))
         return numbers, torch.cat(parts, -1) if parts else numbers[..., :0]
 
     def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor:
@@ -145,7 +188,13 @@ class InputEncoder(nn.Module):
         return bags.view(*tokens.shape[:2], -1)
 
 
-class TabularNetwork(nn.Module):
+def _each(encoder: nn.Module, inputs: Tensor) -> Tensor:
+    """Every column of (1, B, columns, …) through one encoder → (1, B, columns · width)."""
+    encoded: Tensor = encoder(inputs.flatten(0, 2))
+    return encoded.view(1, inputs.shape[1], -1)
+
+
+class RowNetwork(nn.Module):
     """Batch → (G, M, B, outputs): logits of classes, or the standardised target.
 
     Of a tabm network the first output is that of the linear model alone, and the other members correct it:
@@ -161,9 +210,10 @@ class TabularNetwork(nn.Module):
         super().__init__()
         self.shape = shape
         groups, members = shape.groups, shape.members
-        self.register_buffer("target_center", torch.empty(groups))
-        self.register_buffer("target_scale", torch.empty(groups))
-        self.encoder = InputEncoder(groups, shape.inputs)
+        several = (groups, shape.outputs) if shape.predicts == "numbers" else (groups,)
+        self.register_buffer("target_center", torch.empty(several))
+        self.register_buffer("target_scale", torch.empty(several))
+        self.encoder = InputEncoder(shape)
         if shape.architecture != "mlp":
             self.linear = GroupedLinear(groups, self.encoder.width, shape.outputs, zero=True)
         if shape.architecture == "linear":
@@ -179,7 +229,7 @@ class TabularNetwork(nn.Module):
             for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
         )
         self.head = MemberLinear(groups, members, widths[-1], shape.outputs)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout, rows=2)
 
     @torch.no_grad()
     def initialise(self, statistics: Statistics, seed: int) -> None:
@@ -215,6 +265,6 @@ class TabularNetwork(nn.Module):
         return self.head(state)  # type: ignore[no-any-return]
 
 
-def build_network(shape: NetworkShape) -> TabularNetwork:
+def build_network(shape: NetworkShape) -> RowNetwork:
     """An uninitialised network of the given shape."""
-    return TabularNetwork(shape)
+    return RowNetwork(shape)

@@ -10,34 +10,57 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform.engine.dataset import Tensors
-from dlplatform.engine.network import TabularNetwork
+from dlplatform.engine.network import RowNetwork
 
 EVALUATION_ROWS = 1024
+DEEP_EVALUATION_ROWS = 256
 TRUST_STEPS = 5
 
 
 class Objective(nn.Module):
-    """Mean over members of each member's own loss: every member learns alone (TabM)."""
+    """Mean over members of each member's own loss: every member learns alone (TabM).
+
+    ``kind``: that of the target, see `dlplatform.engine.target.Target`.
+    """
 
     weights: Tensor | None
 
-    def __init__(self, classes: int, weights: Tensor | None, label_smoothing: float) -> None:
+    def __init__(self, kind: str, weights: Tensor | None, label_smoothing: float) -> None:
         super().__init__()
-        self.classes = classes
+        self.kind = kind
         self.weights = weights
         self.label_smoothing = label_smoothing
 
-    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """outputs (G, M, B, K); target (G, B) codes, or standardised numbers."""
-        expanded = target.unsqueeze(1).expand(outputs.shape[:3])
-        if not self.classes:
-            return nn.functional.mse_loss(outputs.squeeze(-1), expanded)
-        return nn.functional.cross_entropy(
-            outputs.reshape(-1, outputs.shape[-1]),
-            expanded.reshape(-1),
-            weight=self.weights,
-            label_smoothing=self.label_smoothing,
-        )
+    def forward(self, outputs: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
+        """outputs (G, M, B, K); target (G, B) codes or standardised numbers, or (G, B, K) for several.
+
+        ``whole``: the target of the whole batch when these rows are a part of it; then the result is the part's
+        share of the whole batch's mean.
+        """
+        loss = self._mean(outputs, target)
+        return loss if whole is None else loss * self._share(target, whole)
+
+    def _mean(self, outputs: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "class":
+            expanded = target.unsqueeze(1).expand(outputs.shape[:3])
+            return nn.functional.cross_entropy(
+                outputs.reshape(-1, outputs.shape[-1]),
+                expanded.reshape(-1),
+                weight=self.weights,
+                label_smoothing=self.label_smoothing,
+            )
+        if self.kind == "number":
+            return nn.functional.mse_loss(outputs.squeeze(-1), target.unsqueeze(1).expand(outputs.shape[:3]))
+        expanded = target.unsqueeze(1).expand(outputs.shape)
+        if self.kind == "numbers":
+            return nn.functional.mse_loss(outputs, expanded)
+        smooth = expanded * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(outputs, smooth, pos_weight=self.weights)
+
+    def _share(self, target: Tensor, whole: Tensor) -> Tensor | float:
+        if self.kind == "class" and self.weights is not None:
+            return self.weights[target].sum() / self.weights[whole].sum()
+        return target.numel() / whole.numel()
 
 
 def class_weights(setting: str, codes: np.ndarray[Any, Any], classes: int) -> np.ndarray[Any, Any] | None:
@@ -50,8 +73,17 @@ def class_weights(setting: str, codes: np.ndarray[Any, Any], classes: int) -> np
     return normalised
 
 
-def mean_prediction(network: TabularNetwork, outputs: Tensor, trust: Tensor | None = None) -> Tensor:
-    """(G, M, B, K) outputs → (G, B, K) class probabilities or (G, B, 1) targets, averaged over members.
+def label_weights(setting: str, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """(K,) weights of a present label against an absent one; None for equal ones. ``labels``: (n, K)."""
+    if setting != "balanced":
+        return None
+    present = np.maximum(labels.sum(0), 1.0)
+    weights: np.ndarray[Any, Any] = np.maximum(len(labels) - present, 1.0) / present
+    return weights
+
+
+def mean_prediction(network: RowNetwork, outputs: Tensor, trust: Tensor | None = None) -> Tensor:
+    """(G, M, B, K) outputs → (G, B, K) probabilities or targets, averaged over members.
 
     ``trust`` replaces the network's own trust in its deep members.
     """
@@ -59,28 +91,37 @@ def mean_prediction(network: TabularNetwork, outputs: Tensor, trust: Tensor | No
     if network.shape.architecture == "tabm":
         linear = outputs[:, :1]
         outputs = torch.lerp(linear, outputs[:, 1:], network.trust if trust is None else trust)
-    if network.shape.outputs > 1:
+    kind = network.shape.predicts
+    if kind == "class":
         return outputs.softmax(-1).mean(1)
-    scale, center = network.target_scale.view(-1, 1, 1), network.target_center.view(-1, 1, 1)
-    return outputs.mean(1) * scale + center
+    if kind == "labels":
+        return outputs.sigmoid().mean(1)
+    groups = network.shape.groups
+    return outputs.mean(1) * network.target_scale.view(groups, 1, -1) + network.target_center.view(groups, 1, -1)
 
 
-def trust_candidates(network: TabularNetwork) -> list[Tensor | None]:
+def trust_candidates(network: RowNetwork) -> list[Tensor | None]:
     """Values to choose the trust in the deep members from; none to choose without a linear member."""
     if network.shape.architecture != "tabm":
         return [None]
     return [torch.tensor([step / TRUST_STEPS], device=network.trust.device) for step in range(TRUST_STEPS + 1)]
 
 
+def evaluation_rows(network: RowNetwork) -> int:
+    """Rows predicted at once."""
+    inputs = network.shape.inputs
+    return DEEP_EVALUATION_ROWS if inputs.images or inputs.sequences else EVALUATION_ROWS
+
+
 @torch.no_grad()
 def predict_rows(
-    network: TabularNetwork, tensors: Tensors, rows: Tensor, trusts: Sequence[Tensor | None] = (None,)
+    network: RowNetwork, tensors: Tensors, rows: Tensor, trusts: Sequence[Tensor | None] = (None,)
 ) -> Tensor:
     """Predictions (T, G, B, K) of each group for its own rows (G, B), in evaluation mode, for each trust."""
     training = network.training
     network.eval()
     parts = []
-    for part in torch.split(rows, EVALUATION_ROWS, dim=1):
+    for part in torch.split(rows, evaluation_rows(network), dim=1):
         outputs = network(tensors.batch(part))
         parts.append(torch.stack([mean_prediction(network, outputs, trust) for trust in trusts]))
     network.train(training)

@@ -9,30 +9,45 @@ import torch
 from torch import nn
 
 from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.finetuning import Plan
 
 LINEAR_RATE = 2.0
-UNDECAYED = ("bias", "before", "after", "shift", "slope")
+_DECAYED, _FREE, _LINEAR = range(3)
+UNDECAYED = ("bias", "before", "after", "shift", "slope", "scale")
 
 
-def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(network: nn.Module, config: TrainingConfig, plan: Plan | None = None) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices only, a higher rate for the linear path.
 
-    Each group of parameters carries its ``rate``, a multiple of the learning rate.
+    Each group of parameters carries its ``rate``, a multiple of the learning rate. Parameters that never train by
+    the plan are left out.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    linear: list[nn.Parameter] = []
+    plan = plan or Plan()
+    groups: dict[tuple[int, float], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        if name.startswith("linear."):
-            linear.append(parameter)
-        else:
-            (free if name.rsplit(".", 1)[-1] in UNDECAYED else decayed).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": config.weight_decay, "rate": 1.0},
-        {"params": free, "weight_decay": 0.0, "rate": 1.0},
-        {"params": linear, "weight_decay": config.weight_decay, "rate": LINEAR_RATE},
+        if plan.ever_trains(name, parameter):
+            groups.setdefault((_kind(name), plan.rate(name)), []).append(parameter)
+    described: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if kind == _FREE else config.weight_decay,
+            "rate": rate * (LINEAR_RATE if kind == _LINEAR else 1.0),
+        }
+        for (kind, rate), parameters in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=_peak(config), fused=True)
+    return torch.optim.AdamW(described, lr=_peak(config), fused=True)
+
+
+def _kind(name: str) -> int:
+    if name.startswith("linear."):
+        return _LINEAR
+    return _FREE if _undecayed(name) else _DECAYED
+
+
+def _undecayed(name: str) -> bool:
+    """Biases, scales and the weights of normalisations."""
+    *path, last = name.split(".")
+    return last in UNDECAYED or (bool(path) and path[-1].endswith("norm"))
 
 
 def _peak(config: TrainingConfig) -> float:
@@ -43,11 +58,23 @@ def _peak(config: TrainingConfig) -> float:
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
     """The rate of a step (from 0 on): linear warm-up, then the schedule down to 1 % of the peak."""
     peak = _peak(config)
-    warmup = round(config.warmup * total_steps)
+    warmup = 0 if config.schedule == "one-cycle" else round(config.warmup * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if config.schedule == "constant":
         return peak
+    if config.schedule == "one-cycle":
+        return _one_cycle(peak, step, total_steps)
     done = (step - warmup) / max(1, total_steps - warmup)
     remaining = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return peak * (0.01 + 0.99 * remaining)
+
+
+def _one_cycle(peak: float, step: int, total_steps: int) -> float:
+    """Up from 4 % for three tenths of the steps, then down to almost nothing, both along a cosine (Smith, 2018)."""
+    rise = max(1, round(0.3 * total_steps))
+    if step < rise:
+        low, high, done = peak / 25, peak, step / rise
+    else:
+        low, high, done = peak / 10_000, peak, 1 - (step - rise) / max(1, total_steps - rise)
+    return low + (high - low) * (1 - math.cos(math.pi * done)) / 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,14 +19,23 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from dlplatform.engine.config import ARCHITECTURES
+from dlplatform.engine.adapters import WEIGHTS as ADAPTER
+from dlplatform.engine.adapters import load_tensors, merged
+from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
-from dlplatform.engine.errors import PackageError
-from dlplatform.engine.network import NetworkShape, TabularNetwork, build_network
+from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
+from dlplatform.engine.finetune_config import parse_finetune
+from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
+from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
+from dlplatform.engine.tokens import FILE as TOKENIZER
+from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
+from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
+BASE: Final = "base"
 CARD: Final = "README.md"
 EVALUATION: Final = "evaluation.json"
 MAXIMUM_BYTES: Final = 16 << 30
@@ -39,10 +49,10 @@ _DTYPES: Final = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
 
 @dataclass(frozen=True)
 class Package:
-    """A package in memory."""
+    """A package in memory. ``network`` carries its adapters when the package is one of an adapter."""
 
     description: dict[str, Any]
-    network: TabularNetwork
+    network: RowNetwork
     preprocessor: Preprocessor
 
 
@@ -52,38 +62,91 @@ def save(
     tensors: dict[str, Tensor],
     card: str,
     evaluation: dict[str, Any],
+    extra: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write a package so that it is whole or absent; returns the SHA-256 of its manifest."""
+    """Write a package so that it is whole or absent; returns the SHA-256 of its manifest.
+
+    ``extra``: more files by name, such as a tokenizer.
+    """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     files = {
         MODEL: to_json(description),
-        WEIGHTS: safetensors.torch.save(weights, metadata={"format": "pt"}),
+        weights_file(description): safetensors.torch.save(weights, metadata={"format": "pt"}),
         CARD: card.encode(),
         EVALUATION: to_json(evaluation),
+        **(extra or {}),
     }
     return commit_directory(directory, files, {})
 
 
+def is_adapter(description: dict[str, Any]) -> bool:
+    """Whether a package holds an adapter over a base instead of weights."""
+    return bool(description.get("finetune", {}).get("mode") == "lora")
+
+
+def weights_file(description: dict[str, Any]) -> str:
+    """The file that holds a package's tensors."""
+    return ADAPTER if is_adapter(description) else WEIGHTS
+
+
 def load(directory: Path) -> Package:
-    """Verify a package and read it. Raises PackageError."""
+    """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError."""
     description = verify(directory)
-    shape = _shape(description)
-    network = build_network(shape)
-    try:
-        tensors = safetensors.torch.load((directory / WEIGHTS).read_bytes())
-        network.load_state_dict(tensors)
-    except (safetensors.SafetensorError, RuntimeError) as error:
-        raise PackageError(f"{WEIGHTS} cannot be read.") from error
+    network = build_network(_shape(directory, description))
+    if is_adapter(description):
+        _load_adapter(directory, description, network)
+    else:
+        try:
+            network.load_state_dict(_read(directory / WEIGHTS))
+        except RuntimeError as error:
+            raise PackageError(f"{WEIGHTS} cannot be read.") from error
     _check_values(network)
-    return Package(description, network.eval(), Preprocessor.from_dict(description["preprocessing"]))
+    preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
+    return Package(description, network.eval(), preprocessor)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise PackageError(f"{path.name} cannot be read.") from error
+
+
+def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork) -> None:
+    """The base's weights, its outputs grown to this package's classes, and the adapters over them."""
+    base = load(directory / BASE)
+    try:
+        config = parse_finetune(description["finetune"])
+        weights, fresh = fitted_weights(base, description["output"].get("classes", []))
+        network.load_state_dict(weights)
+        plan_of(network, config, fresh, 0)
+    except (ConfigError, EngineError, RuntimeError, TypeError) as error:
+        raise PackageError(f"The adapter does not fit its base: {error}"[:500]) from error
+    load_tensors(network, _read(directory / ADAPTER))
+
+
+def fitted_weights(base: Package, classes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """A base's tensors with outputs for the given classes, and the blocks that are new for that reason."""
+    weights, old = merged(base.network), base.description["output"].get("classes", [])
+    return grown(weights, old, classes, 0), fresh_blocks(old, classes, list(weights))
+
+
+def merged_tensors(loaded: Package) -> dict[str, Tensor]:
+    """The tensors of a whole package, adapters worked in."""
+    return {name: tensor.detach().contiguous() for name, tensor in merged(loaded.network).items()}
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """Check a package without loading its weights; returns its description. Raises PackageError."""
-    _check_files(directory)
+    """Check a package without loading its weights; returns its description. Raises PackageError.
+
+    Whether an adapter fits its base is only seen when it is loaded.
+    """
     description = read_description(directory)
-    expected = _expected_tensors(_shape(description))
-    _compare(expected, read_header(directory / WEIGHTS))
+    _check_files(directory, weights_file(description))
+    shape = _shape(directory, description)
+    header = read_header(directory / weights_file(description))
+    if not is_adapter(description):
+        _compare(_expected_tensors(shape), header)
     if (directory / MANIFEST).exists():
         try:
             check_manifest(directory)
@@ -92,9 +155,7 @@ def verify(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _check_files(directory: Path) -> None:
-    if not directory.is_dir():
-        raise PackageError("The package is not a directory.")
+def _check_files(directory: Path, weights: str) -> None:
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise PackageError(f"{path.name} is a link; a package holds plain files only.")
@@ -103,8 +164,8 @@ def _check_files(directory: Path) -> None:
                 f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
                 "Convert the weights with safetensors.torch.save_file and upload that."
             )
-    if not (directory / WEIGHTS).is_file():
-        raise PackageError(f"The package has no {WEIGHTS}.")
+    if not (directory / weights).is_file():
+        raise PackageError(f"The package has no {weights}.")
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -170,14 +231,25 @@ def _expected_tensors(shape: NetworkShape) -> dict[str, Tensor]:
     return tensors
 
 
-def _shape(description: dict[str, Any]) -> NetworkShape:
+def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer of texts that are read in order, if there are any."""
+    if not any(coding.get("length") for coding in description["preprocessing"]):
+        return None
+    try:
+        with (directory / TOKENIZER).open(encoding="utf-8") as file:
+            return read_tokenizer(file.read(TOKENIZER_BYTES + 1))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PackageError(f"The package has no readable {TOKENIZER}.") from error
+
+
+def _shape(directory: Path, description: dict[str, Any]) -> NetworkShape:
     """The network's shape, every number within limits and in step with inputs and outputs."""
     try:
         shape = NetworkShape.from_dict(description["architecture"])
-        preprocessor = Preprocessor.from_dict(description["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
+        preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PackageError(f"{MODEL} does not describe a network of this platform.") from error
-    if shape.architecture not in ARCHITECTURES:
+    if shape.architecture not in ARCHITECTURES or shape.architecture == "auto":
         raise PackageError(f"The architecture {str(shape.architecture)[:40]!r} is unknown.")
     _check_limits(shape)
     columns = [(each.column.name, each.column.type) for each in preprocessor.codings]
@@ -186,13 +258,13 @@ def _shape(description: dict[str, Any]) -> NetworkShape:
     sizes = preprocessor.sizes()
     if sizes != shape.inputs:
         raise PackageError("The architecture does not fit the preprocessing.")
-    if shape.outputs != _outputs(description):
+    if shape.outputs != _outputs(description) or shape.predicts != description["output"].get("kind"):
         raise PackageError("The number of classes does not fit the network's outputs.")
     return shape
 
 
 def _outputs(description: dict[str, Any]) -> int:
-    if description["task"] == "regression":
+    if description["output"].get("kind") == "number":
         return 1
     classes = description["output"].get("classes")
     return len(classes) if isinstance(classes, list) and len(set(map(str, classes))) == len(classes) else -1
@@ -206,6 +278,14 @@ def _check_limits(shape: NetworkShape) -> None:
         "layers": (shape.layers, 0, 64),
         "width": (shape.width, 0, 1 << 16),
         "bins": (shape.bins, 0, 4096),
+        "image_width": (shape.image_width, 0, 4096),
+        "image_depth": (shape.image_depth, 0, 64),
+        "text_width": (shape.text_width, 0, 1 << 14),
+        "text_layers": (shape.text_layers, 0, 128),
+        "text_heads": (shape.text_heads, 0, 1 << 10),
+        "sequence_length": (shape.inputs.sequence_length, 0, 1 << 16),
+        "image_size": (shape.inputs.image_size, 0, 4096),
+        "image_channels": (shape.inputs.image_channels, 0, 3),
         "embedding_size": (shape.embedding_size, 0, 4096),
         "numbers": (shape.inputs.numbers, 0, 1 << 20),
         "texts": (shape.inputs.texts, 0, 1 << 12),
@@ -215,11 +295,23 @@ def _check_limits(shape: NetworkShape) -> None:
     for name, (value, low, high) in limits.items():
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
+    _check_encoders(shape)
     if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
         raise PackageError(f"{MODEL} gives an impossible dropout.")
 
 
-def _check_values(network: TabularNetwork) -> None:
+def _check_encoders(shape: NetworkShape) -> None:
+    """Encoders of images and texts, where there are such inputs."""
+    inputs = shape.inputs
+    deep = bool(inputs.images or inputs.sequences)
+    known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
+    texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
+    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
+    if not (known and texts and sized) or (deep and shape.groups != 1):
+        raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
+
+
+def _check_values(network: RowNetwork) -> None:
     """Indices must stay inside their table; weights must be numbers."""
     known = network.encoder.known
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < known.numel():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,30 +16,35 @@ import torch
 from dlplatform.engine import package
 from dlplatform.engine.dataset import to_tensors
 from dlplatform.engine.errors import PredictionInputError
-from dlplatform.engine.objective import mean_prediction
+from dlplatform.engine.image_arrays import Source, source_in
+from dlplatform.engine.images import ImageError, decode
+from dlplatform.engine.objective import evaluation_rows, mean_prediction
 from dlplatform.engine.schema import STRING_LIKE
 from dlplatform.engine.table import Table, Values
-
-CHUNK = 1024
 
 
 class Predictor:
     """A loaded model package. Safe to share between threads that only predict."""
 
-    def __init__(self, directory: Path) -> None:
-        """Verify and load a package. Raises PackageError."""
+    def __init__(self, directory: Path, images: Path | None = None) -> None:
+        """Verify and load a package. ``images``: where tables' images lie, as in a job directory.
+
+        Raises PackageError.
+        """
+        self._source: Source = source_in(images) if images else bytes
         loaded = package.load(Path(directory))
         self.description = loaded.description
         self.network = loaded.network
         self._preprocessor = loaded.preprocessor
         self._codings = loaded.preprocessor.codings
         self._columns = {each.column.name for each in self._codings}
-        self._accepted = self._columns | {self.description.get("target")}
+        self._accepted = self._columns | {self.description.get("target"), *self.description.get("targets", ())}
 
     def predict(self, instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """One answer for each row: {"label", "probabilities": {label: p}} or {"value"}.
+        """One answer for each row: {"label", "probabilities": {label: p}}, {"labels", "probabilities"}, {"value"}
+        or {"values": {target: number}}.
 
-        A value of None is missing and filled as fitted; a column may be left out when the training data
+        An image is its file's content in base64, or a data URL. A value of None is missing and filled as fitted; a column may be left out when the training data
         had missing values in it. The target column is accepted and ignored. Raises PredictionInputError.
         """
         if not instances:
@@ -47,19 +53,20 @@ class Predictor:
         return self._answers(self.predict_table(table))
 
     def predict_table(self, table: Table) -> np.ndarray[Any, Any]:
-        """(n, K) class probabilities, or (n, 1) values in the target's units, for a typed table."""
-        inputs = self._preprocessor.transform(table)
+        """(n, K) probabilities, or values in the targets' units, for a typed table. Raises EngineError for images
+        that cannot be read."""
+        inputs = self._preprocessor.transform(table, source=self._source)
         tensors = to_tensors(inputs, np.zeros(table.rows), torch.device("cpu"))
         groups = self.network.shape.groups
         parts = []
         with torch.inference_mode():
-            for rows in torch.split(torch.arange(table.rows), CHUNK):
+            for rows in torch.split(torch.arange(table.rows), evaluation_rows(self.network)):
                 outputs = self.network(tensors.batch(rows.expand(groups, -1)))
                 parts.append(mean_prediction(self.network, outputs).double().mean(0).numpy())
         predicted: np.ndarray[Any, Any] = np.concatenate(parts)
         output = self.description["output"]
-        if output["kind"] == "number":
-            return predicted * float(output["unit"]) + float(output["offset"])
+        if output["kind"] in ("number", "numbers"):
+            predicted = predicted * np.array(output["unit"]) + np.array(output["offset"])
         return predicted
 
     def _answers(self, predicted: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
@@ -67,6 +74,16 @@ class Predictor:
         if output["kind"] == "number":
             return [{"value": float(value)} for value in predicted[:, 0]]
         classes = output["classes"]
+        if output["kind"] == "numbers":
+            return [{"values": dict(zip(classes, row.tolist(), strict=True))} for row in predicted]
+        if output["kind"] == "labels":
+            return [
+                {
+                    "labels": [name for name, share in zip(classes, row, strict=True) if share >= 0.5],
+                    "probabilities": dict(zip(classes, row.tolist(), strict=True)),
+                }
+                for row in predicted
+            ]
         return [
             {
                 "label": classes[int(row.argmax())],
@@ -82,7 +99,7 @@ class Predictor:
         for coding in self._codings:
             name, type_ = coding.column.name, coding.column.type
             values = [parse_value(row, name, type_, each.get(name)) for row, each in enumerate(instances)]
-            columns[name] = pa.array(values, pa.string()) if type_ in STRING_LIKE else np.array(values, np.float64)
+            columns[name] = _column(type_, values)
         return Table(columns, len(instances))
 
     def _check_names(self, row: int, instance: Any) -> None:
@@ -100,13 +117,22 @@ class Predictor:
                 raise PredictionInputError(row, coding.column.name, "missing_column", message)
 
 
-def parse_value(row: int, name: str, type_: str, value: Any) -> float | str | None:
-    """A JSON value as it is stored for its column type: a float (NaN for missing), or a string or None.
+def _column(type_: str, values: list[Any]) -> Values:
+    if type_ == "image":
+        return pa.array(values, pa.binary())
+    return pa.array(values, pa.string()) if type_ in STRING_LIKE else np.array(values, np.float64)
 
-    Raises PredictionInputError with a code of wrong_type, bad_number or bad_datetime.
+
+def parse_value(row: int, name: str, type_: str, value: Any) -> float | str | bytes | None:
+    """A JSON value as it is stored for its column type: a float (NaN for missing), a string, an image's bytes, or
+    None.
+
+    Raises PredictionInputError with a code of wrong_type, bad_number, bad_datetime or bad_image.
     """
     if value is None:
         return None if type_ in STRING_LIKE else math.nan
+    if type_ == "image":
+        return _parse_image(row, name, value)
     if type_ in STRING_LIKE:
         return _parse_string(row, name, value)
     if type_ == "datetime":
@@ -120,6 +146,29 @@ def _parse_string(row: int, name: str, value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise PredictionInputError(row, name, "wrong_type", f"The column {name!r} takes a string.")
+
+
+def _parse_image(row: int, name: str, value: Any) -> bytes | None:
+    """The bytes of an image that can be decoded."""
+    if value == "":
+        return None
+    content = value if isinstance(value, bytes) else _from_base64(row, name, value)
+    try:
+        decode(content)
+    except ImageError as error:
+        raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
+    return content
+
+
+def _from_base64(row: int, name: str, value: Any) -> bytes:
+    message = f"The column {name!r} takes an image file in base64, or a data URL."
+    if not isinstance(value, str):
+        raise PredictionInputError(row, name, "wrong_type", message)
+    encoded = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except ValueError:
+        raise PredictionInputError(row, name, "bad_image", message) from None
 
 
 _BOOLEANS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0, "1": 1.0, "0": 0.0}

@@ -1,4 +1,4 @@
-"""From typed columns to the arrays a network takes: codes for categories, hashed tokens for texts.
+"""From typed columns to the arrays a network takes: codes for categories, tokens for texts, pixels for images.
 
 What is fitted here is only vocabulary and units; centre, scale and quantiles are fitted per training
 fold in `dlplatform.engine.statistics` and live in the network.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.image_arrays import Pixels, Source, encode_images, suggested_shape
 from dlplatform.engine.schema import NUMBER_LIKE, Column
 from dlplatform.engine.table import Table, missing
+from dlplatform.engine.tokens import Tokenizer, encode_rows, fit_tokenizer, read_tokenizer
 
 UNKNOWN: Final = 0
 MISSING: Final = 1
@@ -25,6 +28,8 @@ SPECIAL: Final = 2
 VOCABULARY_LIMIT: Final = 10_000
 TEXT_BUCKETS: Final = 8192
 TEXT_TOKENS: Final = 64
+SAMPLED_TEXTS: Final = 2000
+TEXT_CHARACTERS: Final = 8192
 DAY: Final = 86_400.0
 YEAR: Final = 365.2425 * DAY
 # 1970-01-01 was a Thursday: shifting by four days starts the week on a Sunday.
@@ -43,11 +48,14 @@ Beat = Callable[[], None]
 @dataclass(frozen=True)
 class Inputs:
     """Rows ready for a network: numbers (n, D) float32 with NaN for missing, categories (n, C) int32,
-    tokens (n, X, L) int32 with 0 for padding."""
+    tokens (n, X, L) int32 of hashed texts and sequences (n, S, L) int32 of texts in order, both with 0 for
+    padding, and images (n, I, channels, side, side) uint8, black when missing."""
 
     numbers: Floats
     categories: Codes
     tokens: Codes
+    sequences: Codes
+    images: Pixels
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class InputSizes:
     """How many inputs of each kind, which fixes the shapes of a network.
 
     ``indicators``: positions of the numbers that get a missing-value indicator. ``vocabularies``: codes of
-    each category column, the special ones included. ``texts``: text columns.
+    each category column, the special ones included. ``texts``: hashed text columns. ``sequences``: text
+    columns read in order, of at most ``sequence_length`` tokens of ``sequence_vocabulary`` codes.
     """
 
     numbers: int
@@ -64,22 +73,36 @@ class InputSizes:
     texts: int
     buckets: int = TEXT_BUCKETS
     tokens: int = TEXT_TOKENS
-
-    @property
-    def total(self) -> int:
-        """Number of inputs of any kind."""
-        return self.numbers + len(self.indicators) + len(self.vocabularies) + self.texts
+    sequences: int = 0
+    sequence_length: int = 0
+    sequence_vocabulary: int = 0
+    images: int = 0
+    image_channels: int = 0
+    image_size: int = 0
 
 
 @dataclass(frozen=True)
 class ColumnCoding:
-    """How one column becomes inputs: the unit of its number, or its vocabulary."""
+    """How one column becomes inputs: the unit of its number, its vocabulary, the tokens of its texts or the
+    shape of its images. ``length``: tokens of a text that is read in order; 0 hashes it."""
 
     column: Column
     offset: float = 0.0
     unit: float = 1.0
     nullable: bool = False
     vocabulary: tuple[str, ...] = ()
+    length: int = 0
+    channels: int = 0
+    side: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The array of `Inputs` that it goes into."""
+        if self.width:
+            return "numbers"
+        if self.column.type == "text":
+            return "sequences" if self.length else "tokens"
+        return "images" if self.column.type == "image" else "categories"
 
     @property
     def width(self) -> int:
@@ -91,27 +114,38 @@ class ColumnCoding:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """The fitted codings of all feature columns, in order."""
+    """The fitted codings of all feature columns, in order, and the tokenizer of the texts read in order."""
 
     codings: tuple[ColumnCoding, ...]
+    tokenizer: Tokenizer | None = None
 
-    def transform(self, table: Table, beat: Beat = lambda: None) -> Inputs:
-        """Encode the feature columns of a table; ``beat`` is called between pieces of work."""
-        numbers, categories, tokens = [], [], []
+    def transform(self, table: Table, beat: Beat = lambda: None, source: Source = bytes) -> Inputs:
+        """Encode the feature columns of a table; ``beat`` is called between pieces of work, ``source`` reads images."""
+        encoded: dict[str, list[Any]] = {"numbers": [], "categories": [], "tokens": [], "sequences": [], "images": []}
         for coding in self.codings:
             beat()
-            values = table.columns[coding.column.name]
-            if coding.width:
-                numbers.append(encode_numbers(coding, np.asarray(values)))
-            elif coding.column.type == "category":
-                categories.append(encode_category(coding, values))
-            else:
-                tokens.append(encode_text(values, beat))
+            encoded[coding.kind].append(self._encode(coding, table.columns[coding.column.name], beat, source))
+        sizes, rows = self.sizes(), table.rows
+        pixels = (rows, 0, sizes.image_channels, sizes.image_size, sizes.image_size)
         return Inputs(
-            numbers=np.concatenate(numbers, axis=1) if numbers else np.zeros((table.rows, 0), np.float32),
-            categories=np.stack(categories, axis=1) if categories else np.zeros((table.rows, 0), np.int32),
-            tokens=np.stack(tokens, axis=1) if tokens else np.zeros((table.rows, 0, TEXT_TOKENS), np.int32),
+            numbers=np.concatenate(encoded["numbers"], axis=1) if sizes.numbers else np.zeros((rows, 0), np.float32),
+            categories=_stacked(encoded["categories"], np.zeros((rows, 0), np.int32)),
+            tokens=_stacked(encoded["tokens"], np.zeros((rows, 0, TEXT_TOKENS), np.int32)),
+            sequences=_stacked(encoded["sequences"], np.zeros((rows, 0, sizes.sequence_length), np.int32)),
+            images=_stacked(encoded["images"], np.zeros(pixels, np.uint8)),
         )
+
+    def _encode(self, coding: ColumnCoding, values: Any, beat: Beat, source: Source) -> np.ndarray[Any, Any]:
+        if coding.kind == "numbers":
+            return encode_numbers(coding, np.asarray(values))
+        if coding.kind == "categories":
+            return encode_category(coding, values)
+        if coding.kind == "tokens":
+            return encode_text(values, beat)
+        if coding.kind == "images":
+            return encode_images(values.to_pylist(), coding.channels, coding.side, source, beat)
+        assert self.tokenizer is not None
+        return encode_rows(self.tokenizer, values.to_pylist(), coding.length, beat)
 
     def sizes(self) -> InputSizes:
         """Shapes that `transform` gives."""
@@ -120,51 +154,121 @@ class Preprocessor:
             if coding.width and coding.nullable:
                 indicators.append(position)
             position += coding.width
-        vocabularies = [len(each.vocabulary) + SPECIAL for each in self.codings if each.column.type == "category"]
-        texts = sum(coding.column.type == "text" for coding in self.codings)
-        return InputSizes(position, tuple(indicators), tuple(vocabularies), texts)
-
-    def to_dict(self) -> list[dict[str, Any]]:
-        """JSON form."""
-        return [
-            {
-                "name": each.column.name,
-                "type": each.column.type,
-                "offset": each.offset,
-                "unit": each.unit,
-                "nullable": each.nullable,
-                "vocabulary": list(each.vocabulary),
-            }
-            for each in self.codings
-        ]
-
-    @staticmethod
-    def from_dict(raw: list[dict[str, Any]]) -> Preprocessor:
-        """Read what `to_dict` wrote."""
-        return Preprocessor(
-            tuple(
-                ColumnCoding(
-                    Column(str(each["name"]), str(each["type"])),
-                    float(each["offset"]),
-                    float(each["unit"]),
-                    bool(each["nullable"]),
-                    tuple(map(str, each["vocabulary"])),
-                )
-                for each in raw
-            )
+        vocabularies = [len(each.vocabulary) + SPECIAL for each in self.codings if each.kind == "categories"]
+        images = [each for each in self.codings if each.kind == "images"]
+        lengths = [each.length for each in self.codings if each.kind == "sequences"]
+        return InputSizes(
+            position,
+            tuple(indicators),
+            tuple(vocabularies),
+            sum(each.kind == "tokens" for each in self.codings),
+            sequences=len(lengths),
+            sequence_length=max(lengths, default=0),
+            sequence_vocabulary=self.tokenizer.size if self.tokenizer and lengths else 0,
+            images=len(images),
+            image_channels=images[0].channels if images else 0,
+            image_size=images[0].side if images else 0,
         )
 
+    def to_dict(self) -> list[dict[str, Any]]:
+        """JSON form of the codings."""
+        return [_coding_to_dict(each) for each in self.codings]
 
-def fit_preprocessor(table: Table, features: tuple[Column, ...]) -> Preprocessor:
-    """Fit units and vocabularies on the given (training) rows."""
-    return Preprocessor(tuple(_fit_coding(column, table) for column in features))
+    @staticmethod
+    def from_dict(raw: list[dict[str, Any]], tokenizer: Tokenizer | None = None) -> Preprocessor:
+        """Read what `to_dict` wrote."""
+        return Preprocessor(tuple(map(_coding_from_dict, raw)), tokenizer)
+
+
+def _stacked(columns: list[Any], nothing: np.ndarray[Any, Any]) -> Any:
+    """(n, …) arrays → (n, columns, …); a single one is not copied."""
+    if not columns:
+        return nothing
+    return columns[0][:, None] if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def _coding_to_dict(coding: ColumnCoding) -> dict[str, Any]:
+    described = {
+        "name": coding.column.name,
+        "type": coding.column.type,
+        "offset": coding.offset,
+        "unit": coding.unit,
+        "nullable": coding.nullable,
+        "vocabulary": list(coding.vocabulary),
+    }
+    extra = {"length": coding.length, "channels": coding.channels, "side": coding.side}
+    return described | {name: value for name, value in extra.items() if value}
+
+
+def _coding_from_dict(raw: dict[str, Any]) -> ColumnCoding:
+    return ColumnCoding(
+        Column(str(raw["name"]), str(raw["type"])),
+        float(raw["offset"]),
+        float(raw["unit"]),
+        bool(raw["nullable"]),
+        tuple(map(str, raw["vocabulary"])),
+        *(int(raw.get(name, 0)) for name in ("length", "channels", "side")),
+    )
+
+
+def fit_preprocessor(
+    table: Table,
+    features: tuple[Column, ...],
+    config: TrainingConfig | None = None,
+    source: Source = bytes,
+    tokenizer: str = "",
+) -> Preprocessor:
+    """Fit units, vocabularies, tokenizer and image shape on the given (training) rows.
+
+    ``config`` has settled settings (see `dlplatform.engine.defaults.resolve`). ``tokenizer``: the JSON of one
+    that was fitted already.
+    """
+    config = config or TrainingConfig()
+    codings = [_fit_coding(column, table) for column in features]
+    texts = [column for column in features if column.type == "text"]
+    fitted = None
+    if texts and config.text_encoder == "transformer":
+        fitted = read_tokenizer(tokenizer) if tokenizer else _fit_tokenizer(table, texts, config)
+        length = _text_length(table, texts, fitted, config)
+        codings = [replace(each, length=length) if each.column.type == "text" else each for each in codings]
+    images = [column for column in features if column.type == "image"]
+    if images:
+        channels, side = _image_shape(table, images, config, source)
+        codings = [
+            replace(each, channels=channels, side=side) if each.column.type == "image" else each for each in codings
+        ]
+    return Preprocessor(tuple(codings), fitted)
+
+
+def _fit_tokenizer(table: Table, texts: list[Column], config: TrainingConfig) -> Tokenizer:
+    content = (text for column in texts for text in table.columns[column.name].drop_null().to_pylist())
+    size = config.vocabulary if isinstance(config.vocabulary, int) else max(512, min(8192, table.rows))
+    return fit_tokenizer(content, config.tokenizer, size)
+
+
+def _text_length(table: Table, texts: list[Column], tokenizer: Tokenizer, config: TrainingConfig) -> int:
+    """Long enough for 95 % of the texts, at most 256, unless it was set."""
+    if isinstance(config.text_length, int):
+        return config.text_length
+    lengths: list[int] = []
+    for column in texts:
+        sample = table.columns[column.name].drop_null()[:SAMPLED_TEXTS].to_pylist()
+        lengths += map(len, tokenizer.encode([text[:TEXT_CHARACTERS] for text in sample]))
+    needed = int(np.quantile(lengths, 0.95)) if lengths else 1
+    return max(8, min(256, -(-needed // 8) * 8))
+
+
+def _image_shape(table: Table, images: list[Column], config: TrainingConfig, source: Source) -> tuple[int, int]:
+    shapes = [suggested_shape(table.columns[column.name].to_pylist(), source) for column in images]
+    side = config.image_size if isinstance(config.image_size, int) else max(side for _, side in shapes)
+    return max(channels for channels, _ in shapes), side
 
 
 def _fit_coding(column: Column, table: Table) -> ColumnCoding:
     values = table.columns[column.name]
     absent = missing(values)
     nullable = bool(absent.any())
-    if column.type == "text":
+    if column.type in ("text", "image"):
         return ColumnCoding(column, nullable=nullable)
     if column.type == "category":
         return ColumnCoding(column, nullable=nullable, vocabulary=_vocabulary(values))

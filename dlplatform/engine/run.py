@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,20 +17,30 @@ import numpy as np
 import torch
 
 from dlplatform.engine import package
+from dlplatform.engine.adapters import CONFIG as ADAPTER_CONFIG
+from dlplatform.engine.adapters import merged, peft_config, save_tensors
 from dlplatform.engine.card import model_card
 from dlplatform.engine.checkpoints import CheckpointStore, Loaded
 from dlplatform.engine.config import parse_config
-from dlplatform.engine.dataset import prepare
+from dlplatform.engine.dataset import Base, prepare
 from dlplatform.engine.describe import describe_model, row_counts
+from dlplatform.engine.distributed import Processes
+from dlplatform.engine.durable import to_json
 from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.evaluation import evaluate
-from dlplatform.engine.events import SPOOL, EventWriter
+from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
+from dlplatform.engine.finetuning import Plan, plan_of
+from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
+from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.importance import permutation_importance
-from dlplatform.engine.job import CHECKPOINTS, OUTPUT, JobSpec, read_spec
+from dlplatform.engine.job import BASE, CHECKPOINTS, OUTPUT, JobSpec, read_spec
+from dlplatform.engine.learner import RowLearner
+from dlplatform.engine.network import build_network
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.schema import Column
 from dlplatform.engine.table import Table, read_table
+from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.training import Trainer
 
 FINISHED: Final = 0
@@ -45,19 +56,20 @@ def run_job(job_dir: Path) -> int:
     SIGTERM with a checkpoint to resume from. SIGUSR1 writes all stacks to ``stacks.txt``.
     """
     job_dir = Path(job_dir).resolve()
-    writer = EventWriter(job_dir / SPOOL)
+    processes = Processes()
+    writer = EventWriter(job_dir / SPOOL) if processes.leads else SilentWriter()
     reporter = Reporter(writer)
     try:
         with _signals(job_dir, reporter):
-            return _run_guarded(job_dir, reporter)
+            return _run_guarded(job_dir, reporter, processes)
     finally:
         writer.close()
 
 
-def _run_guarded(job_dir: Path, reporter: Reporter) -> int:
+def _run_guarded(job_dir: Path, reporter: Reporter, processes: Processes) -> int:
     writer = reporter.writer
     try:
-        _run(job_dir, reporter)
+        _run(job_dir, reporter, processes)
     except Interrupted:
         writer.log("warning", "The run was asked to stop; it can be resumed.")
         return INTERRUPTED
@@ -85,7 +97,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def _run(job_dir: Path, reporter: Reporter) -> None:
+def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     reporter.report()
     spec = read_spec(job_dir)
     if _emit_finished_package(job_dir, reporter):
@@ -93,18 +105,40 @@ def _run(job_dir: Path, reporter: Reporter) -> None:
     store = CheckpointStore(job_dir / CHECKPOINTS)
     loaded = _latest_checkpoint(store, reporter)
     threads = pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None)
-    table = read_table(spec.data, [spec.target, *spec.features])
-    reporter.beat()
-    dataset = prepare(spec, table, reporter.writer.log, reporter.beat)
-    trainer = Trainer(dataset, choose_device(), reporter, store)
-    trainer.environment = {**describe(trainer.device), "threads": threads}
+    learner, plan = _learner(job_dir, spec, reporter, loaded)
+    trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
+    trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
+    trainer.kept = _kept(learner)
     if loaded is not None:
         trainer.restore(loaded)
     _emit_started(trainer, threads, loaded)
     trainer.fit()
-    metrics = _package(job_dir, spec, trainer)
+    metrics = _package(job_dir, spec, trainer, learner)
     reporter.enter("finished")
     reporter.writer.emit("finished", metrics=metrics, package=OUTPUT)
+
+
+def _learner(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[RowLearner, Plan]:
+    base = package.load(job_dir / BASE) if spec.finetune else None
+    table = read_table(spec.data, [*spec.targets, *spec.features])
+    reporter.beat()
+    tokenizer = str(loaded.state.get("tokenizer", "")) if loaded else ""
+    source = source_in(job_dir / "data" / IMAGES)
+    known = Base(base.description, base.preprocessor) if base else None
+    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, tokenizer, known)
+    if base is None or spec.finetune is None:
+        return RowLearner(dataset, choose_device()), Plan()
+    weights, fresh = package.fitted_weights(base, dataset.target.classes)
+    network = build_network(replace(base.network.shape, outputs=dataset.target.outputs))
+    network.load_state_dict(weights)
+    plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
+    return RowLearner(dataset, choose_device(), network), plan
+
+
+def _kept(learner: RowLearner) -> dict[str, Any]:
+    """What a checkpoint holds besides the state of training: what was fitted and may not come out the same again."""
+    tokenizer = learner.dataset.preprocessor.tokenizer
+    return {"tokenizer": tokenizer.to_json()} if tokenizer else {}
 
 
 def _emit_finished_package(job_dir: Path, reporter: Reporter) -> bool:
@@ -133,6 +167,7 @@ def _latest_checkpoint(store: CheckpointStore, reporter: Reporter) -> Loaded | N
 
 
 def _emit_started(trainer: Trainer, threads: int, loaded: Loaded | None) -> None:
+    assert isinstance(trainer.learner, RowLearner)
     trainer.reporter.writer.emit(
         "started",
         environment=trainer.environment,
@@ -140,26 +175,34 @@ def _emit_started(trainer: Trainer, threads: int, loaded: Loaded | None) -> None
         device=str(trainer.device),
         resumed_from=loaded.step if loaded else None,
         parameters=sum(parameter.numel() for parameter in trainer.network.parameters()),
-        rows=row_counts(trainer.dataset),
+        rows=row_counts(trainer.learner.dataset),
         config=trainer.config.to_dict(),
     )
 
 
-def _package(job_dir: Path, spec: JobSpec, trainer: Trainer) -> dict[str, float | None]:
+def _package(job_dir: Path, spec: JobSpec, trainer: Trainer, learner: RowLearner) -> dict[str, float | None]:
     """Measure, explain and save; returns the final metrics."""
-    reporter, dataset = trainer.reporter, trainer.dataset
+    reporter, dataset = trainer.reporter, learner.dataset
     reporter.enter("evaluating")
-    actual, predicted = trainer.validate()
+    actual, predicted = learner.held_out()
     reporter.enter("explaining")
-    importance = permutation_importance(trainer) if trainer.config.importance else []
+    importance = permutation_importance(learner, reporter) if trainer.config.importance else []
     reporter.enter("packaging")
     evaluation = evaluate(dataset, actual, predicted, importance)
     metrics: dict[str, float | None] = evaluation["metrics"]
     state = trainer.state
     training = {"steps": state.step, "epochs": state.epoch, "best_epoch": state.best_epoch}
-    description = describe_model(spec, dataset, trainer.network.shape, metrics, training)
+    description = describe_model(spec, dataset, learner.network.shape, metrics, training)
     card = model_card(description, evaluation)
-    package.save(job_dir / OUTPUT, description, trainer.network.state_dict(), card, evaluation)
+    tokenizer = dataset.preprocessor.tokenizer
+    extra = {TOKENIZER: tokenizer.to_json().encode()} if tokenizer else {}
+    tensors = merged(learner.network)
+    if spec.finetune and spec.finetune.mode == "lora":
+        base, _ = package.fitted_weights(package.load(job_dir / BASE), dataset.target.classes)
+        tensors = save_tensors(learner.network, base)
+        version = str(spec.lineage.get("base_version", ""))
+        extra[ADAPTER_CONFIG] = to_json(peft_config(learner.network, spec.finetune, version))
+    package.save(job_dir / OUTPUT, description, tensors, card, evaluation, extra)
     return metrics
 
 
@@ -201,9 +244,10 @@ def prepare_arrays(
     label = Column("y", "integer" if task == "classification" else "number")
     columns = tuple(Column(name, "number") for name in names)
     table = Table({**values, "y": target.astype(np.float64)}, len(target))
-    spec = JobSpec("", 1, task, label, columns, (), parse_config(config, task))
+    spec = JobSpec("", 1, task, (label,), columns, (), parse_config(config, task))
     reporter = Reporter(EventWriter(job_dir / SPOOL))
-    return Trainer(prepare(spec, table, reporter.writer.log, reporter.beat), choose_device(), reporter, store)
+    dataset = prepare(spec, table, reporter.writer.log, reporter.beat)
+    return Trainer(RowLearner(dataset, choose_device()), reporter, store)
 
 
 def train_arrays(

@@ -8,7 +8,7 @@ from typing import Any, Final
 COLUMN_TYPES: Final = ("number", "integer", "boolean", "category", "datetime", "text", "image")
 NUMBER_LIKE: Final = frozenset({"number", "integer", "boolean"})
 STRING_LIKE: Final = frozenset({"category", "text", "image"})  # an image is stored as the SHA-256 of its file
-TASKS: Final = ("classification", "regression")
+TASKS: Final = ("classification", "regression", "multilabel")
 
 
 @dataclass(frozen=True)

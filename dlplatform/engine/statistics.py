@@ -12,19 +12,21 @@ from typing import Any, Final
 
 import numpy as np
 
+from dlplatform.engine.image_arrays import Pixels
 from dlplatform.engine.preprocessing import SPECIAL, UNKNOWN, Floats, Inputs, InputSizes
 from dlplatform.engine.split import Index, Split
 
 # Values beyond about this many standard deviations are squeezed (RealMLP; Holzmüller et al., 2024).
 CLIP: Final = 6.0
 QUANTILE_ROWS: Final = 100_000
+PIXEL_ROWS: Final = 500
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Fitted arrays, the group first: center and inverse_scale (G, D); left and inverse_width (G, D, T) of
     the bins in normalised units; known (G, V) the code each category code is read as; target_center and
-    target_scale (G,)."""
+    target_scale (G,), or (G, K) for several targets; pixel_mean and pixel_deviation (channels,), shared."""
 
     center: Floats
     inverse_scale: Floats
@@ -33,18 +35,21 @@ class Statistics:
     known: Index
     target_center: Floats
     target_scale: Floats
+    pixel_mean: Floats
+    pixel_deviation: Floats
 
 
 def fit_statistics(
     inputs: Inputs, sizes: InputSizes, split: Split, bins: int, target: np.ndarray[Any, Any] | None
 ) -> Statistics:
-    """Fit every group on its own training rows. ``target``: (n,) numbers, or None for classification."""
+    """Fit every group on its own training rows. ``target``: (n,) or (n, K) numbers, or None for classes and labels."""
     groups = [_fit_numbers(inputs.numbers[rows], bins) for rows in split.train]
     center, inverse_scale, left, inverse_width = (np.stack(parts) for parts in zip(*groups, strict=True))
     known = np.stack([_fit_known(inputs.categories[rows], sizes) for rows in split.train])
     targets = [_fit_target(None if target is None else target[rows]) for rows in split.train]
-    target_center, target_scale = np.array(targets, np.float32).T
-    return Statistics(center, inverse_scale, left, inverse_width, known, target_center, target_scale)
+    target_center, target_scale = (np.array(part, np.float32) for part in zip(*targets, strict=True))
+    pixels = _fit_pixels(inputs.images, split.train[0])
+    return Statistics(center, inverse_scale, left, inverse_width, known, target_center, target_scale, *pixels)
 
 
 def normalise(values: Floats, center: Floats, inverse_scale: Floats) -> Floats:
@@ -100,7 +105,17 @@ def _fit_known(categories: np.ndarray[Any, Any], sizes: InputSizes) -> Index:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
 
-def _fit_target(target: np.ndarray[Any, Any] | None) -> tuple[float, float]:
+def _fit_pixels(images: Pixels, rows: Index) -> tuple[Floats, Floats]:
+    """Mean and deviation of each channel over a spread sample of the training images."""
+    sample = images[rows[:: max(1, len(rows) // PIXEL_ROWS)]].astype(np.float64)
+    if not sample.size:
+        return np.zeros(images.shape[2], np.float32), np.ones(images.shape[2], np.float32)
+    axes = (0, 1, 3, 4)
+    return sample.mean(axes).astype(np.float32), np.maximum(sample.std(axes), 1.0).astype(np.float32)
+
+
+def _fit_target(target: np.ndarray[Any, Any] | None) -> tuple[Any, Any]:
     if target is None:
         return 0.0, 1.0
-    return float(target.mean()), float(target.std()) or 1.0
+    deviation = target.std(0)
+    return target.mean(0), np.where(deviation > 0, deviation, 1.0)

@@ -10,6 +10,7 @@ from django.conf import settings
 from dlplatform.engine.package import MODEL, PackageError
 from dlplatform.engine.predict import Predictor
 from registry.models import ModelVersion
+from registry.packages import package_files, safe_target
 from registry.services import object_store
 
 
@@ -27,7 +28,7 @@ class PredictorCache:
             if version_id in self._held:
                 self._held.move_to_end(version_id)
                 return self._held[version_id][0]
-            version = ModelVersion.objects.select_related("model").get(pk=version_id)
+            version = ModelVersion.objects.select_related("model", "base").get(pk=version_id)
             predictor = Predictor(package_directory(version))
             self._held[version_id] = (predictor, version.size)
             self._evict()
@@ -44,10 +45,8 @@ def package_directory(version: ModelVersion) -> Path:
         raise PackageError(f"This version has no {MODEL}: it was not trained here, and other programs load it.")
     folder = settings.CACHE_PATH / "packages" / version.digest
     store = object_store(version.model.organization_id)
-    for path, entry in version.tree.items():
-        target = folder / path
-        if not target.is_relative_to(folder) or ".." in target.parts:
-            raise ValueError(f"unsafe path in tree: {path!r}")
+    for path, entry in package_files(version):
+        target = safe_target(folder, path)
         if not target.exists() or target.stat().st_size != entry["size"]:
             store.fetch(entry["sha256"], target)
     return folder

@@ -62,6 +62,20 @@ def _requested(request: HttpRequest, form: MergeForm, model: RegisteredModel, th
     return None
 
 
+@require_POST
+def adapter_merge(request: HttpRequest, version: UUID) -> HttpResponse:
+    """Make a full version out of an adapter and its base."""
+    found: ModelVersion = visible_or_404(
+        ModelVersion.objects.select_related("model__organization", "base__model", "dataset_version"),
+        request.user,
+        pk=version,
+    )
+    with refusals_as_messages(request):
+        made = merges.merge_adapter(actor=request.user, version=found)
+        return redirect("merge", made.pk)
+    return redirect("model-version", found.pk)
+
+
 @require_safe
 def merge_page(request: HttpRequest, merge: UUID) -> HttpResponse:
     found = merge_or_404(request, merge)

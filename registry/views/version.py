@@ -21,11 +21,14 @@ from registry.models import ModelVersion, Ref, Release
 from registry.serving import client
 
 MOST_CLASSES = 12
+MOST_ADAPTERS = 100
 QUICK_ALIASES = ("production", "staging")
 
 
 def version_or_404(request: HttpRequest, identifier: UUID) -> ModelVersion:
-    rows = ModelVersion.objects.select_related("model__organization", "author", "dataset_version__dataset").defer(
+    rows = ModelVersion.objects.select_related(
+        "model__organization", "author", "dataset_version__dataset", "base__model"
+    ).defer(
         "dataset_version__profile", "dataset_version__problems", "dataset_version__columns", "dataset_version__parts"
     )
     return visible_or_404(rows, request.user, pk=identifier)
@@ -42,6 +45,11 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         "aliases": _quick_aliases({ref.name: ref for ref in aliases}, found),
         "parents": found.parents.only("id", "number", "model_id").order_by("child_edges__position"),
         "settings": _settings(found.lineage),
+        "adapters": found.adapters.filter(deleted_at=None)
+        .select_related("model")
+        .order_by("-created_at")[:MOST_ADAPTERS],
+        "can_write": may(request.user, "model.write", found),
+        "can_finetune": "model.json" in found.tree and may(request.user, "run.write", found.model.organization),
         "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
         "can_delete": may(request.user, "model.delete", found),
     }
@@ -122,9 +130,12 @@ def _predicted(version: ModelVersion, form: TryForm) -> dict[str, Any] | None:
 
 
 def _shown(prediction: dict[str, Any]) -> dict[str, Any]:
-    """Classes by falling probability; a number as it is."""
+    """Classes or labels by falling probability; numbers as they are."""
     probabilities = prediction.get("probabilities")
+    if "values" in prediction:
+        return {"values": list(prediction["values"].items())}
     if probabilities is None:
         return {"value": prediction.get("value")}
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])
-    return {"label": prediction["label"], "classes": ranked[:MOST_CLASSES], "more": max(len(ranked) - MOST_CLASSES, 0)}
+    label = prediction["label"] if "label" in prediction else ", ".join(prediction["labels"]) or "no label"
+    return {"label": label, "classes": ranked[:MOST_CLASSES], "more": max(len(ranked) - MOST_CLASSES, 0)}

@@ -104,6 +104,14 @@ def _restoring(visible: Visible, ids: Collection[UUID]) -> QuerySet[Any]:
 
 RELATIONS = (
     Relation(
+        ("adapted",), MODEL_VERSION, MODEL_VERSION,
+        lambda visible, ids: ModelVersion.objects.filter(base__isnull=False), "base_id", "id", "-created_at",
+    ),
+    Relation(
+        ("fine-tuned",), MODEL_VERSION, RUN,
+        lambda visible, ids: Run.objects.filter(base_version__isnull=False), "base_version_id", "id", "-created_at",
+    ),
+    Relation(
         ("extended",), DATASET_VERSION, DATASET_VERSION, lambda visible, ids: DatasetVersion.objects.all(),
         "extends_id", "id", "-created_at",
     ),

@@ -82,6 +82,7 @@ def _initial(request: HttpRequest, version: DatasetVersion, clone: Run | None) -
     initial = initial_of(version, target, task)
     kept = ("experiment", "new_experiment", "name", "register_as")
     initial |= {name: value for name, value in given.items() if name in kept or name.startswith("config.")}
+    initial["more_targets"] = given.getlist("more_targets") if same_data else []
     if same_data and (chosen := given.getlist("features")):
         # The column that was the target until now had no box to tick.
         freed = {given.get("shown_target")} - {initial["target"]}

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_POST
 
 from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import refusals_as_messages, said
-from dlplatform.engine.config import FIELDS
+from dlplatform.engine.fields import FIELDS
 from dlplatform.web import page
 from training import findings, services
 from training.forms import NameForm

@@ -24,6 +24,7 @@ ARROW = {
     "category": pa.string(),
     "text": pa.string(),
     "datetime": pa.timestamp("us", tz="UTC"),
+    "image": pa.string(),
 }
 Columns = dict[str, tuple[str, list[Any]]]
 # Small enough that a run takes about a second.
@@ -34,7 +35,7 @@ def write_job(
     job_dir: Path,
     table: Columns,
     task: str = "classification",
-    target: str = "y",
+    target: str | list[str] = "y",
     config: dict[str, Any] | None = None,
     parts: int = 1,
     **overrides: Any,

@@ -46,7 +46,7 @@ def test_all_problems_are_named_at_once() -> None:
             "importance": 1,
             "weight_decay": float("nan"),
             "params": {"width": 1.5, "depth": 3},
-            "devices": 2,
+            "devices": 65,
         }
     )
     assert found == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -139,9 +140,20 @@ def test_a_held_out_part_has_its_share_of_each_class() -> None:
     assert (other.validation[0] != split.validation[0]).any()
 
 
+def inputs_of(numbers: Any, categories: Any = None) -> Inputs:
+    rows = len(numbers)
+    return Inputs(
+        numbers,
+        np.zeros((rows, 0), np.int32) if categories is None else categories,
+        tokens=np.zeros((rows, 0, 1), np.int32),
+        sequences=np.zeros((rows, 0, 0), np.int32),
+        images=np.zeros((rows, 0, 1, 8, 8), np.uint8),
+    )
+
+
 def test_statistics_see_training_rows_only() -> None:
     numbers = np.array([[0.0], [2.0], [1000.0]], np.float32)
-    inputs = Inputs(numbers, np.zeros((3, 0), np.int32), np.zeros((3, 0, 1), np.int32))
+    inputs = inputs_of(numbers)
     split = split_rows(np.array([0.0, 1.0, 2.0]), 3, 0.3, seed=0)
     fitted = fit_statistics(inputs, InputSizes(1, (), (), 0), split, 4, np.array([0.0, 1.0, 2.0]))
     for group, rows in enumerate(split.train):
@@ -151,7 +163,7 @@ def test_statistics_see_training_rows_only() -> None:
 
 def test_constant_and_empty_columns_say_nothing() -> None:
     numbers = np.array([[5.0, np.nan]] * 4, np.float32)
-    inputs = Inputs(numbers, np.zeros((4, 0), np.int32), np.zeros((4, 0, 1), np.int32))
+    inputs = inputs_of(numbers)
     split = split_rows(np.arange(4), 2, 0.5, seed=0)
     fitted = fit_statistics(inputs, InputSizes(2, (1,), (), 0), split, 4, None)
     assert (fitted.inverse_scale == 0).all()
@@ -160,7 +172,7 @@ def test_constant_and_empty_columns_say_nothing() -> None:
 
 def test_a_category_a_group_never_saw_is_unknown_to_it() -> None:
     codes = np.array([[2], [2], [3]], np.int32)
-    inputs = Inputs(np.zeros((3, 0), np.float32), codes, np.zeros((3, 0, 1), np.int32))
+    inputs = inputs_of(np.zeros((3, 0), np.float32), codes)
     split = split_rows(np.arange(3), 3, 0.3, seed=0)
     fitted = fit_statistics(inputs, InputSizes(0, (), (4,), 0), split, 1, None)
     for group, rows in enumerate(split.train):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,12 +17,16 @@ import pytest
 from dlplatform.engine.run import run_job
 from tests.unit.engine.conftest import (
     classification_columns,
+    mixed_columns,
     read_spool,
     regression_columns,
     start_engine,
 )
+from tests.unit.engine.test_modalities import image_job, texts
 
 CHECKPOINT = b'"type":"checkpoint"'
+# More of them by hand: EXACTNESS_KILLS=20 pytest tests/unit/engine/test_exactness.py
+KILLS = int(os.environ.get("EXACTNESS_KILLS", "1"))
 CONFIG = {
     "epochs": 12,
     "threads": 1,
@@ -96,6 +102,52 @@ def test_killed_runs_end_with_the_same_bytes(
         assert (broken / "output" / name).read_bytes() == (whole / "output" / name).read_bytes()
     sequences = [event["sequence"] for event in read_spool(broken)]
     assert sequences == list(range(1, len(sequences) + 1))
+
+
+DEEP = {
+    "epochs": 6,
+    "threads": 1,
+    "batch_size": 8,
+    "log_interval": 5,
+    "early_stopping": False,
+    "checkpoint_seconds": 0.05,
+    "params": {"image_width": 8, "text_width": 16, "text_heads": 2, "dropout": 0.2},
+}
+
+
+def deep_job(job: Callable[..., Path], kind: str, name: str, **overrides: Any) -> Path:
+    """Rows of one kind of input, with an encoder and dropout."""
+    config = {**DEEP, "architecture": "mlp", "text_encoder": "transformer"}
+    if kind == "image":
+        return image_job(job, 40, name, **{"config": config, **overrides})
+    columns = texts(40) if kind == "text" else mixed_columns(40)
+    table = {**CONFIG, "epochs": 6}
+    return job(columns, name=name, **{"config": config if kind == "text" else table, **overrides})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "text", "table"])
+@pytest.mark.parametrize("mode", ["scratch", "full", "head", "lora"])
+def test_every_kind_of_training_is_exact_after_kills(job: Callable[..., Path], kind: str, mode: str) -> None:
+    overrides: dict[str, Any] = {}
+    base = deep_job(job, kind, "base")
+    if mode != "scratch":
+        assert run_job(base) == 0
+        staged = {"unfreeze_every": 2} if mode == "head" else {}
+        overrides = {"finetune": {"mode": mode, **staged}}
+        overrides["config"] = {key: value for key, value in DEEP.items() if key != "params"}
+    jobs = [deep_job(job, kind, name, **overrides) for name in ("whole", "broken")]
+    for made in jobs:
+        if mode != "scratch":
+            shutil.copytree(base / "output", made / "base")
+    whole, broken = jobs
+    assert start_engine(whole).wait(timeout=180) == 0
+
+    assert run_with_kills(broken, kills=KILLS, seed=len(kind + mode)) >= 1
+
+    for path in (whole / "output").iterdir():
+        assert (broken / "output" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert metric_points(broken) == metric_points(whole)
 
 
 def test_a_damaged_checkpoint_is_skipped(job: Callable[..., Path]) -> None:

@@ -1,0 +1,191 @@
+"""Adapters beside frozen weights: LoRA, DoRA and IA³ as parametrizations of the weight that they change.
+
+LoRA: Hu et al., 2021 (W + α/r·BA). DoRA: Liu et al., 2024 (the direction of W + α/r·BA times a size for each output).
+IA³: Liu et al., 2022 (a factor for each output). The frozen weight itself is never written, so taking an adapter
+away gives the base back bit for bit. Stored in the format of the ``peft`` library.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from dlplatform.engine.blocks import block_of
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.finetune_config import FinetuneConfig
+from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIG: Final = "adapter_config.json"
+PREFIX: Final = "base_model.model."
+_GROUPED: Final = (GroupedLinear, EnsembleLinear, MemberLinear)
+_ADAPTED: Final = (nn.Linear, nn.Conv2d, *_GROUPED)
+
+
+class Adapter(nn.Module):
+    """weight → changed weight of the same shape.
+
+    The weight is seen as (groups, rows, columns): outputs are its rows, or in the grouped layers its columns.
+    """
+
+    def __init__(self, weight: Tensor, kind: str, rank: int, alpha: float, columns_are_outputs: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.scale = alpha / rank
+        self.form = _form(weight)
+        self.kernel = tuple(weight.shape[1:]) if weight.dim() == 4 else ()
+        self.inputs_dimension = 1 if columns_are_outputs else 2
+        groups, rows, columns = self.form
+        sizes = (groups, 1, columns) if columns_are_outputs else (groups, rows, 1)
+        if kind != "ia3":
+            rank = min(rank, rows, columns)
+            self.lora_A = nn.Parameter(torch.empty(groups, rank, columns, device=weight.device))
+            self.lora_B = nn.Parameter(torch.zeros(groups, rows, rank, device=weight.device))
+        if kind == "dora":
+            norms = weight.detach().reshape(self.form).norm(dim=self.inputs_dimension, keepdim=True)
+            self.lora_magnitude_vector = nn.Parameter(norms.clone())
+        if kind == "ia3":
+            self.ia3_l = nn.Parameter(torch.ones(sizes, device=weight.device))
+
+    @torch.no_grad()
+    def start(self, generator: torch.Generator) -> None:
+        """Random on one side and zero on the other: nothing is changed at first."""
+        if self.kind != "ia3":
+            bound = math.sqrt(3.0 / self.lora_A.shape[-1])
+            self.lora_A.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        seen = weight.reshape(self.form)
+        if self.kind == "ia3":
+            return (seen * self.ia3_l).view(weight.shape)
+        changed = torch.baddbmm(seen, self.lora_B, self.lora_A, alpha=self.scale)
+        if self.kind == "dora":
+            norms = changed.norm(dim=self.inputs_dimension, keepdim=True).clamp(min=1e-12)
+            changed = changed * (self.lora_magnitude_vector / norms)
+        return changed.view(weight.shape)
+
+
+def _form(weight: Tensor) -> tuple[int, int, int]:
+    if weight.dim() == 3:
+        return weight.shape[0], weight.shape[1], weight.shape[2]
+    return 1, weight.shape[0], weight[0].numel()
+
+
+def adaptable(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The modules whose weight an adapter can change, by name."""
+    for name, module in network.named_modules():
+        if isinstance(module, _ADAPTED):
+            yield name, module
+
+
+def attach(network: nn.Module, config: FinetuneConfig, blocks: set[str], seed: int) -> None:
+    """Freeze the network and put an adapter on every matrix of the given blocks."""
+    network.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in list(adaptable(network)):
+        if block_of(f"{name}.weight") in blocks:
+            adapter = Adapter(module.weight, config.adapter, config.rank, config.alpha, isinstance(module, _GROUPED))
+            adapter.start(generator)
+            parametrize.register_parametrization(module, "weight", adapter)
+            module.parametrizations["weight"].original.requires_grad_(False)
+
+
+def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
+    """The adapters that are attached, by the name of the module that they change."""
+    for name, module in _parametrized(network):
+        for adapter in module.parametrizations["weight"]:
+            if isinstance(adapter, Adapter):
+                yield name, adapter
+
+
+def plain_name(name: str) -> str:
+    """The name that a tensor has without adapters."""
+    return name.replace("parametrizations.weight.original", "weight")
+
+
+def merged(network: nn.Module) -> dict[str, Tensor]:
+    """All tensors by their plain names, every adapter worked into its weight."""
+    changed = {f"{name}.weight": module.weight.detach() for name, module in _parametrized(network)}
+    return {name: changed.get(name, tensor) for name, tensor in frozen(network).items()}
+
+
+def frozen(network: nn.Module) -> dict[str, Tensor]:
+    """All tensors but those of adapters, by their plain names: the base, as it was."""
+    return {
+        plain_name(name): tensor
+        for name, tensor in network.state_dict().items()
+        if ".parametrizations." not in name or name.endswith(".original")
+    }
+
+
+def _parametrized(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, module in network.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            yield name, module
+
+
+def save_tensors(network: nn.Module, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an adapter's file holds: the adapters, and whatever else is no longer as in ``base``."""
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in adapters(network):
+        for part, tensor in adapter.named_parameters():
+            tensors[f"{PREFIX}{name}.{_key(part)}"] = _stored(part, tensor.detach(), adapter)
+    for name, kept in frozen(network).items():
+        if name not in base or base[name].shape != kept.shape or not torch.equal(base[name], kept.cpu()):
+            tensors[f"{PREFIX}{name}"] = kept.detach()
+    return tensors
+
+
+def _key(part: str) -> str:
+    return f"{part}.weight" if part in ("lora_A", "lora_B") else part
+
+
+def _stored(part: str, tensor: Tensor, adapter: Adapter) -> Tensor:
+    """As peft has it: plain layers without the axis of groups, convolutions with their kernel."""
+    if adapter.form[0] != 1:
+        return tensor
+    if part == "lora_magnitude_vector":
+        return tensor.reshape(-1)
+    if adapter.kernel and part == "lora_A":
+        return tensor.view(-1, *adapter.kernel)
+    return tensor.view(*tensor.shape[1:], 1, 1) if adapter.kernel and part == "lora_B" else tensor.squeeze(0)
+
+
+@torch.no_grad()
+def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take over what `save_tensors` gave. Raises PackageError for tensors that do not fit."""
+    needed = {
+        f"{name}.{_key(part)}": parameter
+        for name, adapter in adapters(network)
+        for part, parameter in adapter.named_parameters()
+    }
+    given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    if missing := sorted(needed.keys() - given.keys()):
+        raise PackageError(f"The tensor {missing[0]!r} is missing from {WEIGHTS}.")
+    places: dict[str, Tensor] = {**frozen(network), **needed}
+    for name, tensor in given.items():
+        if name not in places or places[name].numel() != tensor.numel():
+            raise PackageError(f"The tensor {name[:200]!r} of {WEIGHTS} does not fit the base.")
+        if not bool(torch.isfinite(tensor).all()):
+            raise PackageError(f"The tensor {name[:200]!r} holds infinite or undefined values.")
+        places[name].copy_(tensor.view(places[name].shape))
+
+
+def peft_config(network: nn.Module, config: FinetuneConfig, base: str) -> dict[str, Any]:
+    """``adapter_config.json`` as peft reads it."""
+    kind = {"lora": "LORA", "dora": "LORA", "ia3": "IA3"}[config.adapter]
+    described: dict[str, Any] = {
+        "peft_type": kind,
+        "base_model_name_or_path": base,
+        "target_modules": [name for name, _ in adapters(network)],
+        "inference_mode": True,
+    }
+    if kind == "LORA":
+        described |= {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none",
+                      "use_dora": config.adapter == "dora"}  # fmt: skip
+    return described

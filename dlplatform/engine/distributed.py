@@ -1,0 +1,200 @@
+"""Processes that train one model together: who they are, what each computes, and what they agree on.
+
+The batch of a step is the same whatever their number: each takes a share of its rows, and the gradients of the shares
+add up to that of the whole. One process is the plain case and costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from typing import Any, Final, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from dlplatform.engine.dropout import Share
+
+TIMEOUT: Final = timedelta(minutes=5)
+ATTEMPTS: Final = 5
+_WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_SPREAD: Final = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+
+
+class Processes:
+    """One process that trains alone."""
+
+    rank = 0
+    world = 1
+    strategy = "alone"
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks for all: writes events, checkpoints and the package."""
+        return self.rank == 0
+
+    def share(self, rows: int, part: int = 0, parts: int = 1) -> Share:
+        """What this process computes of a batch in the given one of its successive parts."""
+        first = rows * (self.rank + part * self.world) // (self.world * parts)
+        last = rows * (self.rank + part * self.world + 1) // (self.world * parts)
+        return Share(first, last, rows)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """What is called to compute with the network, its gradients joined over the processes."""
+        return network
+
+    def spread(self, network: nn.Module) -> None:
+        """Place another network's weights as `wrap` places those that are trained."""
+
+    def joining(self, model: nn.Module, join: bool) -> contextlib.AbstractContextManager[Any]:
+        """Inside, gradients are joined over the processes, or only gathered for later."""
+        return contextlib.nullcontext()
+
+    def settle(self, loss: Tensor, stop: bool, save: bool) -> tuple[Tensor, bool, bool]:
+        """The loss of the whole batch; whether any process must stop; whether the leader wants a checkpoint."""
+        return loss, stop, save
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """All weights; of many processes only the leader's answer is whole."""
+        return network.state_dict()
+
+    def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Take over what `weights` gave to the leader."""
+        network.load_state_dict(weights)
+
+    def optimizer_state(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The state of each parameter by its index; of many processes only the leader's answer is whole."""
+        state: dict[str, Any] = optimizer.state_dict()["state"]
+        return {str(index): entry for index, entry in state.items()}
+
+    def load_optimizer_state(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
+    ) -> None:
+        """Take over what `optimizer_state` gave."""
+        entries = {int(index): entry for index, entry in state.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+    def close(self) -> None:
+        """Part from the others."""
+
+
+class Joined(Processes):
+    """Several processes that each hold the whole model (DDP)."""
+
+    strategy = "ddp"
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        self.device = device
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def joining(self, model: nn.Module, join: bool) -> contextlib.AbstractContextManager[Any]:
+        assert isinstance(model, DistributedDataParallel)
+        return contextlib.nullcontext() if join else model.no_sync()
+
+    def settle(self, loss: Tensor, stop: bool, save: bool) -> tuple[Tensor, bool, bool]:
+        wishes = torch.tensor([float(stop), float(save and self.leads)], device=self.device)
+        told = torch.cat([loss.detach().reshape(1).float(), wishes])
+        dist.all_reduce(told)
+        return told[0], bool(told[1] > 0), bool(told[2] > 0)
+
+    def close(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+class Sharded(Joined):
+    """Several processes that each hold a part of the weights, gradients and optimizer (FSDP2)."""
+
+    strategy = "fsdp"
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        self.spread(network)
+        return network
+
+    def spread(self, network: nn.Module) -> None:
+        for module in network.modules():
+            if isinstance(module, nn.ModuleList):
+                for block in module:
+                    fully_shard(block)
+        fully_shard(network)
+
+    def joining(self, model: nn.Module, join: bool) -> contextlib.AbstractContextManager[Any]:
+        cast(Any, model).set_requires_gradient_sync(join)
+        return contextlib.nullcontext()
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        return cast(dict[str, Tensor], get_model_state_dict(network, options=_WHOLE))
+
+    def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
+        set_model_state_dict(network, cast(Any, weights), options=_SPREAD)
+
+    def optimizer_state(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return cast(dict[str, Any], get_optimizer_state_dict(network, optimizer, options=_WHOLE)["state"])
+
+    def load_optimizer_state(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
+    ) -> None:
+        described: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
+        whole: Any = {**described, "state": state}
+        set_optimizer_state_dict(network, optimizer, whole, options=_SPREAD)
+
+
+def in_group() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(strategy: str) -> Processes:
+    """Meet the other processes that the launcher started; alone when there are none.
+
+    The first meeting can fail while peers are still starting, so it is tried again with growing pauses. Raises
+    RuntimeError when they never meet.
+    """
+    if not in_group():
+        return Processes()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    _meet("nccl" if cuda else "gloo", device if cuda else None)
+    return Sharded(device) if strategy == "fsdp" else Joined(device)
+
+
+def _meet(backend: str, device: torch.device | None) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device)
+            dist.barrier()
+            return
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError, ValueError):
+                dist.destroy_process_group()
+            if attempt + 1 == ATTEMPTS:
+                raise
+            time.sleep(2**attempt / 2)
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel to end this process when its launcher dies: else it would train on as an orphan (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, int(signal.SIGKILL), 0, 0, 0)

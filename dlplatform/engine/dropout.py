@@ -1,0 +1,66 @@
+"""Dropout whose result does not depend on how many processes share a batch.
+
+Every process draws the noise of the whole batch from the same random state and uses the part that belongs to its
+rows, so that training on several devices equals training on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows ``first`` to ``last`` of a batch of ``total`` rows: those that this process computes."""
+
+    first: int
+    last: int
+    total: int
+
+    @property
+    def whole(self) -> bool:
+        return self.last - self.first == self.total
+
+    def of(self, rows: int) -> slice:
+        """The part of a dimension that holds ``rows // total`` entries for each row of the whole batch."""
+        each = rows // self.total
+        return slice(self.first * each, self.last * each)
+
+
+_shares: list[Share] = []
+
+
+@contextmanager
+def sharing(share: Share) -> Iterator[None]:
+    """Inside, batches are the given part of a larger one."""
+    _shares.append(share)
+    try:
+        yield
+    finally:
+        _shares.pop()
+
+
+class Dropout(nn.Module):
+    """As `torch.nn.Dropout`; ``rows`` is the dimension that holds the rows of the batch."""
+
+    def __init__(self, share: float, rows: int = 0) -> None:
+        super().__init__()
+        self.p = share
+        self.rows = rows
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return inputs
+        if not _shares or _shares[-1].whole:
+            return nn.functional.dropout(inputs, self.p)
+        part = _shares[-1]
+        shape = list(inputs.shape)
+        shape[self.rows] = shape[self.rows] // (part.last - part.first) * part.total
+        noise = torch.empty(shape, dtype=inputs.dtype, device=inputs.device).bernoulli_(1 - self.p)
+        mine = noise.narrow(self.rows, part.of(shape[self.rows]).start, inputs.shape[self.rows])
+        return inputs * mine.div_(1 - self.p)

@@ -1,0 +1,67 @@
+"""How a pretrained model becomes another one: checked settings of fine-tuning. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from dlplatform.engine.config import ConfigError, Problem, parse_fields
+from dlplatform.engine.fields import Field
+
+MODES: Final = ("full", "head", "lora")
+ADAPTERS: Final = ("lora", "dora", "ia3")
+MOST_BLOCKS: Final = 1000
+
+FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
+    Field("mode", "choice", "full",
+          "full trains every weight; head trains chosen blocks and freezes the rest; lora trains small adapters "
+          "beside frozen weights, and the new version holds the adapters only.", choices=MODES),
+    Field("adapter", "choice", "lora",
+          "Kind of adapter: lora (low rank), dora (low rank, with the size of each output apart) or ia3 (one "
+          "factor for each output).", choices=ADAPTERS),
+    Field("rank", "integer", 8, "Rank of the change that an adapter can make.", 1, 1024),
+    Field("alpha", "number", 16.0, "The change is scaled by alpha / rank.", 0, 10_000, exclusive_minimum=True,
+          advanced=True),
+    Field("unfreeze_every", "integer", 0,
+          "In mode head: after so many epochs one more block begins to train, the last one first; 0 keeps the "
+          "others frozen.", 0, 10_000, advanced=True),
+    Field("layer_decay", "number", 1.0,
+          "Learning rate of each block as a share of that of the block after it, from the head downwards.",
+          0.01, 1, advanced=True),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """See `FINETUNE_FIELDS`. ``blocks``: names or patterns of the blocks that train (head) or are adapted (lora);
+    empty for the usual ones."""
+
+    mode: str = "full"
+    adapter: str = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    unfreeze_every: int = 0
+    layer_decay: float = 1.0
+    blocks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `parse_finetune` reads it back."""
+        return {**asdict(self), "blocks": list(self.blocks)}
+
+
+def parse_finetune(raw: Any) -> FinetuneConfig:
+    """Check raw settings. Raises ConfigError with every problem."""
+    if not isinstance(raw, dict):
+        raise ConfigError([("finetune", "wrong_type", "The fine-tuning settings must be a JSON object.")])
+    problems: list[Problem] = []
+    given = dict(raw)
+    blocks = given.pop("blocks", [])
+    values = parse_fields(given, FINETUNE_FIELDS, "", problems)
+    names = isinstance(blocks, list | tuple) and all(isinstance(name, str) and len(name) <= 300 for name in blocks)
+    if not names or len(blocks) > MOST_BLOCKS:
+        problems.append(("blocks", "wrong_type", "blocks must be a list of names of blocks."))
+    if values.get("unfreeze_every") and values.get("mode", "full") != "head":
+        problems.append(("unfreeze_every", "not_for_mode", "unfreeze_every is for mode head; remove it."))
+    if problems:
+        raise ConfigError(problems)
+    return FinetuneConfig(**values, blocks=tuple(blocks))

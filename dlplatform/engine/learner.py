@@ -1,0 +1,204 @@
+"""What the training loop trains: a network with its data, its loss and its validation.
+
+`Learner` is all that `dlplatform.engine.training` knows of a task; `RowLearner` predicts a target from the columns
+of a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlplatform.engine import metrics
+from dlplatform.engine.augmentation import augment
+from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
+from dlplatform.engine.dropout import Share, sharing
+from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
+from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
+from dlplatform.engine.statistics import fit_statistics
+
+_CONFIG_OF_SHAPE: Final = (
+    "layers",
+    "width",
+    "dropout",
+    "bins",
+    "embedding_size",
+    "image_width",
+    "image_depth",
+    "text_width",
+    "text_layers",
+    "text_heads",
+)
+
+Array = np.ndarray[Any, Any]
+Values = dict[str, float | None]
+
+
+class Learner(ABC):
+    """One task on one set of data.
+
+    ``train_rows``: positions of the training items of each cross-fitting group. ``network`` holds the weights that
+    are trained; the loop may wrap it for several devices and passes what it wrapped to `loss`.
+    """
+
+    config: TrainingConfig
+    device: torch.device
+    network: nn.Module
+    train_rows: list[Tensor]
+
+    @abstractmethod
+    def loss(self, model: nn.Module, rows: Tensor, share: Share) -> Tensor:
+        """This process's part of the mean loss on the items (G, B), of which it computes the given share."""
+
+    @abstractmethod
+    def validate(self, network: nn.Module) -> Values:
+        """Measures on the validation items; ``validation/loss`` is the one that is judged by."""
+
+
+def network_shape(dataset: Dataset) -> NetworkShape:
+    """The shape of the network that the settings and the inputs ask for."""
+    config, groups = dataset.config, dataset.split.groups
+    params = {name: config.params[name] for name in _CONFIG_OF_SHAPE if name in config.params}
+    sizes = dataset.preprocessor.sizes()
+    return NetworkShape(
+        architecture=config.architecture,
+        groups=groups,
+        members=config.params.get("members", groups) // groups,
+        outputs=dataset.target.outputs,
+        inputs=sizes,
+        kind=dataset.target.kind,
+        image_encoder=config.image_encoder if sizes.images else "",
+        **params,
+    )
+
+
+class RowLearner(Learner):
+    """Classes, labels or numbers of rows."""
+
+    network: RowNetwork
+
+    def __init__(self, dataset: Dataset, device: torch.device, network: RowNetwork | None = None) -> None:
+        self.dataset = dataset
+        self.config = dataset.config
+        self.device = device
+        self.network = network if network is not None else self._new_network()
+        self.network.to(device).train()
+        self.objective = self._new_objective()
+        self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device)
+        self.train_rows = [torch.from_numpy(rows) for rows in dataset.split.train]
+        self.validation_rows = _stack_padded(dataset.split.validation).to(device)
+
+    def _new_network(self) -> RowNetwork:
+        dataset = self.dataset
+        shape = network_shape(dataset)
+        numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
+        statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
+        network = build_network(shape)
+        network.initialise(statistics, self.config.seed)
+        return network
+
+    def _new_objective(self) -> Objective:
+        target, config = self.dataset.target, self.config
+        assert config.label_smoothing != "auto"
+        weights = None
+        train = np.concatenate(self.dataset.split.train)
+        if target.kind == "class":
+            weights = class_weights(config.class_weights, target.values[train], len(target.classes))
+        elif target.kind == "labels":
+            weights = label_weights(config.class_weights, target.values[train])
+        tensor = None if weights is None else torch.from_numpy(weights).float().to(self.device)
+        return Objective(target.kind, tensor, config.label_smoothing)
+
+    def loss(self, model: nn.Module, rows: Tensor, share: Share) -> Tensor:
+        if share.whole:
+            return self.objective(self._outputs(model, rows, rows, share), self._targets(rows))  # type: ignore[no-any-return]
+        mine = rows[:, share.first : share.last]
+        with sharing(share):
+            outputs = self._outputs(model, mine, rows, share)
+        return self.objective(outputs, self._targets(mine), self._targets(rows))  # type: ignore[no-any-return]
+
+    def _outputs(self, model: nn.Module, rows: Tensor, together: Tensor, share: Share) -> Tensor:
+        batch = self.tensors.batch(rows, together)
+        if batch.images is not None and self.config.augmentation != "none":
+            flat = batch.images.flatten(0, 2)
+            each = Share(*(edge * batch.images.shape[2] for edge in (share.first, share.last, share.total)))
+            batch = batch._replace(images=augment(flat, self.config.augmentation, each).view(batch.images.shape))
+        if self.config.precision != "bfloat16":
+            return model(batch)  # type: ignore[no-any-return]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            outputs: Tensor = model(batch)
+        return outputs.float()
+
+    def _targets(self, rows: Tensor) -> Tensor:
+        target = self.tensors.target[rows]
+        kind, network = self.dataset.target.kind, self.network
+        if kind in ("class", "labels"):
+            return target
+        return (target - network.target_center.unsqueeze(1)) / network.target_scale.unsqueeze(1)
+
+    def validate(self, network: nn.Module) -> Values:
+        assert isinstance(network, RowNetwork)
+        actual, predicted = self._choose_trust(network)
+        return self._values(actual, predicted)
+
+    def held_out(self) -> tuple[Array, Array]:
+        """(actual (n,) or (n, K), predicted (n, K)) of all validation rows, each by the groups that never saw it,
+        in the order of the split's validation parts."""
+        return self._held_out_target(), self._held_out_predictions(self.network, [None])[0]
+
+    def _held_out_target(self) -> Array:
+        return self.dataset.target.values[np.concatenate(self.dataset.split.validation)]
+
+    def _held_out_predictions(self, network: RowNetwork, trusts: Sequence[Tensor | None]) -> list[Array]:
+        predicted = predict_rows(network, self.tensors, self.validation_rows, trusts).double().cpu().numpy()
+        parts = self.dataset.split.validation
+        return [np.concatenate([each[group, : len(rows)] for group, rows in enumerate(parts)]) for each in predicted]
+
+    def _choose_trust(self, network: RowNetwork) -> tuple[Array, Array]:
+        """Set the trust in the deep members that gives the lowest validation loss; as `held_out`."""
+        actual = self._held_out_target()
+        candidates = trust_candidates(network)
+        predictions = self._held_out_predictions(network, candidates)
+        losses = [self._loss(actual, predicted) for predicted in predictions]
+        best = int(np.argmin(losses))
+        chosen = candidates[best]
+        if chosen is not None:
+            network.trust.copy_(chosen)
+        return actual, predictions[best]
+
+    def _loss(self, actual: Array, predicted: Array) -> float:
+        """Log loss, or the mean squared error in units of the target's variance."""
+        kind = self.dataset.target.kind
+        if kind == "class":
+            return metrics.log_loss(actual, predicted)
+        if kind == "labels":
+            return metrics.binary_log_loss(actual, predicted)
+        spread = self.network.target_scale.double().mean(0).cpu().numpy()
+        return float((((actual - (predicted if kind == "numbers" else predicted[:, 0])) / spread) ** 2).mean())
+
+    def _values(self, actual: Array, predicted: Array) -> Values:
+        values: Values = {"validation/loss": self._loss(actual, predicted)}
+        target = self.dataset.target
+        if target.kind == "class":
+            values["validation/accuracy"] = float((predicted.argmax(1) == actual).mean())
+            return values
+        if target.kind == "labels":
+            measured = metrics.multilabel(actual, predicted)
+            return values | {f"validation/{name}": measured[name] for name in ("f1_micro", "exact_match")}
+        if target.kind == "numbers":
+            measured = metrics.regressions(target.original(actual), target.original(predicted), target.classes)
+            return values | {f"validation/{name}": measured[name] for name in ("rmse", "mae", "r2")}
+        measured = metrics.regression(actual * target.unit, predicted[:, 0] * target.unit)
+        return values | {f"validation/{name}": value for name, value in measured.items()}
+
+
+def _stack_padded(parts: tuple[Array, ...]) -> Tensor:
+    """Rows of different length → (G, longest), short ones repeating their first position."""
+    longest = max(len(part) for part in parts)
+    return torch.from_numpy(np.stack([np.append(part, [part[0]] * (longest - len(part))) for part in parts])).long()

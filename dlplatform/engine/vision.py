@@ -1,0 +1,169 @@
+"""Networks that look at images: a small ResNet and a ConvNeXt. (B, C, H, W) normalised pixels → (B, width).
+
+Neither keeps statistics of batches: a row's result never depends on the rows beside it, nor training on how many
+processes share a batch. The ResNet is that of He et al., 2016 ("Identity Mappings in Deep Residual Networks") with
+group normalisation (Wu & He, 2018); the ConvNeXt that of Liu et al., 2022 ("A ConvNet for the 2020s").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+GROUP_CHANNELS = 8  # normalised together, about
+
+
+def stages_of(size: int) -> int:
+    """Stages that bring images of this size down to about four pixels a side; one to four."""
+    return max(1, min(4, int(math.log2(max(size, 4) / 4)) + 1))
+
+
+def stem_stride(size: int) -> int:
+    """Large images are brought down at once."""
+    return 4 if size > 128 else 2 if size > 64 else 1
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(channels, max(1, channels // GROUP_CHANNELS))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions added to their input."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first_norm = nn.GroupNorm(_groups(inputs), inputs)
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.second_norm = nn.GroupNorm(_groups(outputs), outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        plain = inputs == outputs and stride == 1
+        self.shortcut = None if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        active = torch.relu(self.first_norm(inputs))
+        kept = inputs if self.shortcut is None else self.shortcut(active)
+        changed: Tensor = self.second(torch.relu(self.second_norm(self.first(active))))
+        return kept + changed
+
+
+class ResNet(nn.Module):
+    """Residual stages, each half as large and twice as wide as the one before."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        stride = stem_stride(size)
+        widths = [width << stage for stage in range(stages_of(size // stride))]
+        self.stem = nn.Conv2d(channels, width, 3 if stride == 1 else 7, stride, 1 if stride == 1 else 3, bias=False)
+        blocks: list[nn.Module] = []
+        inputs = width
+        for stage, outputs in enumerate(widths):
+            for block in range(depth):
+                blocks.append(ResidualBlock(inputs, outputs, 2 if stage and not block else 1))
+                inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.GroupNorm(_groups(inputs), inputs)
+        self.width = inputs
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        state = self.stem(pixels)
+        for block in self.blocks:
+            state = block(state)
+        return torch.relu(self.norm(state)).mean((2, 3))
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        last = inputs.permute(0, 2, 3, 1)
+        return nn.functional.layer_norm(last, last.shape[-1:], self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
+
+
+class ConvNextBlock(nn.Module):
+    """A wide depthwise convolution, then a feed-forward layer at every pixel, added to their input."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.scale = nn.Parameter(torch.empty(width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state = self.norm(self.depthwise(inputs).permute(0, 2, 3, 1))
+        changed: Tensor = self.scale * self.narrow(nn.functional.gelu(self.widen(state)))
+        return inputs + changed.permute(0, 3, 1, 2)
+
+
+class ConvNext(nn.Module):
+    """ConvNeXt stages, each half as large and twice as wide as the one before."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        patch = 4 if size > 64 else 2 if size > 16 else 1
+        self.stem = nn.Conv2d(channels, width, max(patch, 2), patch, padding=1 if patch == 1 else 0)
+        self.stem_norm = ChannelNorm(width)
+        layers: list[nn.Module] = []
+        side = size // patch
+        for stage in range(stages_of(side)):
+            if stage:
+                layers += [ChannelNorm(width), nn.Conv2d(width, 2 * width, 2, 2)]
+                width, side = 2 * width, side // 2
+            layers += [ConvNextBlock(width, 7 if side >= 7 else 3) for _ in range(depth)]
+        self.blocks = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.width = width
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        state = self.stem_norm(self.stem(pixels))
+        for block in self.blocks:
+            state = block(state)
+        pooled: Tensor = self.norm(state.mean((2, 3)))
+        return pooled
+
+
+class ImageEncoder(nn.Module):
+    """(B, C, H, W) uint8 or changed float pixels from 0 to 255 → (B, width)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, kind: str, channels: int, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.empty(channels))
+        self.register_buffer("deviation", torch.empty(channels))
+        form = (channels, size, width, depth)
+        self.body = ConvNext(*form) if kind == "convnext" else ResNet(*form)
+
+    @property
+    def width(self) -> int:
+        """Numbers that stand for one image."""
+        return self.body.width
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Variance-keeping convolutions (He et al., 2015); a residual branch of a ConvNeXt begins almost silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan = module.weight[0].numel()
+                module.weight.normal_(0.0, math.sqrt(2 / fan), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm | ChannelNorm):
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+            elif isinstance(module, ConvNextBlock):
+                module.scale.fill_(0.1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        channels = (1, -1, 1, 1)
+        scaled = (pixels.to(self.mean.dtype) - self.mean.view(channels)) / self.deviation.view(channels)
+        seen: Tensor = self.body(scaled)
+        return seen

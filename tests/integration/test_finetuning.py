@@ -1,0 +1,155 @@
+"""Fine-tuning through the platform: from a version to a run to a version; adapters, their merge, and who may."""
+
+import pytest
+
+from dlplatform.api import Conflict
+from dlplatform.engine.blocks import block_of
+from registry import deletion
+from registry.jobs import merge as merge_work
+from registry.models import Merge, ModelVersion
+from registry.serving.cache import PredictorCache
+from tests import factories
+from tests.integration.conftest import QUICK, flower_rows
+from training.finetuning import fitting_data
+from training.jobs import train
+from training.models import Run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def base(queue_run):
+    train(str(queue_run(QUICK).pk))
+    return ModelVersion.objects.select_related("model", "dataset_version__dataset").get()
+
+
+@pytest.fixture
+def more_flowers(organization, tmp_path):
+    (tmp_path / "more").mkdir()
+    dataset = factories.DatasetFactory(organization=organization, name="more flowers")
+    return factories.ready_version(dataset, flower_rows(120), tmp_path / "more")
+
+
+def tuned(api, actor, base, data, **settings):
+    """The version that a fine-tuning asked for over the API ends in."""
+    answer = api(actor).post(
+        f"/api/v1/models/{base.model_id}/finetune",
+        {"dataset_version": str(data.pk), "config": {"epochs": 2, "threads": 1}, **settings}, format="json",
+    )  # fmt: skip
+    assert answer.status_code == 201, answer.content
+    train(answer.json()["id"])
+    run = Run.objects.get(pk=answer.json()["id"])
+    assert run.state == "succeeded", run.error
+    return ModelVersion.objects.select_related("model", "base").get(pk=run.output_version_id)
+
+
+@pytest.mark.parametrize("mode", ["full", "head"])
+def test_a_fine_tune_follows_its_base(base, more_flowers, trainer, api, mode):
+    version = tuned(api, trainer, base, more_flowers, mode=mode)
+    assert version.model_id == base.model_id and version.base is None
+    assert list(version.parents.all()) == [base]
+    assert version.lineage["base"]["version"] == base.number and version.lineage["finetune"]["mode"] == mode
+    assert PredictorCache(1 << 30).get(version.pk).predict([flower_rows(1)[0]])[0]["label"]
+
+
+def test_an_adapter_holds_little_needs_its_base_and_becomes_a_full_version(
+    base, more_flowers, trainer, api, web, maintainer
+):
+    version = tuned(api, trainer, base, more_flowers, mode="lora", rank=1)
+    assert version.base == base and "model.safetensors" not in version.tree
+    assert version.tree["adapter_model.safetensors"]["size"] < base.tree["model.safetensors"]["size"]
+    row = flower_rows(1)[0]
+    before = PredictorCache(1 << 30).get(version.pk).predict([row])[0]["probabilities"]
+    page = web(trainer).get(f"/model-versions/{base.pk}/").content.decode()
+    assert "Adapters over this version" in page and f"/model-versions/{version.pk}/" in page
+    base.refs.all().delete()
+    with pytest.raises(Conflict, match="adapter over it"):
+        deletion.delete_version(actor=maintainer, version=base)
+
+    answer = api(trainer).post(f"/api/v1/model-versions/{version.pk}/merge-adapter")
+    assert answer.status_code == 202, answer.content
+    merge_work(answer.json()["id"])
+    made = Merge.objects.get()
+    assert made.state == "succeeded", made.error
+    whole = made.output_version
+    assert whole.base is None and [parent.number for parent in whole.parents.order_by("child_edges__position")] == [
+        2,
+        1,
+    ]
+    after = PredictorCache(1 << 30).get(whole.pk).predict([row])[0]["probabilities"]
+    assert after == pytest.approx(before, abs=1e-6)
+    assert api(trainer).post(f"/api/v1/model-versions/{whole.pk}/merge-adapter").status_code == 409
+
+
+def test_two_fine_tunes_of_one_base_merge(base, more_flowers, flowers, trainer, api):
+    ours = tuned(api, trainer, base, more_flowers, config={"epochs": 2, "threads": 1, "seed": 1})
+    theirs = tuned(api, trainer, base, flowers, version=str(base.pk))
+    assert theirs.refs.get().name == "from-v1"
+    answer = api(trainer).post(f"/api/v1/models/{base.model_id}/merge", {"theirs": str(theirs.pk)}, format="json")
+    assert answer.status_code == 202, answer.content
+    merge_work(answer.json()["id"])
+    made = Merge.objects.get()
+    assert made.state == "succeeded", made.error
+    assert set(made.result["metrics"]) == {"ours", "theirs", "merged"}
+    assert {parent.pk for parent in made.output_version.parents.all()} == {ours.pk, theirs.pk}
+
+
+def test_what_does_not_fit_is_named(base, organization, trainer, api, tmp_path):
+    other = factories.ready_version(
+        factories.DatasetFactory(organization=organization, name="other"),
+        [{"length": float(n), "species": "ab"[n % 2]} for n in range(30)], tmp_path,
+    )  # fmt: skip
+    address = f"/api/v1/models/{base.model_id}/finetune"
+    answer = api(trainer).post(address, {"dataset_version": str(other.pk)}, format="json")
+    assert answer.status_code == 400
+    assert {error["attr"] for error in answer.json()["errors"]} == {"dataset_version"}
+    assert other not in fitting_data(trainer, base)
+    data = str(base.dataset_version_id)
+    for wrong, attr in (({"mode": "half"}, "mode"), ({"rank": 0}, "rank"), ({"blocks": ["nowhere"], "mode": "head"}, "blocks"),
+                        ({"version": "0c1c9a52-0000-0000-0000-000000000000"}, "version")):  # fmt: skip
+        answer = api(trainer).post(address, {"dataset_version": data, **wrong}, format="json")
+        assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == attr, answer.content
+
+
+def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
+    address = f"/api/v1/model-versions/{base.pk}/finetune-outlook"
+    told = {mode: api(viewer).post(address, {"mode": mode}, format="json").json() for mode in ("full", "head", "lora")}
+    assert told["full"]["trainable"] == told["full"]["parameters"] > told["head"]["trainable"] > 0
+    assert 0 < told["lora"]["trainable"] < told["full"]["parameters"]
+    assert {block["name"] for block in told["head"]["blocks"] if block["trains"]} == {"head"}
+    assert block_of("hidden.0.weight") in {block["name"] for block in told["lora"]["blocks"] if block["added"]}
+    assert api(stranger).post(address, {}, format="json").status_code == 404
+    assert api(viewer).post(f"/api/v1/models/{base.model_id}/finetune", {}, format="json").status_code in (400, 403)
+
+
+def test_the_outlook_counts_what_the_engine_trains(base, flowers, trainer, api):
+    version = tuned(api, trainer, base, flowers, mode="lora", rank=2)
+    told = (
+        api(trainer)
+        .post(f"/api/v1/model-versions/{base.pk}/finetune-outlook", {"mode": "lora", "rank": 2}, format="json")
+        .json()
+    )
+    from registry.tensors import tensor_shapes
+
+    held = {name: shape for name, shape in tensor_shapes(version).items() if ".lora_" in name}
+    assert told["trainable"] == sum(__import__("math").prod(shape) for shape in held.values())
+
+
+def test_the_page_queues_a_run(base, flowers, trainer, viewer, stranger, web):
+    address = f"/model-versions/{base.pk}/finetune"
+    shown = web(trainer).get(address)
+    assert shown.status_code == 200 and "hidden.0" in shown.content.decode()
+    live = web(trainer).get(address, {"finetune.mode": "lora", "finetune.rank": "2"}, headers={"HX-Request": "true"})
+    assert "its adapter" in live.content.decode()
+    assert web(viewer).get(address).status_code == 403
+    assert web(stranger).get(address).status_code == 404
+    wrong = web(trainer).post(
+        address, {"dataset_version": str(flowers.pk), "finetune.rank": "0", "finetune.mode": "lora"}
+    )
+    assert wrong.status_code == 200 and "rank must be" in wrong.content.decode()
+    sent = web(trainer).post(address, {"dataset_version": str(flowers.pk), "finetune.mode": "head", "blocks": ["head"]})
+    assert sent.status_code == 302, sent.content.decode()[:2000]
+    run = Run.objects.exclude(base_version=None).get()
+    assert run.finetune["mode"] == "head" and run.finetune["blocks"] == ["head"]
+    clone = web(trainer).post(f"/api/v1/runs/{run.pk}/clone", {}, content_type="application/json")
+    assert clone.status_code == 201 and clone.json()["finetune"] == run.finetune

@@ -1,0 +1,136 @@
+"""REST API of fine-tuning: a run that starts from a version of the registry, and what it would train."""
+
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.idempotency import idempotent
+from dlplatform.api import SafeCharField, Strict, documented
+from registry import availability
+from registry.models import ModelVersion, Ref, RegisteredModel
+
+from . import finetuning
+from .api import RUN, dataset_version_named, experiment_named
+from .finetune_outlook import Outlook, outlook
+from .serializers import RunDetail, TargetField
+
+SETTINGS = ("mode", "adapter", "rank", "alpha", "unfreeze_every", "layer_decay", "blocks")
+OUTLOOK = {
+    "parameters": 535_818, "trainable": 9_320, "memory_bytes": 4_398_336,
+    "blocks": [{"name": "head", "parameters": 1290, "trains": False, "added": 552}],
+}  # fmt: skip
+
+
+class SettingsIn(Strict):
+    """How to fine-tune; every key has a good default."""
+
+    mode = serializers.CharField(required=False, max_length=20, help_text="full, head or lora")
+    adapter = serializers.CharField(required=False, max_length=20, help_text="In mode lora: lora, dora or ia3")
+    rank = serializers.IntegerField(required=False, help_text="Rank of an adapter")
+    alpha = serializers.FloatField(required=False, help_text="An adapter's change is scaled by alpha / rank")
+    unfreeze_every = serializers.IntegerField(
+        required=False, help_text="In mode head: epochs until one more block trains"
+    )
+    layer_decay = serializers.FloatField(
+        required=False, help_text="Learning rate of a block as a share of the next one's"
+    )
+    blocks = serializers.ListField(
+        child=serializers.CharField(max_length=300), required=False, max_length=1000,
+        help_text="Names or patterns of the blocks that train, or get an adapter",
+    )  # fmt: skip
+
+
+class FinetuneIn(SettingsIn):
+    version = serializers.UUIDField(required=False, help_text="Default: production, else the head of main")
+    dataset_version = serializers.UUIDField(help_text="Data with the columns that the model reads")
+    target = TargetField(required=False, help_text="Column or columns to learn; default: those of the base")
+    config = serializers.DictField(required=False, help_text="Settings of the training; every key has a good default")
+    experiment = serializers.UUIDField(required=False, allow_null=True, help_text="Default: one for the model")
+    name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Name of the run")
+    register_as = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Default: the base's model")
+    branch = SafeCharField(
+        max_length=80, required=False, allow_blank=True,
+        help_text="Branch that gets the result; default: main if the base is its head, else one of its own",
+    )  # fmt: skip
+
+
+class BlockOut(serializers.Serializer):
+    name = serializers.CharField()
+    parameters = serializers.IntegerField()
+    trains = serializers.BooleanField()
+    added = serializers.IntegerField(help_text="Numbers that its adapters hold")
+
+
+class OutlookOut(serializers.Serializer):
+    parameters = serializers.IntegerField()
+    trainable = serializers.IntegerField()
+    memory_bytes = serializers.IntegerField(help_text="At least: weights, gradients, optimizer and averaged weights")
+    blocks = BlockOut(many=True)
+
+
+class FinetuneView(APIView):
+    policy = {"POST": "run.write"}
+
+    @documented(
+        "Fine-tune a model", request=FinetuneIn, answer=RunDetail, status=201, tags=["models"],
+        description="Queues a run that starts from the version's weights. `full` trains all of them, `head` chosen "
+                    "blocks, `lora` small adapters: the new version then holds the adapters only.",
+        example=({"dataset_version": "77aa…", "mode": "lora", "rank": 8}, {**RUN, "state": "queued"}),
+    )  # fmt: skip
+    @idempotent
+    def post(self, request: Request, model: UUID) -> Response:
+        found = visible_or_404(RegisteredModel.objects.select_related("organization"), request.user, pk=model)
+        require(request.user, "run.write", found.organization)
+        given = FinetuneIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        wanted = dict(given.validated_data)
+        settings = {name: wanted.pop(name) for name in SETTINGS if name in wanted}
+        version = _version(found, wanted.pop("version", None))
+        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
+        if identifier := wanted.pop("experiment", None):
+            wanted["experiment"] = experiment_named(request.user, identifier)
+        run = finetuning.finetune(actor=request.user, version=version, settings=settings, **wanted)
+        return Response(RunDetail(run).data, status=201)
+
+
+class OutlookView(APIView):
+    policy = {"POST": "read"}
+
+    @documented(
+        "What a fine-tuning would train", request=SettingsIn, answer=OutlookOut, tags=["models"],
+        description="Blocks of the version's network with their numbers; nothing is queued.",
+        example=({"mode": "lora", "rank": 8}, OUTLOOK),
+    )  # fmt: skip
+    def post(self, request: Request, version: UUID) -> Response:
+        rows = ModelVersion.objects.select_related("model__organization", "base__model")
+        found = visible_or_404(rows, request.user, pk=version)
+        given = SettingsIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        return Response(OutlookOut(_outlook(found, given.validated_data)).data)
+
+
+def _outlook(version: ModelVersion, settings: dict[str, Any]) -> Outlook:
+    availability.require_files(version)
+    parsed = finetuning.parsed_settings(settings)
+    finetuning.check_base(version, parsed)
+    return outlook(version, parsed)
+
+
+def _version(model: RegisteredModel, identifier: UUID | None) -> ModelVersion:
+    rows = ModelVersion.objects.select_related("model__organization", "base__model").filter(model=model)
+    if identifier:
+        version = rows.filter(pk=identifier).first()
+    else:
+        named = ((Ref.Kind.ALIAS, "production"), (Ref.Kind.BRANCH, "main"))
+        found = (rows.filter(refs__kind=kind, refs__name=name).first() for kind, name in named)
+        version = next((one for one in found if one), None)
+    if version is None:
+        message = "The model has no such version." if identifier else "The model has no version yet."
+        raise ValidationError({"version": ValidationError(message, code="does_not_exist")})
+    return version

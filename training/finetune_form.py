@@ -1,0 +1,88 @@
+"""The form of a fine-tuning, generated from the engine's own description of its settings."""
+
+from typing import Any
+
+from django import forms
+
+from datasets.models import DatasetVersion
+from dlplatform.accounts.templatetags.platform import counted
+from dlplatform.engine.config import ConfigError
+from dlplatform.engine.fields import FIELDS
+from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune
+from registry.models import ModelVersion
+
+from .run_form import SettingField
+
+SHOWN = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "early_stopping",
+    "seed",
+    "validation_fraction",
+    "augmentation",
+    "ema",
+)
+
+
+class FinetuneForm(forms.Form):
+    """Bound to one version, whose blocks and fitting data it offers."""
+
+    dataset_version = forms.ChoiceField(label="Dataset version")
+    blocks = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Blocks")
+    register_as = forms.CharField(
+        required=False, max_length=120, label="Register the model as", help_text="Blank: a version of the base's model."
+    )
+    branch = forms.CharField(
+        required=False, max_length=80, help_text="Blank: main if the base is its head, else a branch of its own."
+    )
+    name = forms.CharField(required=False, max_length=120, label="Name of the run", help_text="Blank: one is made.")
+
+    def __init__(
+        self, *args: Any, version: ModelVersion, data: list[DatasetVersion], blocks: dict[str, int], **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self.version = version
+        self.fields["dataset_version"].choices = [  # type: ignore[attr-defined]
+            (str(one.pk), f"{one.dataset.name} v{one.number} · {counted(one.rows or 0, 'row')}") for one in data
+        ]
+        self.fields["blocks"].choices = [(name, name) for name in blocks]  # type: ignore[attr-defined]
+        self.fields["register_as"].widget.attrs["placeholder"] = version.model.name
+        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in FINETUNE_FIELDS}
+        self.fields |= {f"config.{one.name}": SettingField(one) for one in FIELDS if one.name in SHOWN}
+        self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
+        self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""
+        self.fields["finetune.rank"].widget.attrs["data-reloads"] = ""
+
+    def part(self, prefix: str) -> list[forms.BoundField]:
+        """The fields of ``finetune`` or ``config``."""
+        return [self[name] for name in self.fields if name.startswith(f"{prefix}.")]
+
+    @property
+    def how(self) -> list[forms.BoundField]:
+        return self.part("finetune")
+
+    @property
+    def training(self) -> list[forms.BoundField]:
+        return self.part("config")
+
+    def given(self, prefix: str) -> dict[str, Any]:
+        """The settings that were filled in; of a form in any state."""
+        found = {}
+        for bound in self.part(prefix):
+            value = bound.field.to_python(bound.value())
+            if value is not None:
+                found[bound.name.partition(".")[2]] = value
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """The fine-tuning settings, the chosen blocks among them."""
+        blocks = self["blocks"].value() or []
+        return {**self.given("finetune"), **({"blocks": list(blocks)} if blocks else {})}
+
+    def parsed(self) -> FinetuneConfig:
+        """The settings as far as they can be read: for what the page shows before it is sent."""
+        try:
+            return parse_finetune(self.settings())
+        except ConfigError:
+            return FinetuneConfig()

@@ -1,0 +1,104 @@
+"""What a fine-tuning of a version would train, from the shapes of its tensors alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlplatform.engine.blocks import block_of, blocks_of, chosen
+from dlplatform.engine.finetune_config import FinetuneConfig
+from registry.models import ModelVersion
+from registry.tensors import tensor_shapes
+
+HEADS = ("head", "linear")
+# Tensors that belong to no layer an adapter could change: tables of embeddings.
+NOT_ADAPTED = ("tokens", "positions", "embedding")
+BYTES = 4  # of a float32
+ADAM = 2  # more numbers that the optimizer keeps for each one that trains
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a network and how much of it would train."""
+
+    name: str
+    parameters: int
+    trains: bool
+    added: int = 0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a fine-tuning would train, before it is queued."""
+
+    blocks: list[Block]
+    parameters: int
+    trainable: int
+    memory_bytes: int
+
+    @property
+    def share(self) -> float:
+        return self.trainable / max(self.parameters, 1)
+
+
+def whole_version(version: ModelVersion) -> ModelVersion:
+    """The version that holds the weights: an adapter's base, or itself."""
+    return whole_version(version.base) if version.base is not None else version
+
+
+def trainable_blocks(version: ModelVersion) -> dict[str, int]:
+    """{block: parameters} of the weights that a fine-tuning of the version starts from."""
+    return blocks_of(_weights(version))
+
+
+def _weights(version: ModelVersion) -> dict[str, list[int]]:
+    return {name: shape for name, shape in tensor_shapes(whole_version(version)).items() if not _is_fitted(name)}
+
+
+def _is_fitted(name: str) -> bool:
+    """Statistics of the data in the network's buffers: they are fitted, not trained."""
+    return name.rpartition(".")[2] in {
+        "center", "inverse_scale", "known", "left", "inverse_width", "trust", "target_center", "target_scale", "mean",
+        "deviation",
+    }  # fmt: skip
+
+
+def outlook(version: ModelVersion, settings: FinetuneConfig) -> Outlook:
+    """Blocks, numbers and the least memory of weights, gradients, optimizer and averaged weights together."""
+    shapes = _weights(version)
+    counts = blocks_of(shapes)
+    named = set(chosen(counts, settings.blocks))
+    added: dict[str, int] = {}
+    if settings.mode == "full":
+        trains = set(counts)
+    elif settings.mode == "head":
+        trains = set(counts) if settings.unfreeze_every else named or set(chosen(counts, HEADS))
+    else:
+        trains = set()
+        added = _adapter_sizes(shapes, settings, named or set(counts))
+    blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
+    trainable = sum(block.parameters for block in blocks if block.trains) + sum(added.values())
+    whole = sum(counts.values()) + sum(added.values())
+    memory = BYTES * (2 * whole + (1 + ADAM) * trainable)
+    return Outlook(blocks, sum(counts.values()), trainable, memory)
+
+
+def _adapter_sizes(shapes: Mapping[str, Sequence[int]], settings: FinetuneConfig, blocks: set[str]) -> dict[str, int]:
+    """{block: numbers that its adapters hold}."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        block = block_of(name)
+        owner = name.split(".")[-2:-1]
+        if block in blocks and name.endswith(".weight") and len(shape) > 1 and not set(owner) & set(NOT_ADAPTED):
+            sizes[block] = sizes.get(block, 0) + _adapter_size(shape, settings)
+    return sizes
+
+
+def _adapter_size(shape: Sequence[int], settings: FinetuneConfig) -> int:
+    """A weight as (groups, rows, columns); its outputs are the columns of grouped layers, else the rows."""
+    grouped = len(shape) == 3
+    groups, rows, columns = tuple(shape) if grouped else (1, shape[0], math.prod(shape[1:]))
+    outputs = groups * (columns if grouped else rows)
+    if settings.adapter == "ia3":
+        return outputs
+    low_rank = groups * min(settings.rank, rows, columns) * (rows + columns)
+    return low_rank + (outputs if settings.adapter == "dora" else 0)

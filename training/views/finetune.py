@@ -1,0 +1,61 @@
+"""Fine-tuning a version: which data, what trains, and what it will take."""
+
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.views.decorators.http import require_http_methods
+
+from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.pages import said
+from dlplatform.api import Conflict
+from dlplatform.web import add_errors, page
+from registry import availability
+from registry.models import ModelVersion
+from training import finetuning
+from training.finetune_form import FinetuneForm
+from training.finetune_outlook import outlook, trainable_blocks
+from training.models import Run
+
+
+@require_http_methods(["GET", "POST"])
+def finetune_new(request: HttpRequest, version: UUID) -> HttpResponse:
+    rows = ModelVersion.objects.select_related("model__organization", "base__model")
+    found: ModelVersion = visible_or_404(rows, request.user, pk=version)
+    require(request.user, "run.write", found.model.organization)
+    if not finetuning.is_trainable(found) or found.deleted_at is not None:
+        context = {"section": "models", "version": found, "model": found.model}
+        return page(request, "training/finetune_impossible.html", context)
+    availability.require_files(found)
+    data = finetuning.fitting_data(request.user, found)
+    given = request.POST if request.method == "POST" else request.GET
+    form = FinetuneForm(given or None, version=found, data=data, blocks=trainable_blocks(found))
+    if request.method == "POST" and form.is_valid() and (run := _queued(request, form, found)):
+        said(request, "Queued. Training starts from the base as soon as a worker is free.")
+        return redirect("run", run.pk)
+    if request.method == "GET":
+        form.errors.clear()
+    context = {
+        "section": "models", "version": found, "model": found.model, "form": form, "data": data, "outlook": outlook(found, form.parsed()),
+        "checked": set(form["blocks"].value() or []),
+    }  # fmt: skip
+    return page(request, "training/finetune.html", context, partial="training/_finetune_form.html")
+
+
+def _queued(request: HttpRequest, form: FinetuneForm, version: ModelVersion) -> Run | None:
+    """The run; None, with the reason on the form, when it is refused."""
+    wanted = form.cleaned_data
+    data = next(
+        one for one in finetuning.fitting_data(request.user, version) if str(one.pk) == wanted["dataset_version"]
+    )
+    try:
+        return finetuning.finetune(
+            actor=request.user, version=version, dataset_version=data, settings=form.settings(),
+            config=form.given("config"), name=wanted["name"], register_as=wanted["register_as"], branch=wanted["branch"],
+        )  # fmt: skip
+    except ValidationError as error:
+        add_errors(form, error)
+    except Conflict as conflict:
+        form.add_error(None, str(conflict.detail))
+    return None
