@@ -29,7 +29,7 @@ class RunAdmin(ReadOnly):
     list_select_related = ["experiment", "dataset_version__dataset", "created_by"]
     date_hierarchy = "created_at"
     exclude = ["evaluation"]
-    actions = ["cancel", "retry", "archive"]
+    actions = ["cancel", "pause", "retry", "archive"]
 
     @admin.display(description="Progress", ordering="progress")
     def done(self, run: Run) -> str:
@@ -38,6 +38,10 @@ class RunAdmin(ReadOnly):
     @admin.action(description="Cancel the chosen runs", permissions=["view"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
         self._each(request, queryset, services.cancel_run, "cancelled")
+
+    @admin.action(description="Pause the chosen runs", permissions=["view"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
+        self._each(request, queryset, services.pause_run, "to be paused")
 
     @admin.action(description="Retry the chosen runs from their last checkpoints", permissions=["view"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:

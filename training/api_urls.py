@@ -10,6 +10,7 @@ urlpatterns = [
     path("runs/<uuid:run>/metrics", api.RunMetricsView.as_view()),
     path("runs/<uuid:run>/logs", api.RunLogsView.as_view()),
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
+    path("runs/<uuid:run>/pause", api.RunPauseView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),
     path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),

@@ -124,6 +124,7 @@ class Orchestrator:
                 **({"base_version": str(run.base_version_id)} if run.base_version_id else {}),
             },
             **({"finetune": run.finetune} if run.finetune else {}),
+            **({"stop_after_epoch": run.stop_after_epoch} if run.stop_after_epoch else {}),
         }
 
     # --- during -------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ class Orchestrator:
             self._renewed = time.monotonic()
 
     def _stop_if_asked(self) -> None:
-        if not (self.cancelled or self.draining):
+        if not (self.cancelled or self.draining or self.run.pause_requested_at):
             return
         now = time.monotonic()
         if self._stop_sent is None:
@@ -215,12 +216,14 @@ class Orchestrator:
     # --- after --------------------------------------------------------------------------------------
 
     def _conclude(self) -> None:
-        """One of: succeeded, cancelled, back to the queue, failed."""
+        """One of: succeeded, cancelled, paused, back to the queue, failed."""
         code = self.connection.poll()
         if code == 0 and self.monitor.finished:
             self._succeed(self.monitor.finished["metrics"])
         elif self.cancelled:
             states.end(self.run, Run.State.CANCELLED)
+        elif self.run.pause_requested_at or self._reached_its_stop(code):
+            states.pause(self.run)
         elif self.draining:
             states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
         elif self.stalled:
@@ -231,6 +234,10 @@ class Orchestrator:
         else:
             self._log("error", f"The training process ended without a word ({_how(code)}).")
             self._retry_or_fail(states.failure("crash_loop", attempts=self.run.attempt))
+
+    def _reached_its_stop(self, code: int | None) -> bool:
+        """Whether the engine ended of itself after the epochs that it was to train; a draining worker had it end."""
+        return code == INTERRUPTED and self.run.stop_after_epoch is not None and not self.draining
 
     def _succeed(self, metrics: dict[str, Any]) -> None:
         run = self.run

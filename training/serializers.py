@@ -96,7 +96,7 @@ class RunDetail(RunOut):
     class Meta(RunOut.Meta):
         fields = [
             *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "features", "config", "register_as", "environment", "evaluation", "warnings",
-            "heartbeat_at", "last_sequence", "cloned_from", "archived_at",
+            "heartbeat_at", "last_sequence", "cloned_from", "archived_at", "reason", "stop_after_epoch",
         ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ urlpatterns = [
     path("runs/<uuid:run>/", run.run_page, name="run"),
     path("runs/<uuid:run>/log.txt", run.run_log, name="run-log"),
     path("runs/<uuid:run>/cancel", run.run_cancel, name="run-cancel"),
+    path("runs/<uuid:run>/pause", run.run_pause, name="run-pause"),
     path("runs/<uuid:run>/resume", run.run_resume, name="run-resume"),
     path("runs/<uuid:run>/archive", run.run_archive, name="run-archive"),
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),

@@ -150,6 +150,14 @@ def run_cancel(request: HttpRequest, run: UUID) -> HttpResponse:
 
 
 @require_POST
+def run_pause(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.pause_run(actor=request.user, run=found),
+        "The run pauses after a checkpoint; continue it from there whenever you like.",
+    )  # fmt: skip
+
+
+@require_POST
 def run_resume(request: HttpRequest, run: UUID) -> HttpResponse:
     return _changed(
         request, run, lambda found: services.resume_run(actor=request.user, run=found),
