@@ -95,6 +95,9 @@ class Sweep(models.Model):
     seed = models.PositiveIntegerField(default=0, help_text="Of the sampler")
     register_as = models.CharField(max_length=120, help_text="Name of the model that gets the results, on a branch")
     importance = models.JSONField(null=True, help_text="{setting: share of the metric's variance}")
+    reason = models.CharField(
+        max_length=300, blank=True, help_text="Why the platform paused or ended it, in a sentence"
+    )
     advanced_at = models.DateTimeField(null=True, editable=False)
 
     objects = SweepQuerySet.as_manager()
@@ -206,7 +209,9 @@ class Run(Job):
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
     pause_requested_at = models.DateTimeField(null=True, editable=False)
-    stop_after_epoch = models.PositiveIntegerField(null=True, help_text="Pause after so many epochs; null = train to the end")
+    stop_after_epoch = models.PositiveIntegerField(
+        null=True, help_text="Pause after so many epochs; null = train to the end"
+    )
 
     progress = models.FloatField(default=0.0)
     phase = models.CharField(max_length=60, blank=True)
@@ -220,7 +225,9 @@ class Run(Job):
     environment = models.JSONField(default=dict)
     evaluation = models.JSONField(null=True)
     error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
-    reason = models.CharField(max_length=200, blank=True, help_text="Why the platform paused or ended it, in a sentence")
+    reason = models.CharField(
+        max_length=200, blank=True, help_text="Why the platform paused or ended it, in a sentence"
+    )
     warnings = models.JSONField(default=list, help_text="Doubts about the data, such as a leaking column")
     last_sequence = models.BigIntegerField(default=0)
     spool_sequence = models.BigIntegerField(default=0)
@@ -231,9 +238,7 @@ class Run(Job):
         ordering = ["-created_at"]
         constraints = [
             models.CheckConstraint(
-                condition=Q(
-                    state__in=["queued", "preparing", "running", "paused", "succeeded", "failed", "cancelled"]
-                ),
+                condition=Q(state__in=["queued", "preparing", "running", "paused", "succeeded", "failed", "cancelled"]),
                 name="run_state_known",
             )
         ]

@@ -226,6 +226,10 @@ class Orchestrator:
             states.pause(self.run)
         elif self.draining:
             states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
+        elif self._stop_sent is not None and code == INTERRUPTED:
+            states.requeue(
+                self.run, delay=0, charge=False, reason="What it was stopped for was taken back; it goes on."
+            )
         elif self.stalled:
             self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
         elif self.monitor.failed:

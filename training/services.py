@@ -19,7 +19,7 @@ from registry.models import ModelVersion
 
 from . import states
 from .experiments import DEFAULT_EXPERIMENT, experiment_named
-from .models import Experiment, Run
+from .models import Experiment, Run, Trial
 from .records import append_event
 
 LEAST_ROWS = 10
@@ -47,11 +47,14 @@ def create_run(
     base_version: ModelVersion | None = None,
     finetune: dict[str, Any] | None = None,
     cloned_from: Run | None = None,
+    trial: Trial | None = None,
+    stop_after_epoch: int | None = None,
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
     ``target`` is one column, or several for regression and multilabel. With ``base_version`` the run starts from that
-    model, as ``finetune`` says (see `training.finetuning`).
+    model, as ``finetune`` says (see `training.finetuning`). A run of a sweep belongs to its ``trial`` and pauses after
+    ``stop_after_epoch`` epochs.
     """
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     organization = dataset_version.dataset.organization
@@ -82,6 +85,8 @@ def create_run(
         base_version=base_version,
         finetune=finetune,
         cloned_from=cloned_from,
+        trial=trial,
+        stop_after_epoch=stop_after_epoch,
     )
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)

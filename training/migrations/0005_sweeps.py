@@ -41,6 +41,7 @@ class Migration(migrations.Migration):
                 ('seed', models.PositiveIntegerField(default=0, help_text='Of the sampler')),
                 ('register_as', models.CharField(help_text='Name of the model that gets the results, on a branch', max_length=120)),
                 ('importance', models.JSONField(help_text="{setting: share of the metric's variance}", null=True)),
+                ('reason', models.CharField(blank=True, help_text='Why the platform paused or ended it, in a sentence', max_length=300)),
                 ('advanced_at', models.DateTimeField(editable=False, null=True)),
             ],
             options={

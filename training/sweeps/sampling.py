@@ -59,10 +59,9 @@ def _by_optuna(sampler: str, dimensions: Sequence[Dimension], seed: int, past: S
     drawn = (seed * STREAM + len(past)) % 2**32
     chosen = optuna.samplers.RandomSampler(drawn) if sampler == "random" else optuna.samplers.TPESampler(seed=drawn)
     study = optuna.create_study(direction="minimize", sampler=chosen)
-    distributions = {one.name: _distribution(one) for one in dimensions}
     for one in past:
-        study.add_trial(_frozen(one, distributions))
-    return dict(study.ask(distributions).params)
+        study.add_trial(frozen_trial(one, dimensions))
+    return dict(study.ask({one.name: _distribution(one) for one in dimensions}).params)
 
 
 def _distribution(one: Dimension) -> Any:
@@ -75,7 +74,8 @@ def _distribution(one: Dimension) -> Any:
     return distributions.FloatDistribution(one.low, one.high, log=one.log)
 
 
-def _frozen(one: Past, distributions: dict[str, Any]) -> Any:
+def frozen_trial(one: Past, dimensions: Sequence[Dimension]) -> Any:
+    """A trial as Optuna keeps it."""
     from optuna.trial import TrialState, create_trial
 
     states = {"succeeded": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -84,7 +84,7 @@ def _frozen(one: Past, distributions: dict[str, Any]) -> Any:
         state = TrialState.FAIL
     return create_trial(
         state=state, value=one.value if state == TrialState.COMPLETE else None, params=one.params,
-        distributions=distributions, intermediate_values=one.rungs,
+        distributions={each.name: _distribution(each) for each in dimensions}, intermediate_values=one.rungs,
     )  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def _by_cmaes(dimensions: Sequence[Dimension], seed: int, past: Sequence[Past]) 
         if any(not _ended(one) for one in generation):
             return None
         worst = max((one.value for one in generation if one.value is not None), default=0.0)
-        optimizer.tell([(optimizer.ask(), _judged(one, worst)) for one in generation])
+        optimizer.tell([(_point(one, numbers), _judged(one, worst)) for one in generation])
     for _ in range(len(past) % size):
         optimizer.ask()
     point = optimizer.ask()
@@ -123,8 +123,15 @@ def _optimizer(count: int, seed: int) -> Any:
     return CMA(mean=np.full(count, 0.5), sigma=SIGMA, bounds=bounds, seed=seed % 2**32)
 
 
+def _point(one: Past, numbers: Sequence[Dimension]) -> Any:
+    import numpy as np
+
+    return np.array([dimension.share(one.params[dimension.name]) for dimension in numbers])
+
+
 def _ended(one: Past) -> bool:
-    return one.state in ("succeeded", "pruned", "failed", "cancelled")
+    """Or waits at a rung, where it may stay for good."""
+    return one.state in ("succeeded", "pruned", "failed", "cancelled", "paused")
 
 
 def _judged(one: Past, worst: float) -> float:

@@ -62,6 +62,14 @@ class Dimension:
         value = min(max(value, self.low), self.high)
         return round(value) if self.kind == "integer" else value
 
+    def share(self, value: float) -> float:
+        """Where in its range a value of a number lies, from 0 to 1."""
+        if self.high <= self.low:
+            return 0.5
+        if self.log:
+            return (math.log(value) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+        return (value - self.low) / (self.high - self.low)
+
     def grid(self) -> list[Value]:
         """The values that a grid tries, each once."""
         if self.kind == "categorical":
