@@ -4,7 +4,7 @@ import pytest
 
 from tests.integration.conftest import QUICK
 from training.jobs import advance_sweep, train
-from training.models import Run, Sweep, Trial
+from training.models import Run
 from training.sweeps import services
 
 pytestmark = pytest.mark.django_db(transaction=True)
