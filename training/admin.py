@@ -10,13 +10,38 @@ from django.http import HttpRequest
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import Experiment, Run
+from .models import Experiment, Run, Sweep
+from .sweeps import services as sweeps
 
 
 @admin.register(Experiment)
 class ExperimentAdmin(TenantAdmin):
     def change(self, actor: Any, row: Experiment, changes: dict[str, Any]) -> None:
         experiments.update_experiment(actor=actor, experiment=row, **changes)
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnly):
+    list_display = [
+        "name",
+        "experiment",
+        "state",
+        "sampler",
+        "pruner",
+        "metric",
+        "trial_count",
+        "created_by",
+        "created_at",
+    ]
+    list_filter = ["state", "sampler", "pruner", "experiment__organization"]
+    search_fields = ["name", "id", "experiment__name"]
+    list_select_related = ["experiment", "created_by"]
+    actions = ["cancel"]
+
+    @admin.action(description="Cancel the chosen sweeps", permissions=["view"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Sweep]) -> None:
+        rows = queryset.select_related("experiment__organization")
+        apply_to_each(request, rows, lambda sweep: sweeps.cancel_sweep(actor=request.user, sweep=sweep), "cancelled")
 
 
 @admin.register(Run)

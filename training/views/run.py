@@ -27,7 +27,12 @@ PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.
 
 def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
     rows = Run.objects.select_related(
-        "experiment__organization", "dataset_version__dataset", "output_version__model", "created_by", "cloned_from"
+        "experiment__organization",
+        "dataset_version__dataset",
+        "output_version__model",
+        "created_by",
+        "cloned_from",
+        "trial__sweep",
     ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
     return visible_or_404(rows, request.user, pk=identifier)
 

@@ -14,7 +14,7 @@ register = template.Library()
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 STATE_TONES = {
     "queued": "idle", "preparing": "busy", "running": "busy", "paused": "warn", "ready": "good", "succeeded": "good",
-    "rejected": "bad", "failed": "bad", "cancelled": "muted", "active": "good", "revoked": "muted",
+    "rejected": "bad", "failed": "bad", "cancelled": "muted", "finished": "good", "pruned": "muted", "active": "good", "revoked": "muted",
     "expired": "muted",
 }  # fmt: skip
 
