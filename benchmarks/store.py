@@ -24,7 +24,7 @@ import torch
 from tests.live import Platform
 
 from .lineage import Version, lineage
-from .measuring import arguments, median, platform, report, spread
+from .measuring import arguments, median, platform, report, settle, spread
 from .transfer import BLOCK, Memory, copy_and_hash, download
 from .upload_in_parts import followed
 
@@ -181,10 +181,12 @@ def in_and_out(folder: Path, megabytes: int, repetitions: int) -> None:
         organization = uuid4()
         store = ObjectStore("models", organization)
         bare = copy_and_hash(source, folder / "copy")
+        settle()
         with memory["in"].sampled():
             began = time.perf_counter()
             stored = store.put_file(source)
             inward = time.perf_counter() - began
+        settle()
         with memory["out"].sampled():
             began = time.perf_counter()
             store.fetch(stored.sha256, folder / "back")
@@ -219,12 +221,15 @@ def up_and_down(running: Platform, folder: Path, megabytes: int, repetitions: in
             size = source.stat().st_size
             model = client.post("/models", json={"name": f"package {repetition}"}).raise_for_status().json()["id"]
             bare = copy_and_hash(source, folder / "copy")
+            settle()
             with web.sampled():
                 began = time.perf_counter()
                 upload = send_model(client, model, source)
                 sent = time.perf_counter() - began
                 version = followed(client, upload)
                 made = time.perf_counter() - began
+            settle()
+            with web.sampled():
                 fetched = download(client, f"/model-versions/{version}/files/model.safetensors", size)
             if repetition:
                 for kind, seconds in (("bare", bare), ("sent", sent), ("version", made), ("fetched", fetched)):

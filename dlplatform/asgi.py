@@ -8,6 +8,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dlplatform.settings")
 from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
+django_application.chunk_size = 1024 * 1024  # files are sent in such pieces; Django would cut each of them into sixteen
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings

@@ -27,6 +27,7 @@ from registry import uploads
 from registry.models import Comparison, Merge, Upload
 from training import job_directories, states
 from training.models import Run
+from training.sweeps.waking import wake_idle_sweeps
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ TICKS = (
     Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
     Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
+    Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
     Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),

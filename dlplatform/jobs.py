@@ -55,6 +55,7 @@ class Job(models.Model):
     ENDED: ClassVar[tuple[str, ...]] = ("succeeded", "failed", "cancelled")
     QUEUE: ClassVar[str]
     ENTRY: ClassVar[str]
+    REQUESTS: ClassVar[tuple[str, ...]] = ("cancel_requested_at",)  # what a holder looks for as it renews its lease
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     state = models.CharField(max_length=20, default="queued", editable=False)
@@ -104,8 +105,8 @@ class Job(models.Model):
         """Prolong the lease. True when a cancel was asked for; LeaseLost when somebody else holds it."""
         if not self._mine().update(lease_expires_at=_lease_end()):
             raise LeaseLost(str(self.pk))
-        row = type(self).objects.only("cancel_requested_at").get(pk=self.pk)
-        return row.cancel_requested_at is not None
+        self.refresh_from_db(fields=self.REQUESTS)
+        return self.cancel_requested_at is not None
 
     def write(self, **fields: Any) -> None:
         """Write columns under the lease; LeaseLost when the epoch has moved on."""

@@ -1,14 +1,14 @@
 """A stored object as an HTTP answer: streamed, verified, with ranges and an ETag."""
 
 import asyncio
-import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import IO
 from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
+from dlplatform.objects.encodings import Bytes
 from dlplatform.objects.store import CorruptObject, ObjectStore
 
 BLOCK = 1024 * 1024
@@ -26,14 +26,13 @@ def file_response(request: HttpRequest, store: ObjectStore, *, sha256: str, size
             status=416, headers={"Content-Range": f"bytes */{size}"}, content_type="application/octet-stream"
         )
     start, end = wanted if isinstance(wanted, tuple) else (0, size - 1)
-    whole = start == 0 and end == size - 1
     status, kind = 206 if wanted else 200, "application/octet-stream"
     response: HttpResponseBase
     if request.method == "HEAD":
         response = HttpResponse(status=status, content_type=kind)
     else:
-        content = _stream(store.open(sha256, verify=not whole), start, end - start + 1, sha256 if whole else None)
-        response = StreamingHttpResponse(content, status=status, content_type=kind)
+        content = _pieces(store, sha256, start, end, size)
+        response = StreamingHttpResponse(_stream(content), status=status, content_type=kind)
     response["Content-Length"] = str(max(end - start + 1, 0))
     response["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(label, safe='')}"
     response["ETag"] = etag
@@ -57,34 +56,38 @@ def _range(header: str, size: int) -> tuple[int, int] | str | None:
     return (start, end) if start <= end and start < size else "outside"
 
 
-async def _stream(source: IO[bytes], start: int, length: int, sha256: str | None) -> AsyncIterator[bytes]:
-    """Chunks; the next is read in a thread while one is sent.
+def _pieces(store: ObjectStore, sha256: str, first: int, last: int, size: int) -> Iterator[Bytes]:
+    """The asked bytes, verified as far as `ObjectStore.open` does; of a whole object the last piece waits until the hash
+    of all is known to match. Raises MissingObject at once."""
+    if (first, last) == (0, size - 1):
+        return store.chunks(sha256)
+    return _part(store.open(sha256), first, last - first + 1)
 
-    A whole object is verified: its last chunk is sent only if the hash matches.
-    """
-    digest = hashlib.sha256() if sha256 else None
-    reading = _reading(source, start, min(BLOCK, length), digest)
-    try:
+
+def _part(source: IO[bytes], start: int, length: int) -> Iterator[bytes]:
+    with source:
+        source.seek(start)
         while length > 0:
-            chunk = await reading
-            length -= len(chunk)
-            if not chunk or (length == 0 and digest and digest.hexdigest() != sha256):
-                raise CorruptObject(sha256 or "")
-            start += len(chunk)
-            reading = _reading(source, start, min(BLOCK, length), digest)
-            yield chunk
+            piece = source.read(min(BLOCK, length))
+            if not piece:
+                raise CorruptObject(f"{length} bytes are missing at the end")
+            length -= len(piece)
+            yield piece
+
+
+async def _stream(pieces: Iterator[Bytes]) -> AsyncIterator[bytes]:
+    """The pieces, cut into blocks; the next one is made in a thread while one is sent."""
+    following = _next(pieces)
+    try:
+        while (piece := await following) is not None:
+            following = _next(pieces)
+            view = memoryview(piece)
+            for start in range(0, len(view), BLOCK):
+                yield bytes(view[start : start + BLOCK])
     finally:
-        await asyncio.wait([reading])
-        source.close()
+        await asyncio.wait([following])
+        await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
 
 
-def _reading(source: IO[bytes], start: int, length: int, digest: "hashlib._Hash | None") -> asyncio.Future[bytes]:
-    return asyncio.get_running_loop().run_in_executor(None, _read, source, start, length, digest)
-
-
-def _read(source: IO[bytes], start: int, length: int, digest: "hashlib._Hash | None") -> bytes:
-    source.seek(start)
-    chunk = source.read(length)
-    if digest:
-        digest.update(chunk)
-    return chunk
+def _next(pieces: Iterator[Bytes]) -> asyncio.Future[Bytes | None]:
+    return asyncio.get_running_loop().run_in_executor(None, next, pieces, None)

@@ -14,7 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from training.models import Experiment, Run
+from training.models import Experiment, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
 
@@ -104,6 +104,33 @@ class RunFactory(factory.django.DjangoModelFactory):
     task = Run.Task.CLASSIFICATION
     target = "y"
     register_as = "a model"
+
+
+class SweepFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Sweep
+
+    experiment = factory.SubFactory(ExperimentFactory)
+    dataset_version = factory.SubFactory(
+        DatasetVersionFactory, dataset__organization=factory.SelfAttribute("...experiment.organization")
+    )
+    name = factory.Sequence(lambda number: f"sweep {number}")
+    task = Run.Task.CLASSIFICATION
+    targets = ["y"]
+    space = [{"name": "learning_rate", "kind": "float", "low": 0.001, "high": 0.1, "log": True, "points": 5}]
+    metric = "validation/loss"
+    direction = Sweep.Direction.MINIMIZE
+    trial_count = 4
+    register_as = "a model"
+
+
+class TrialFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Trial
+
+    sweep = factory.SubFactory(SweepFactory)
+    number = factory.Sequence(lambda number: number)
+    params = {"learning_rate": 0.01}
 
 
 class RegisteredModelFactory(factory.django.DjangoModelFactory):

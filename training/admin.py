@@ -10,13 +10,38 @@ from django.http import HttpRequest
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import Experiment, Run
+from .models import Experiment, Run, Sweep
+from .sweeps import services as sweeps
 
 
 @admin.register(Experiment)
 class ExperimentAdmin(TenantAdmin):
     def change(self, actor: Any, row: Experiment, changes: dict[str, Any]) -> None:
         experiments.update_experiment(actor=actor, experiment=row, **changes)
+
+
+@admin.register(Sweep)
+class SweepAdmin(ReadOnly):
+    list_display = [
+        "name",
+        "experiment",
+        "state",
+        "sampler",
+        "pruner",
+        "metric",
+        "trial_count",
+        "created_by",
+        "created_at",
+    ]
+    list_filter = ["state", "sampler", "pruner", "experiment__organization"]
+    search_fields = ["name", "id", "experiment__name"]
+    list_select_related = ["experiment", "created_by"]
+    actions = ["cancel"]
+
+    @admin.action(description="Cancel the chosen sweeps", permissions=["view"])
+    def cancel(self, request: HttpRequest, queryset: QuerySet[Sweep]) -> None:
+        rows = queryset.select_related("experiment__organization")
+        apply_to_each(request, rows, lambda sweep: sweeps.cancel_sweep(actor=request.user, sweep=sweep), "cancelled")
 
 
 @admin.register(Run)
@@ -29,7 +54,7 @@ class RunAdmin(ReadOnly):
     list_select_related = ["experiment", "dataset_version__dataset", "created_by"]
     date_hierarchy = "created_at"
     exclude = ["evaluation"]
-    actions = ["cancel", "retry", "archive"]
+    actions = ["cancel", "pause", "retry", "archive"]
 
     @admin.display(description="Progress", ordering="progress")
     def done(self, run: Run) -> str:
@@ -38,6 +63,10 @@ class RunAdmin(ReadOnly):
     @admin.action(description="Cancel the chosen runs", permissions=["view"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
         self._each(request, queryset, services.cancel_run, "cancelled")
+
+    @admin.action(description="Pause the chosen runs", permissions=["view"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:
+        self._each(request, queryset, services.pause_run, "to be paused")
 
     @admin.action(description="Retry the chosen runs from their last checkpoints", permissions=["view"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Run]) -> None:

@@ -81,7 +81,7 @@ class ExperimentsView(PagedView):
         given = ExperimentIn(data=request.data)
         given.is_valid(raise_exception=True)
         organization = resolve(request.user, given.validated_data.pop("organization", None))
-        experiment = experiments.createexperiment_named(
+        experiment = experiments.create_experiment(
             actor=request.user, organization=organization, **given.validated_data
         )
         return Response(ExperimentOut(experiment).data, status=201)
@@ -157,10 +157,20 @@ class RunCancelView(APIView):
         return Response(RunDetail(services.cancel_run(actor=request.user, run=_run(request, run))).data)
 
 
+class RunPauseView(APIView):
+    policy = {"POST": "run.write"}
+
+    @documented("Pause a run", answer=RunDetail, example=(None, {**RUN, "state": "paused"}), tags=["runs"],
+                description="At once while it is queued; after a checkpoint, within seconds, while it trains. Resume it to go "
+                            "on exactly where it stopped.")  # fmt: skip
+    def post(self, request: Request, run: UUID) -> Response:
+        return Response(RunDetail(services.pause_run(actor=request.user, run=_run(request, run))).data)
+
+
 class RunResumeView(APIView):
     policy = {"POST": "run.write"}
 
-    @documented("Resume a failed or cancelled run", answer=RunDetail, example=(None, {**RUN, "state": "queued"}),
+    @documented("Resume a paused, failed or cancelled run", answer=RunDetail, example=(None, {**RUN, "state": "queued"}),
                 tags=["runs"], description="It goes on from its last checkpoint.")  # fmt: skip
     def post(self, request: Request, run: UUID) -> Response:
         return Response(RunDetail(services.resume_run(actor=request.user, run=_run(request, run))).data)

@@ -1,6 +1,7 @@
 from django.urls import path
 
 from . import api, finetune_api, lineage_api
+from .sweeps import api as sweeps
 
 urlpatterns = [
     path("experiments", api.ExperimentsView.as_view()),
@@ -10,8 +11,16 @@ urlpatterns = [
     path("runs/<uuid:run>/metrics", api.RunMetricsView.as_view()),
     path("runs/<uuid:run>/logs", api.RunLogsView.as_view()),
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
+    path("runs/<uuid:run>/pause", api.RunPauseView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),
+    path("sweeps", sweeps.SweepsView.as_view()),
+    path("sweeps/<uuid:sweep>", sweeps.SweepView.as_view()),
+    path("sweeps/<uuid:sweep>/cancel", sweeps.SweepCancelView.as_view()),
+    path("sweeps/<uuid:sweep>/pause", sweeps.SweepPauseView.as_view()),
+    path("sweeps/<uuid:sweep>/resume", sweeps.SweepResumeView.as_view()),
+    path("sweeps/<uuid:sweep>/rerun-failed", sweeps.SweepRerunView.as_view()),
+    path("sweeps/<uuid:sweep>/promote", sweeps.SweepPromoteView.as_view()),
     path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),
     path("model-versions/<uuid:version>/finetune-outlook", finetune_api.OutlookView.as_view()),
     path("lineage/<str:kind>/<uuid:id>", lineage_api.LineageView.as_view()),

@@ -10,7 +10,7 @@ from dlplatform.engine.description import read_description
 from dlplatform.engine.events import SPOOL
 from dlplatform.engine.job import OUTPUT
 from registry import services as registry
-from registry.models import ModelVersion, RegisteredModel
+from registry.models import ModelVersion, Ref, RegisteredModel
 
 from .models import MetricSeries, Run
 from .records import append_event
@@ -65,8 +65,14 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
 
 
 def _parents(run: Run, model: RegisteredModel) -> list[ModelVersion] | None:
-    """A fine-tune follows its base where both are versions of one model; else the branch's head is followed."""
-    return [run.base_version] if run.base_version and run.base_version.model_id == model.pk else None
+    """A fine-tune follows its base where both are versions of one model; trials of a sweep follow the head of main side by
+    side; else the branch's head is followed."""
+    if run.base_version and run.base_version.model_id == model.pk:
+        return [run.base_version]
+    if run.trial_id is None:
+        return None
+    main = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name="main").select_related("version").first()
+    return [main.version] if main else []
 
 
 def lineage(run: Run, description: dict[str, Any]) -> dict[str, Any]:

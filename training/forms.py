@@ -52,3 +52,10 @@ class ExperimentForm(forms.Form):
 
 class NameForm(forms.Form):
     name = forms.CharField(max_length=120)
+
+
+class PromotionForm(forms.Form):
+    """Where the best trial of a sweep goes."""
+
+    kind = forms.ChoiceField(choices=[("branch", "branch"), ("alias", "alias")])
+    name = forms.CharField(max_length=80)

@@ -2,12 +2,21 @@
 
 from uuid import UUID
 
-from .models import Run
+from .models import Run, Trial
 from .orchestrator import Orchestrator
+from .sweeps.advancing import advance
 
 
 def train(run: str) -> None:
     """Work on a run, unless it is gone, held, ended or not yet due."""
     claimed = Run.claim(UUID(run))
-    if claimed is not None:
-        Orchestrator(claimed).work()
+    if claimed is None:
+        return
+    Orchestrator(claimed).work()
+    if claimed.trial_id is not None:
+        advance(Trial.objects.values_list("sweep_id", flat=True).get(pk=claimed.trial_id))
+
+
+def advance_sweep(sweep: str) -> None:
+    """Take a sweep as far as it can go now."""
+    advance(UUID(sweep))

@@ -131,7 +131,7 @@ class Orchestrator:
     def _beat(self, _count: int) -> None:
         """While something long is prepared: keep the lease; raise Interrupted when it is no longer wanted."""
         self._renew()
-        if self.cancelled or self.draining:
+        if self.cancelled or self.draining or self.run.pause_requested_at:
             raise Interrupted
 
     def _spec(self, parts: list[Path]) -> dict[str, Any]:
@@ -153,6 +153,7 @@ class Orchestrator:
                 **({"base_version": str(run.base_version_id)} if run.base_version_id else {}),
             },
             **({"finetune": run.finetune} if run.finetune else {}),
+            **({"stop_after_epoch": run.stop_after_epoch} if run.stop_after_epoch else {}),
         }
 
     # --- during -------------------------------------------------------------------------------------
@@ -196,7 +197,7 @@ class Orchestrator:
             self._renewed = time.monotonic()
 
     def _stop_if_asked(self) -> None:
-        if not (self.cancelled or self.draining):
+        if not (self.cancelled or self.draining or self.run.pause_requested_at):
             return
         now = time.monotonic()
         if self._stop_sent is None:
@@ -244,12 +245,16 @@ class Orchestrator:
     # --- after --------------------------------------------------------------------------------------
 
     def _conclude(self) -> None:
-        """One of: succeeded, cancelled, back to the queue, failed."""
+        """One of: succeeded, cancelled, paused, back to the queue, failed."""
         code = self.connection.poll()
         if code == 0 and self.monitor.finished:
             self._succeed(self.monitor.finished["metrics"])
-        elif self.cancelled or self.draining:
-            self._conclude_early()
+        elif self.cancelled or self.run.pause_requested_at or self._reached_its_stop(code) or self.draining:
+            self._conclude_early(code)
+        elif self._stop_sent is not None and code == INTERRUPTED:
+            states.requeue(
+                self.run, delay=0, charge=False, reason="What it was stopped for was taken back; it goes on."
+            )
         elif self.stalled:
             self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
         elif self.monitor.failed:
@@ -259,11 +264,18 @@ class Orchestrator:
             self._log("error", f"The training process ended without a word ({_how(code)}).")
             self._retry_or_fail(states.failure("crash_loop", attempts=self.run.attempt))
 
-    def _conclude_early(self) -> None:
+    def _conclude_early(self, code: int | None = None) -> None:
+        """What was asked for while there was more to do: the end, a pause, or another worker."""
         if self.cancelled:
             states.end(self.run, Run.State.CANCELLED)
+        elif self.run.pause_requested_at or self._reached_its_stop(code):
+            states.pause(self.run)
         else:
             states.requeue(self.run, delay=0, charge=False, reason="The worker is stopping; the run goes on elsewhere.")
+
+    def _reached_its_stop(self, code: int | None) -> bool:
+        """Whether the engine ended of itself after the epochs that it was to train; a draining worker had it end."""
+        return code == INTERRUPTED and self.run.stop_after_epoch is not None and not self.draining
 
     def _succeed(self, metrics: dict[str, Any]) -> None:
         run = self.run

@@ -35,14 +35,14 @@ class SettingField(forms.CharField):
         if text.lower() in BOOLEANS and (self.described.type == "boolean" or False in self.described.words):
             return BOOLEANS[text.lower()]
         if self.described.type in ("integer", "number"):
-            return _number(text)
+            return read_number(text)
         return text
 
     def run_validators(self, value: Any) -> None:
         """The engine checks ranges, and says so in its own words."""
 
 
-def _number(text: str) -> Any:
+def read_number(text: str) -> Any:
     try:
         return int(text)
     except ValueError:

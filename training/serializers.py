@@ -92,11 +92,14 @@ class RunOut(serializers.ModelSerializer):
 
 class RunDetail(RunOut):
     base_version = serializers.UUIDField(source="base_version_id", allow_null=True)
+    sweep = serializers.UUIDField(
+        source="trial.sweep_id", default=None, allow_null=True, help_text="That it is a trial of"
+    )
 
     class Meta(RunOut.Meta):
         fields = [
             *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "features", "config", "register_as", "environment", "evaluation", "warnings",
-            "heartbeat_at", "last_sequence", "cloned_from", "archived_at",
+            "heartbeat_at", "last_sequence", "cloned_from", "archived_at", "reason", "stop_after_epoch", "sweep",
         ]  # fmt: skip
 
 

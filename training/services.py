@@ -19,7 +19,7 @@ from registry.models import ModelVersion
 
 from . import states
 from .experiments import DEFAULT_EXPERIMENT, experiment_named
-from .models import Experiment, Run
+from .models import Experiment, Run, Trial
 from .records import append_event
 
 LANGUAGE = "language-model"
@@ -49,11 +49,14 @@ def create_run(
     base_version: ModelVersion | None = None,
     finetune: dict[str, Any] | None = None,
     cloned_from: Run | None = None,
+    trial: Trial | None = None,
+    stop_after_epoch: int | None = None,
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
     ``target`` is one column, or several for regression and multilabel. With ``base_version`` the run starts from that
-    model, as ``finetune`` says (see `training.finetuning`).
+    model, as ``finetune`` says (see `training.finetuning`). A run of a sweep belongs to its ``trial`` and pauses after
+    ``stop_after_epoch`` epochs.
     """
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     organization = dataset_version.dataset.organization
@@ -85,6 +88,8 @@ def create_run(
         base_version=base_version,
         finetune=finetune,
         cloned_from=cloned_from,
+        trial=trial,
+        stop_after_epoch=stop_after_epoch,
     )
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)
@@ -216,22 +221,46 @@ def cancel_run(*, actor: User, run: Run) -> Run:
     if run.cancel_requested_at is None:
         Run.objects.filter(pk=run.pk).update(cancel_requested_at=Now())
         audit.record(actor, "run.cancel", run, run.experiment.organization)
-    if run.state == Run.State.QUEUED:
+    if run.state not in Run.HELD:
         states.end_unheld(run, Run.State.CANCELLED)
     run.refresh_from_db()
     return run
 
 
 @transaction.atomic
-def resume_run(*, actor: User, run: Run) -> Run:
-    """Queue a failed or cancelled run again; it goes on from its last checkpoint, and returns to the lists."""
+def pause_run(*, actor: User, run: Run) -> Run:
+    """Set a run aside: at once while queued; within seconds, after a checkpoint, while it trains. It can be resumed."""
     require(actor, "run.write", run)
     run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
-    if run.state not in (Run.State.FAILED, Run.State.CANCELLED):
-        raise Conflict(f"Only a failed or cancelled run can be resumed; this one is {run.state}.", code="not_resumable")
+    if run.ended or run.state == Run.State.PAUSED:
+        raise Conflict(f"This run is {run.state} already.", code="not_running")
+    if run.cancel_requested_at:
+        raise Conflict("This run is being cancelled; resume it afterwards.", code="being_cancelled")
+    if not states.pause_queued(run) and run.pause_requested_at is None:
+        Run.objects.filter(pk=run.pk).update(pause_requested_at=Now())
+    audit.record(actor, "run.pause", run, run.experiment.organization)
+    run.refresh_from_db()
+    return run
+
+
+RESUMABLE = (Run.State.PAUSED, Run.State.FAILED, Run.State.CANCELLED)
+
+
+@transaction.atomic
+def resume_run(*, actor: User, run: Run, stop_after_epoch: int | None = None) -> Run:
+    """Queue a paused, failed or cancelled run again; it goes on from its last checkpoint, and returns to the lists.
+
+    With ``stop_after_epoch`` it pauses again after so many epochs; without, it trains to the end.
+    """
+    require(actor, "run.write", run)
+    run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
+    if run.state not in RESUMABLE:
+        raise Conflict(
+            f"Only a paused, failed or cancelled run can be resumed; this one is {run.state}.", code="not_resumable"
+        )
     Run.objects.filter(pk=run.pk).update(
-        state=Run.State.QUEUED, failures=0, cancel_requested_at=None, not_before=None, finished_at=None,
-        error=None, queued_at=Now(), archived_at=None,
+        state=Run.State.QUEUED, failures=0, cancel_requested_at=None, pause_requested_at=None, not_before=None,
+        finished_at=None, error=None, reason="", queued_at=Now(), archived_at=None, stop_after_epoch=stop_after_epoch,
     )  # fmt: skip
     run.refresh_from_db()
     append_event(run, "state", state=run.state)

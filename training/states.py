@@ -3,6 +3,8 @@
 from typing import Any
 
 from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Greatest
 
 from dlplatform import events
 from dlplatform.engine.errors import CODES
@@ -61,6 +63,28 @@ def end(run: Run, state: str, error: dict[str, str] | None = None) -> None:
 
 
 @transaction.atomic
+def pause(run: Run) -> None:
+    """Set aside a run that we hold, to be continued from its checkpoint. It is no failure."""
+    append_event(run, "state", state=Run.State.PAUSED)
+    run.write(
+        state=Run.State.PAUSED, lease_expires_at=None, lease_owner="", pause_requested_at=None, eta_seconds=None,
+        phase="", failures=Greatest(F("failures") - 1, 0),
+    )  # fmt: skip
+    announce(run)
+
+
+@transaction.atomic
+def pause_queued(run: Run) -> bool:
+    """Set aside a run that waits for a worker. False when one has taken it meanwhile."""
+    if not Run.objects.filter(pk=run.pk, state=Run.State.QUEUED).update(state=Run.State.PAUSED):
+        return False
+    run.refresh_from_db()
+    append_event(run, "state", state=run.state)
+    announce(run)
+    return True
+
+
+@transaction.atomic
 def requeue(run: Run, *, delay: float, charge: bool, reason: str) -> None:
     """Give a run that we hold back to the queue, to be resumed from its last checkpoint."""
     append_event(run, "log", level="warning", message=reason)
@@ -70,11 +94,13 @@ def requeue(run: Run, *, delay: float, charge: bool, reason: str) -> None:
 
 
 @transaction.atomic
-def end_unheld(run: Run, state: str, error: dict[str, str] | None = None) -> bool:
-    """End a run that nobody works on (queued, or abandoned by a dead worker). False when that changed."""
-    if not run.end_unheld(state, error=error, eta_seconds=None, phase=""):
+def end_unheld(run: Run, state: str, error: dict[str, str] | None = None, reason: str = "") -> bool:
+    """End a run that nobody works on (queued, paused, or abandoned by a dead worker). False when that changed."""
+    if not run.end_unheld(state, error=error, eta_seconds=None, phase="", reason=reason):
         return False
     run.refresh_from_db()
+    if reason:
+        append_event(run, "log", level="info", message=reason)
     append_event(run, "state", state=state, error=error)
     announce(run)
     return True

@@ -134,21 +134,27 @@ class Contents:
         return {file: spans[file] for file in shared if file and spans[file][1] - spans[file][0] <= SLICE}
 
     def in_order(self) -> Iterator[Bytes]:
-        """The leaves' bytes; a few are read ahead. Not verified one by one: for a reader that hashes the whole."""
+        """The leaves' bytes. Not verified one by one: for a reader that hashes the whole.
+
+        One leaf is decoded while the reader has another: decoding takes less than hashing, so that more threads would
+        only take turns, and every leaf ahead is 8 MiB of memory.
+        """
         if len(self.parts) == 1:
             yield self.leaf(self.parts[0][0], verify=False)
             return
-        with ThreadPoolExecutor(THREADS) as pool:
-            yield from ahead(pool, lambda part: self.leaf(part[0], verify=False), self.parts)
+        with ThreadPoolExecutor(1) as pool:
+            yield from ahead(pool, lambda part: self.leaf(part[0], verify=False), self.parts, in_flight=2)
 
 
-def ahead(pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:
+def ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given], *, in_flight: int = IN_FLIGHT
+) -> Iterator[Made]:
     """Results in order, with a few computed ahead of the one that is asked for."""
     pending: deque[Future[Made]] = deque()
     try:
         for item in items:
             pending.append(pool.submit(work, item))
-            if len(pending) == IN_FLIGHT:
+            if len(pending) == in_flight:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -17,8 +17,8 @@ from pathlib import Path
 from django.core.files.base import File
 from django.core.files.storage import Storage
 
-from .storages import CHUNK, DurableFileStorage, delete_files, files_below, modified_at, start_writing_back
-from .writing import WRITE_BACK, ObjectIdentity, incoming_folder
+from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, files_below, modified_at
+from .writing import ObjectIdentity, incoming_folder
 
 FOLDER = "uploads"
 
@@ -31,9 +31,9 @@ class IncomingPart:
         self.path = path
         self.size = 0
         self._offset = offset
-        self._on_its_way = 0
         self._hash = hashlib.sha256()
         self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        self._behind = WriteBehind(self._descriptor, offset)
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         assert self._descriptor is not None
@@ -42,9 +42,7 @@ class IncomingPart:
         while left:  # a nearly full disk takes less than it is given before it refuses
             written = os.pwrite(self._descriptor, left, self._offset + self.size)
             left, self.size = left[written:], self.size + written
-        if self.size - self._on_its_way >= WRITE_BACK:
-            start_writing_back(self._descriptor, self._offset + self._on_its_way, self.size - self._on_its_way)
-            self._on_its_way = self.size
+        self._behind.reached(self._offset + self.size)
 
     def finish(self) -> ObjectIdentity:
         """Make the bytes durable; their hash and number."""

@@ -123,23 +123,19 @@ class ObjectStore:
         contents = self._contents(sha256)
         if not contents.streamed:
             return io.BufferedReader(LeafReader(contents, verify=verify), 64 * 1024)  # type: ignore[return-value]
+        return self._opened(contents)
+
+    def _opened(self, contents: Contents) -> IO[bytes]:
         if isinstance(self.storage, DurableFileStorage):
             return cast(IO[bytes], self.storage.open(contents.row.file, "rb"))
         return io.BufferedReader(RangeReader(self.storage, contents.row), SLICE)  # type: ignore[return-value]
 
     def chunks(self, sha256: str) -> Iterator[Bytes]:
-        """The object's bytes, verified: the last chunk is held back until the hash is known to match."""
-        digest = hashlib.sha256()
-        held: Bytes | None = None
-        for chunk in self._pieces(sha256):
-            digest.update(chunk)
-            if held is not None:
-                yield held
-            held = chunk
-        if digest.hexdigest() != sha256:
-            raise CorruptObject(sha256)
-        if held is not None:
-            yield held
+        """The object's bytes, verified: the last chunk is held back until the hash is known to match.
+
+        Raises MissingObject at once, and CorruptObject instead of the last chunk.
+        """
+        return _verified(sha256, self._pieces(self._contents(sha256)))
 
     def read(self, sha256: str) -> bytes:
         return b"".join(self.chunks(sha256))
@@ -172,12 +168,11 @@ class ObjectStore:
     def _contents(self, sha256: str) -> Contents:
         return Contents(self.storage, self.scope, sha256)
 
-    def _pieces(self, sha256: str) -> Iterator[Bytes]:
-        contents = self._contents(sha256)
+    def _pieces(self, contents: Contents) -> Iterator[Bytes]:
         if not contents.streamed:
             yield from contents.in_order()
             return
-        with self.open(sha256) as source:
+        with self._opened(contents) as source:
             while chunk := source.read(CHUNK):
                 yield chunk
 
@@ -198,6 +193,20 @@ class IncomingFile(IncomingBytes):
         identity = self.finish()
         self._store.adopt(self.path, identity)
         return identity
+
+
+def _verified(sha256: str, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
+    digest = hashlib.sha256()
+    held: Bytes | None = None
+    for piece in pieces:
+        digest.update(piece)
+        if held is not None:
+            yield held
+        held = piece
+    if digest.hexdigest() != sha256:
+        raise CorruptObject(sha256)
+    if held is not None:
+        yield held
 
 
 def copy_chunks(chunks: Iterator[Bytes], out: BinaryIO | IO[bytes]) -> None:

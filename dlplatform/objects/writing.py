@@ -29,9 +29,8 @@ from .models import StoredObject
 from .packs import SMALL, PackWriter
 from .reading import THREADS, Contents, ahead
 from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_length, regions
-from .storages import CHUNK, DurableFileStorage, delete_files, save_files, start_writing_back
+from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, save_files, start_writing_back
 
-WRITE_BACK = 8 * 1024 * 1024
 WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
 
@@ -60,16 +59,14 @@ class IncomingBytes:
         self.path = Path(name)
         self._file = os.fdopen(descriptor, "wb")
         self._hash = hashlib.sha256()
-        self._on_its_way = 0
+        self._behind = WriteBehind(descriptor)
         self.size = 0
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         self._hash.update(chunk)
         self._file.write(chunk)
         self.size += len(chunk)
-        if self.size - self._on_its_way >= WRITE_BACK:
-            start_writing_back(self._file.fileno(), self._on_its_way, self.size - self._on_its_way)
-            self._on_its_way = self.size
+        self._behind.reached(self.size)
 
     def finish(self) -> ObjectIdentity:
         self._file.close()

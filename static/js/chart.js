@@ -43,7 +43,8 @@ export function smoothed(points, weight) {
 }
 
 export class Chart {
-  /** options: {kind: "line" | "scatter", title, x, y, diagonal, tools, series: [{name, points, color}]} */
+  /** options: {kind: "line" | "scatter", title, x, y, diagonal, tools, series: [{name, points, color, band, dots}]};
+      band: [[x, low, high]] around a curve; dots: points alone, without a line */
   constructor(host, options) {
     this.options = options;
     this.series = options.series;
@@ -193,7 +194,8 @@ export class Chart {
     const shown = this.#shown();
     const flat = shown.flatMap((one) => one.points);
     const xs = this.zoom ?? extent(flat.map((point) => point[0]));
-    const ys = extent(flat.map((point) => point[1]));
+    const bands = shown.flatMap((one) => this.#band(one));
+    const ys = extent([...flat.map((point) => point[1]), ...bands.flatMap(([, low, high]) => [low, high])]);
     const range = [HEIGHT - MARGIN.bottom, MARGIN.top];
     this.x = linear(this.options.kind === "scatter" ? padded(xs) : xs, [MARGIN.left, width - MARGIN.right]);
     this.y = this.log && flat.length ? logarithmic([ys[0] * 0.9, ys[1] * 1.1], range) : linear(padded(ys), range);
@@ -230,10 +232,25 @@ export class Chart {
     if (this.options.kind === "scatter") {
       return [node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) })];
     }
-    const lines = [node("path", { class: `curve s${one.color}${this.weight ? " faint" : ""}`, d: this.#path(one.points) })];
+    if (one.dots) return [node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) })];
+    const lines = [];
+    const band = this.#band(one);
+    if (band.length > 1) lines.push(node("path", { class: `band s${one.color}`, d: this.#outline(band) }));
+    lines.push(node("path", { class: `curve s${one.color}${this.weight ? " faint" : ""}`, d: this.#path(one.points) }));
     if (this.weight) lines.push(node("path", { class: `curve s${one.color}`, d: this.#path(smoothed(one.points, this.weight)) }));
     if (one.points.length === 1 || (this.options.whole && one.points.length < 40)) lines.push(node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) }));
     return lines;
+  }
+
+  /** What of a band can be drawn: [[x, low, high]]. */
+  #band(one) {
+    return (one.band ?? []).filter(([x, low]) => this.#within(x) && (!this.log || low > 0));
+  }
+
+  #outline(band) {
+    const up = band.map(([x, , high]) => [x, high]);
+    const down = band.map(([x, low]) => [x, low]).reverse();
+    return `${this.#path([...up, ...down])}Z`;
   }
 
   #dots(points) {

@@ -1,5 +1,6 @@
 // Draws the charts that a page, or a part that htmx brought, describes in a JSON island.
 import { Chart, element, node } from "./chart.js";
+import { parallelCoordinates } from "./parallel.js";
 import { exact, extent, labels, linear } from "./scale.js";
 
 const HEIGHT = 220;
@@ -52,6 +53,7 @@ export function drawFigures(scope) {
     const described = JSON.parse(document.getElementById(host.dataset.charts).textContent);
     for (const one of described) {
       if (one.kind === "histogram") histogram(host, one);
+      else if (one.kind === "parallel") parallelCoordinates(host, one);
       else new Chart(host, one);
     }
   }

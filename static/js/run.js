@@ -114,7 +114,7 @@ const handlers = {
   checkpoint: (event) => write("muted", `checkpoint at step ${event.step}${event.best ? ", the best so far" : ""}`, event.time),
   state(event) {
     write("info", event.state, event.time);
-    if (["succeeded", "failed", "cancelled"].includes(event.state)) document.title = `${event.state} · ${baseTitle}`;
+    if (["paused", "succeeded", "failed", "cancelled"].includes(event.state)) document.title = `${event.state} · ${baseTitle}`;
     document.body.dispatchEvent(new CustomEvent("run-state"));
   },
 };

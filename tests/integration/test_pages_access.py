@@ -32,6 +32,13 @@ def things(organization, trainer):
         warnings=[{"column": HOSTILE, "sentence": HOSTILE}], evaluation=evaluation(),
     )  # fmt: skip
     model = factories.RegisteredModelFactory(organization=organization, name=HOSTILE[:110], description=HOSTILE)
+    sweep = factories.SweepFactory(
+        experiment=experiment, dataset_version=version, name=HOSTILE[:110], targets=[HOSTILE], reason=HOSTILE, created_by=trainer,
+        space=[{"name": "schedule", "kind": "categorical", "choices": [HOSTILE]}], importance={"schedule": 1.0},
+    )  # fmt: skip
+    factories.TrialFactory(
+        sweep=sweep, params={"schedule": HOSTILE}, state="failed", value=0.5, error={"sentence": HOSTILE}
+    )
     signature = {
         "inputs": [{"name": HOSTILE, "type": "category", "nullable": True, "categories": [HOSTILE], "example": HOSTILE}]
     }
@@ -42,7 +49,15 @@ def things(organization, trainer):
     upload = factories.UploadFactory(
         model=model, message=HOSTILE, created_by=trainer, files=[{"path": HOSTILE, "size": 10, "sha256": None}]
     )
-    return {"dataset": dataset, "version": version, "run": run, "model": model, "model_version": made, "upload": upload}
+    return {
+        "dataset": dataset,
+        "version": version,
+        "run": run,
+        "model": model,
+        "model_version": made,
+        "upload": upload,
+        "sweep": sweep,
+    }
 
 
 def evaluation():
@@ -70,6 +85,7 @@ def pages_of(things):
         reverse("dataset", args=[dataset]) + "?tab=rows", reverse("dataset", args=[dataset]) + "?tab=usage",
         reverse("model", args=[model]), reverse("model-version", args=[version]),
         reverse("upload", args=[things["upload"].pk]),
+        reverse("sweep", args=[things["sweep"].pk]), reverse("sweep", args=[things["sweep"].pk]) + "?sort=-schedule",
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
@@ -81,15 +97,18 @@ LISTS = [
     "datasets",
     "runs",
     "experiments",
+    "sweeps",
     "models",
     "members",
     "api-keys",
     "password-change",
     "compare",
 ]
-WRITING = ["dataset-new", "run-new", "model-new"]
+WRITING = ["dataset-new", "run-new", "sweep-new", "model-new"]
 CHANGES = [
-    ("run", name) for name in ("run-cancel", "run-resume", "run-archive", "run-restore", "run-rename")
+    ("run", name) for name in ("run-cancel", "run-pause", "run-resume", "run-archive", "run-restore", "run-rename")
+] + [
+    ("sweep", name) for name in ("sweep-cancel", "sweep-pause", "sweep-resume", "sweep-rerun", "sweep-promote")
 ] + [
     ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore", "dataset-delete")
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [

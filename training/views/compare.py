@@ -1,12 +1,14 @@
 """Runs beside each other: curves, final metrics, and the settings in which they differ."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
 from django.http import HttpRequest, HttpResponse
 
 from dlplatform.web import page
-from training.curves import curves
+from training.bands import line, seed_groups
+from training.curves import Point, curves
 from training.findings import lower_is_better
 from training.models import MetricSeries, Run
 
@@ -16,11 +18,19 @@ MOST_POINTS = 400
 
 def compare(request: HttpRequest) -> HttpResponse:
     runs = _chosen(request)
+    groups = seed_groups(runs)
+    single = request.GET.get("group") == "none" or len(groups) == len(runs)
+    groups = [[run] for run in runs] if single else groups
+    for color, group in enumerate(groups):
+        for run in group:
+            run.color = color  # type: ignore[attr-defined]
     context: dict[str, Any] = {
         "section": "runs",
         "runs": runs,
         "too_many": len(set(request.GET.getlist("run"))) > MOST_RUNS,
-        "charts": _charts(runs),
+        "charts": charts_of(groups),
+        "grouped": not single,
+        "groupable": len(seed_groups(runs)) < len(runs),
         "metrics": _final_metrics(runs),
         "settings": _settings(runs, every=request.GET.get("settings") == "all"),
         "all_settings": request.GET.get("settings") == "all",
@@ -43,13 +53,17 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-def _charts(runs: list[Run]) -> list[dict[str, Any]]:
-    """One chart a metric that has a curve, with one line a run; the colour of a run is the same in all."""
+def charts_of(groups: Sequence[Sequence[Run]]) -> list[dict[str, Any]]:
+    """One chart a metric that has a curve, with one line a group of runs; its colour is the same in all."""
     by_key: dict[str, list[dict[str, Any]]] = {}
-    for position, run in enumerate(runs):
-        for key, points in curves(run, None, MOST_POINTS).items():
-            if len(points) > 1:
-                by_key.setdefault(key, []).append({"name": run.name, "points": points, "color": position})
+    for color, group in enumerate(groups):
+        drawn: dict[str, list[list[Point]]] = {}
+        for run in group:
+            for key, points in curves(run, None, MOST_POINTS).items():
+                if len(points) > 1:
+                    drawn.setdefault(key, []).append(points)
+        for key, lines in drawn.items():
+            by_key.setdefault(key, []).append(line(group[0].name, color, lines))
     return [
         {"kind": "line", "title": key, "x": "step", "tools": True, "series": series}
         for key, series in sorted(by_key.items(), key=lambda item: (not item[0].startswith("validation/"), item[0]))

@@ -26,8 +26,8 @@ def run_new(request: HttpRequest) -> HttpResponse:
     if organization is None:
         return no_organization(request)
     require(request.user, "run.write", organization)
-    clone = _run_to_clone(request)
-    version = _version(request, organization, clone)
+    clone = run_to_clone(request)
+    version = version_for(request, organization, clone)
     if version is None:
         return render(request, "training/run_new_empty.html", {"section": "runs"})
     if request.method == "POST":
@@ -37,41 +37,41 @@ def run_new(request: HttpRequest) -> HttpResponse:
             said(request, "Queued. Training starts as soon as a worker is free.")
             return redirect("run", run.pk)
     else:
-        initial = _initial(request, version, clone)
+        initial = initial_for(request, version, clone)
         form = RunForm(initial=initial, organization=version.dataset.organization, version=version)
     context = {"section": "runs", "form": form, "clone": clone, "version": version, "estimate": _estimate(form)}
     return page(request, "training/run_new.html", context, partial="training/_run_form.html")
 
 
-def _version(request: HttpRequest, organization: Organization, clone: Run | None) -> DatasetVersion | None:
+def version_for(request: HttpRequest, organization: Organization, clone: Run | None) -> DatasetVersion | None:
     """The chosen version; without a choice the clone's, else the newest one with enough rows."""
     given = request.POST or request.GET
     wanted = given.get("dataset_version") or given.get("version")
     rows = DatasetVersion.objects.select_related("dataset__organization")
     if wanted:
-        return visible_or_404(rows, request.user, pk=_uuid(wanted))
+        return visible_or_404(rows, request.user, pk=uuid_of(wanted))
     if clone:
         return clone.dataset_version
     suggested = suggested_version(organization)
     return rows.get(pk=suggested.pk) if suggested else None
 
 
-def _uuid(text: str) -> UUID:
+def uuid_of(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
         return UUID(int=0)
 
 
-def _run_to_clone(request: HttpRequest) -> Run | None:
+def run_to_clone(request: HttpRequest) -> Run | None:
     wanted = request.GET.get("clone")
     if not wanted:
         return None
     rows = Run.objects.select_related("experiment", "dataset_version__dataset__organization")
-    return visible_or_404(rows, request.user, pk=_uuid(wanted))
+    return visible_or_404(rows, request.user, pk=uuid_of(wanted))
 
 
-def _initial(request: HttpRequest, version: DatasetVersion, clone: Run | None) -> dict[str, Any]:
+def initial_for(request: HttpRequest, version: DatasetVersion, clone: Run | None) -> dict[str, Any]:
     """Suggestions, then a clone's choices, then what stands in the form when one of its fields changed."""
     given = request.GET
     if clone and not request.htmx:
@@ -92,7 +92,7 @@ def _initial(request: HttpRequest, version: DatasetVersion, clone: Run | None) -
 
 def _queued(request: HttpRequest, form: RunForm, clone: Run | None) -> Run | None:
     try:
-        experiment = _experiment(request, form)
+        experiment = experiment_for(request, form)
         return services.create_run(
             actor=request.user,
             dataset_version=form.version,
@@ -107,12 +107,12 @@ def _queued(request: HttpRequest, form: RunForm, clone: Run | None) -> Run | Non
     return None
 
 
-def _experiment(request: HttpRequest, form: RunForm) -> Experiment | None:
+def experiment_for(request: HttpRequest, form: RunForm) -> Experiment | None:
     organization = form.version.dataset.organization
     if name := form.cleaned_data["new_experiment"]:
         return experiments.experiment_named(actor=request.user, organization=organization, name=name)
     if chosen := form.cleaned_data["experiment"]:
-        return visible_or_404(Experiment.objects.select_related("organization"), request.user, pk=_uuid(chosen))
+        return visible_or_404(Experiment.objects.select_related("organization"), request.user, pk=uuid_of(chosen))
     return None
 
 

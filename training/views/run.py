@@ -27,7 +27,12 @@ PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.
 
 def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
     rows = Run.objects.select_related(
-        "experiment__organization", "dataset_version__dataset", "output_version__model", "created_by", "cloned_from"
+        "experiment__organization",
+        "dataset_version__dataset",
+        "output_version__model",
+        "created_by",
+        "cloned_from",
+        "trial__sweep",
     ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
     return visible_or_404(rows, request.user, pk=identifier)
 
@@ -146,6 +151,14 @@ def run_cancel(request: HttpRequest, run: UUID) -> HttpResponse:
     return _changed(
         request, run, lambda found: services.cancel_run(actor=request.user, run=found),
         "The run stops after a checkpoint; it can be resumed from there.",
+    )  # fmt: skip
+
+
+@require_POST
+def run_pause(request: HttpRequest, run: UUID) -> HttpResponse:
+    return _changed(
+        request, run, lambda found: services.pause_run(actor=request.user, run=found),
+        "The run pauses after a checkpoint; continue it from there whenever you like.",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from .home import ACTIVE
 
 LISTED = (
     "name", "state", "progress", "phase", "eta_seconds", "created_at", "started_at", "finished_at", "task", "target",
-    "archived_at", "cancel_requested_at",
+    "archived_at", "cancel_requested_at", "heartbeat_at",
 )  # fmt: skip
 # Names only: fifty rows would otherwise carry two hundred instances.
 NAMES = {

