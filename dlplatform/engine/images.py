@@ -36,7 +36,10 @@ def decode(content: bytes) -> Image.Image:
         warnings.simplefilter("ignore")  # our own limit decides about size, not Pillow's
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            sentence = f"The image has more pixels than the {MAXIMUM_PIXELS >> 20} million that are possible."
+            raise ImageError("too_large", sentence) from error
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             raise ImageError(
                 "unknown_format", f"The file is no image of a known kind ({', '.join(FORMATS)})."
             ) from error

@@ -13,6 +13,7 @@ METRICS = {
     "classification": ("validation/loss", "validation/accuracy"),
     "regression": ("validation/loss", "validation/rmse", "validation/mae", "validation/r2"),
     "multilabel": ("validation/loss", "validation/f1_micro", "validation/exact_match"),
+    "language-model": ("validation/loss", "validation/perplexity"),
 }
 ACTIVE = (Run.State.QUEUED, Run.State.PREPARING, Run.State.RUNNING)
 
