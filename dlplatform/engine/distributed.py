@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
-    set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dlplatform.engine.dropout import Share
@@ -153,9 +153,17 @@ class Sharded(Joined):
     def load_optimizer_state(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
     ) -> None:
-        described: Any = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
-        whole: Any = {**described, "state": {name: dict(entry) for name, entry in state.items()}}
-        set_optimizer_state_dict(network, optimizer, whole, options=_SPREAD)
+        # Every process reads the same checkpoint, so each takes its part of it by itself.
+        for name, parameter in network.named_parameters():
+            if name in state:
+                optimizer.state[parameter] = {key: _part_like(parameter, each) for key, each in state[name].items()}
+
+
+def _part_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of a tensor that belongs to a parameter; what is no tensor of its shape stays whole."""
+    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
+        return whole
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def in_group() -> bool:
