@@ -56,15 +56,15 @@ class Sweep(models.Model):
         CANCELLED = "cancelled"
 
     class Sampler(models.TextChoices):
-        TPE = "tpe"
-        CMAES = "cmaes"
+        TPE = "tpe", "TPE"
+        CMAES = "cmaes", "CMA-ES"
         RANDOM = "random"
         GRID = "grid"
 
     class Pruner(models.TextChoices):
         NONE = "none"
         MEDIAN = "median"
-        ASHA = "asha"
+        ASHA = "asha", "ASHA"
 
     class Direction(models.TextChoices):
         MINIMIZE = "minimize"

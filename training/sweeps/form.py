@@ -22,6 +22,12 @@ NUMBERS = {
     "seeds": "Runs of every trial that differ in their seed.", "eta": "ASHA: one trial in so many goes on from a rung.",
     "least_epochs": "The first rung: epochs after which trials are judged.", "seed": "Of the sampler.",
 }  # fmt: skip
+LABELS = {
+    "parallel": "At a time",
+    "seeds": "Seeds of a trial",
+    "least_epochs": "First rung",
+    "seed": "Seed of the sampler",
+}
 DEFAULTS = {"trials": 20, "parallel": 2, "seeds": 1, "eta": 3, "least_epochs": 1, "seed": 0}
 
 
@@ -53,7 +59,7 @@ class SweepForm(RunForm):
         for name, help_text in NUMBERS.items():
             low, high = LIMITS[name]
             self.fields[name] = forms.IntegerField(
-                required=False, min_value=low, max_value=high, help_text=help_text,
+                required=False, label=LABELS.get(name), min_value=low, max_value=high, help_text=help_text,
                 widget=forms.TextInput({"inputmode": "numeric", "placeholder": str(DEFAULTS[name]), "autocomplete": "off"}),
             )  # fmt: skip
         for row in range(ROWS):

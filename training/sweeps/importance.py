@@ -9,16 +9,31 @@ from .sampling import Past, frozen_trial
 from .space import dimensions_of
 
 FEWEST = 4  # below, any share would be made up
+ENOUGH = 10
 EVERY = 5
 
 
 def store_importance(sweep: Sweep) -> None:
     """Compute the shares anew at the end, and now and then before."""
-    ended = sweep.trials.filter(state=Trial.State.SUCCEEDED, value__isnull=False)
-    count = ended.count()
-    if count >= FEWEST and (sweep.ended or count % EVERY == 0):
-        shares = importance(sweep.space, [(one.params, one.value) for one in ended if one.value is not None])
-        Sweep.objects.filter(pk=sweep.pk).update(importance=shares)
+    measured = comparable(sweep)
+    if len(measured) >= FEWEST and (sweep.ended or len(measured) % EVERY == 0):
+        Sweep.objects.filter(pk=sweep.pk).update(importance=importance(sweep.space, measured))
+
+
+def comparable(sweep: Sweep) -> list[tuple[dict[str, Any], float]]:
+    """(settings, metric) of trials that were measured after the same epochs.
+
+    Those that trained to the end when they are many, else those at the last rung that many reached.
+    """
+    trials = list(sweep.trials.all())
+    ended = [(one.params, one.value) for one in trials if one.state == Trial.State.SUCCEEDED and one.value is not None]
+    if len(ended) >= ENOUGH:
+        return ended
+    for rung in reversed(range(len(sweep.rungs))):
+        reached = [(one.params, one.rung_values[rung]) for one in trials if len(one.rung_values) > rung]
+        if len(reached) >= ENOUGH:
+            return reached
+    return ended
 
 
 def importance(space: list[dict[str, Any]], ended: list[tuple[dict[str, Any], float]]) -> dict[str, float] | None:

@@ -29,10 +29,10 @@ def progress_of(sweep: Sweep) -> Progress:
     counts = {row["state"]: row["count"] for row in rows}
     if sweep.ended:
         return Progress(1.0, counts, None)
-    under_way = (Trial.State.RUNNING, Trial.State.PAUSED)
-    begun = sweep.trials.filter(state__in=under_way).aggregate(mean=Avg("runs__progress"))["mean"] or 0.0
-    waiting = sum(counts.get(state, 0) for state in under_way)
-    done = sum(counts.values()) - waiting + waiting * begun
+    # Of trials that wait at a rung few go on, so that each counts as done.
+    training = counts.get(Trial.State.RUNNING, 0)
+    begun = sweep.trials.filter(state=Trial.State.RUNNING).aggregate(mean=Avg("runs__progress"))["mean"] or 0.0
+    done = sum(counts.values()) - training + training * begun
     share = min(done / sweep.trial_count, 1.0)
     return Progress(share, counts, _time_left(sweep, share))
 

@@ -1,0 +1,169 @@
+"""The mathematics of a sweep: spaces, samplers, rungs; without a database."""
+
+import math
+import random
+
+import pytest
+
+from training.sweeps.rungs import Standing, last_hope, median_verdict, promotable, rung_epochs
+from training.sweeps.sampling import Past, propose
+from training.sweeps.space import SpaceError, dimensions_of, grid_size, parse_space, with_settings
+
+RATE = {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-1, "log": True, "points": 4}
+WIDTH = {"name": "params.width", "kind": "integer", "low": 8, "high": 64, "points": 3}
+SCHEDULE = {"name": "schedule", "kind": "categorical", "choices": ["cosine", "linear"]}
+SPACE = [RATE, WIDTH, SCHEDULE]
+
+
+def parsed(*space, **config):
+    return parse_space(list(space), config, "classification")
+
+
+def test_a_space_comes_back_as_it_was_written():
+    dimensions = parsed(*SPACE)
+    assert dimensions_of([one.to_dict() for one in dimensions]) == dimensions
+    assert grid_size(dimensions) == 4 * 3 * 2
+    assert dimensions[0].grid() == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1])
+    assert dimensions[1].grid() == [8, 36, 64]
+
+
+@pytest.mark.parametrize(
+    ("entry", "field", "code"),
+    [
+        ({**RATE, "low": 0}, "space.0.low", "out_of_range"),
+        ({**RATE, "low": 0, "log": False}, "space.0.low", "out_of_range"),
+        ({**RATE, "high": 7}, "space.0.high", "out_of_range"),
+        ({**RATE, "high": 1e-5}, "space.0.high", "out_of_range"),
+        ({**RATE, "low": "x"}, "space.0.low", "wrong_type"),
+        ({**RATE, "low": float("nan")}, "space.0.low", "wrong_type"),
+        ({**RATE, "points": 0}, "space.0.points", "out_of_range"),
+        ({**RATE, "log": 1}, "space.0.log", "wrong_type"),
+        ({**RATE, "more": 1}, "space.0.more", "unknown_field"),
+        ({**RATE, "name": "nothing"}, "space.0.name", "unknown_field"),
+        ({**RATE, "name": "seed"}, "space.0.name", "invalid"),
+        ({**RATE, "kind": "odd"}, "space.0.kind", "unknown_choice"),
+        ({**WIDTH, "low": 1.5}, "space.0.low", "wrong_type"),
+        ({**SCHEDULE, "choices": ["cosine", "odd"]}, "space.0.choices", "unknown_choice"),
+        ({**SCHEDULE, "choices": []}, "space.0.choices", "invalid"),
+        ({**SCHEDULE, "choices": ["linear", "linear"]}, "space.0.choices", "unique"),
+        ({**SCHEDULE, "choices": [["linear"]]}, "space.0.choices", "wrong_type"),
+        ("learning_rate", "space.0", "wrong_type"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_with_its_field(entry, field, code):
+    with pytest.raises(SpaceError) as refused:
+        parsed(entry)
+    assert [problem[:2] for problem in refused.value.problems][0] == (field, code)
+
+
+def test_nothing_a_setting_twice_and_too_many_are_refused():
+    for space in ([], [RATE, RATE], [RATE] * 21):
+        with pytest.raises(SpaceError):
+            parsed(*space)
+
+
+def test_settings_go_into_the_configuration_where_they_belong():
+    merged = with_settings({"epochs": 3, "params": {"layers": 2}}, {"params.width": 8, "learning_rate": 0.1})
+    assert merged == {"epochs": 3, "params": {"layers": 2, "width": 8}, "learning_rate": 0.1}
+
+
+def loss(params):
+    return (math.log10(params["learning_rate"]) + 2) ** 2 + (params["params.width"] - 40) ** 2 / 400
+
+
+def searched(sampler, count, seed=3):
+    past = []
+    for _ in range(count):
+        params = propose(sampler, parsed(*SPACE), seed, past)
+        if params is None:
+            break
+        past.append(Past(params, "succeeded", loss(params)))
+    return past
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "random", "grid"])
+def test_the_same_trials_lead_to_the_same_proposal_within_the_space(sampler):
+    past = searched(sampler, 14)
+    again = propose(sampler, parsed(*SPACE), 3, past)
+    assert again == propose(sampler, parsed(*SPACE), 3, past)
+    for one in past:
+        assert 1e-4 <= one.params["learning_rate"] <= 1e-1 and 8 <= one.params["params.width"] <= 64
+        assert isinstance(one.params["params.width"], int) and one.params["schedule"] in ("cosine", "linear")
+    assert len({str(one.params) for one in past}) > 7
+
+
+def test_tpe_and_cmaes_learn_from_what_they_saw():
+    chance = sorted(one.value for one in searched("random", 40)[20:])[10]
+    for sampler in ("tpe", "cmaes"):
+        assert sorted(one.value for one in searched(sampler, 40)[20:])[10] < chance / 2, sampler
+
+
+def test_a_grid_ends_after_each_of_its_points_once():
+    past = searched("grid", 100)
+    assert len(past) == 24 == len({str(one.params) for one in past})
+
+
+def test_samplers_bear_trials_that_train_failed_or_were_pruned():
+    point = searched("random", 1)[0].params
+    past = [
+        Past(point, "running"), Past(point, "paused", 0.4, {1: 0.4}), Past(point, "failed"), Past(point, "succeeded", math.nan),
+        Past(point, "pruned", 0.5, {1: 0.6, 3: 0.5}), *searched("random", 12),
+    ]  # fmt: skip
+    for sampler in ("tpe", "random"):
+        assert propose(sampler, parsed(*SPACE), 0, past)
+    assert propose("cmaes", parsed(*SPACE), 0, past) is None  # its first generation still trains
+    assert propose("cmaes", parsed(*SPACE), 0, past[1:])
+
+
+def test_rungs_lie_below_the_last_epoch():
+    assert rung_epochs("asha", 1, 27, 3) == [1, 3, 9]
+    assert rung_epochs("asha", 2, 9, 2) == [2, 4, 8]
+    assert rung_epochs("median", 5, 20, 3) == [5, 10, 15]
+    assert rung_epochs("none", 1, 27, 3) == [] == rung_epochs("asha", 27, 27, 3)
+
+
+def waiting(number, *values):
+    return Standing(number, values, True)
+
+
+def test_the_best_of_every_three_goes_on_as_soon_as_it_is_known():
+    assert promotable([waiting(0, 0.5), waiting(1, 0.4)], 3, 3) is None
+    three = [waiting(0, 0.5), waiting(1, 0.4), waiting(2, 0.6)]
+    assert promotable(three, 3, 3).number == 1
+    gone_on = [three[0], Standing(1, (0.4,), False), three[2]]
+    assert promotable(gone_on, 3, 3) is None
+    assert promotable([*gone_on, *(waiting(number, 0.3) for number in (3, 4, 5))], 3, 3).number == 3
+
+
+def test_a_higher_rung_comes_first():
+    low = [waiting(number, 0.1 + number) for number in range(6)]
+    high = [Standing(number, (0.01, 0.5 - number / 100), number == 8) for number in (6, 7, 8)]
+    assert promotable([*low, *high], 2, 3).number == 8
+
+
+def test_asha_gives_every_rung_about_a_third_of_the_one_below():
+    generator = random.Random(1)
+    quality = {number: generator.random() for number in range(81)}
+    standings, promoted = [], [0, 0, 0]
+    for number in range(81):
+        standings.append(waiting(number, quality[number]))
+        while (one := promotable(standings, 3, 3)) is not None:
+            rung = len(one.values)
+            promoted[rung - 1] += 1
+            standings[one.number] = Standing(one.number, (*one.values, quality[one.number]), rung < 3)
+    assert promoted[0] >= 27 and promoted[1] >= 9 and promoted[2] >= 3
+    best = min(quality, key=quality.get)
+    assert len(standings[best].values) == 4
+
+
+def test_at_the_end_the_farthest_and_best_of_those_that_wait_goes_on():
+    assert last_hope([waiting(0, 0.2), waiting(1, 0.9, 0.5), waiting(2, 0.8, 0.4)]).number == 2
+    assert last_hope([Standing(0, (0.2,), False)]) is None
+
+
+def test_the_median_prunes_only_against_enough_others():
+    few = [waiting(number, 0.1) for number in range(3)]
+    assert median_verdict(waiting(9, 0.9), few) == "continue"
+    many = [waiting(number, 0.1 * number) for number in range(5)]
+    assert median_verdict(waiting(9, 0.9), many) == "prune"
+    assert median_verdict(waiting(9, 0.15), many) == "continue"
