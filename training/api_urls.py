@@ -9,6 +9,7 @@ urlpatterns = [
     path("runs/<uuid:run>", api.RunView.as_view()),
     path("runs/<uuid:run>/metrics", api.RunMetricsView.as_view()),
     path("runs/<uuid:run>/logs", api.RunLogsView.as_view()),
+    path("runs/<uuid:run>/findings", api.RunFindingsView.as_view()),
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),

@@ -104,6 +104,20 @@ class SeriesOut(serializers.Serializer):
     series = serializers.DictField(help_text="{metric: [[step, value], …]}")
 
 
+class FindingOut(serializers.Serializer):
+    sequence = serializers.IntegerField()
+    time = serializers.DateTimeField()
+    code = serializers.CharField(help_text="Stable name, such as overfitting")
+    severity = serializers.CharField(help_text="info, warning or error")
+    sentence = serializers.CharField(help_text="What was noticed")
+    next_step = serializers.CharField(help_text="What to do about it")
+    change = serializers.DictField(allow_null=True, help_text="Settings for another try, or null")
+
+
+class FindingsOut(serializers.Serializer):
+    results = FindingOut(many=True)
+
+
 class LogLineOut(serializers.Serializer):
     sequence = serializers.IntegerField()
     time = serializers.DateTimeField()

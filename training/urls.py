@@ -17,6 +17,7 @@ urlpatterns = [
     path("runs/<uuid:run>/archive", run.run_archive, name="run-archive"),
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
     path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
+    path("runs/<uuid:run>/relaunch", run.run_relaunch, name="run-relaunch"),
     path("model-versions/<uuid:version>/finetune", finetune.finetune_new, name="finetune"),
     path("experiments/", experiments.experiment_list, name="experiments"),
     *(
