@@ -14,7 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from training.models import Experiment, Run
+from training.models import Experiment, Preflight, Run
 
 PASSWORD = "password-1234"
 
@@ -104,6 +104,15 @@ class RunFactory(factory.django.DjangoModelFactory):
     task = Run.Task.CLASSIFICATION
     target = "y"
     register_as = "a model"
+
+
+class PreflightFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Preflight
+
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
+    task = "classification"
+    targets = ["y"]
 
 
 class RegisteredModelFactory(factory.django.DjangoModelFactory):

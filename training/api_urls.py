@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, finetune_api, lineage_api
+from . import api, finetune_api, lineage_api, preflight_api, replay_api
 
 urlpatterns = [
     path("experiments", api.ExperimentsView.as_view()),
@@ -13,6 +13,10 @@ urlpatterns = [
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),
+    path("preflights", preflight_api.PreflightsView.as_view()),
+    path("preflights/<uuid:preflight>", preflight_api.PreflightView.as_view()),
+    path("model-versions/<uuid:version>/replay", replay_api.ReplayView.as_view()),
+    path("model-versions/<uuid:version>/replays", replay_api.CertificatesView.as_view()),
     path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),
     path("model-versions/<uuid:version>/finetune-outlook", finetune_api.OutlookView.as_view()),
     path("lineage/<str:kind>/<uuid:id>", lineage_api.LineageView.as_view()),

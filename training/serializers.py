@@ -92,10 +92,11 @@ class RunOut(serializers.ModelSerializer):
 
 class RunDetail(RunOut):
     base_version = serializers.UUIDField(source="base_version_id", allow_null=True)
+    replays = serializers.UUIDField(source="replays_id", allow_null=True)
 
     class Meta(RunOut.Meta):
         fields = [
-            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "features", "config", "register_as", "environment", "evaluation", "warnings",
+            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "replays", "features", "config", "register_as", "environment", "evaluation", "warnings",
             "heartbeat_at", "last_sequence", "cloned_from", "archived_at",
         ]  # fmt: skip
 

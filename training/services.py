@@ -47,6 +47,7 @@ def create_run(
     base_version: ModelVersion | None = None,
     finetune: dict[str, Any] | None = None,
     cloned_from: Run | None = None,
+    replays: ModelVersion | None = None,
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
@@ -83,6 +84,7 @@ def create_run(
         base_version=base_version,
         finetune=finetune,
         cloned_from=cloned_from,
+        replays=replays,
     )
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)

@@ -106,6 +106,17 @@ class Trainer:
         self._run_steps()
         self._end_epoch()
 
+    def try_steps(self, count: int) -> list[float]:
+        """Take some steps without keeping account of them; the seconds of each."""
+        order, seconds = self._epoch_order(0), []
+        self.plan.apply(self.network, 0)
+        for position in range(count):
+            began = time.perf_counter()
+            first, last = self._edges(position % self.steps_per_epoch)
+            float(self._train_step(order[:, first:last]))  # waits for the device
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
     def _run_steps(self) -> None:
         state = self.state
         self.plan.apply(self.network, state.epoch)
@@ -217,6 +228,7 @@ class Trainer:
         first, last = self._edges(position)
         rows = rows_in_words(self.learner.places(self._epoch_order(self.state.epoch)[:, first:last]))
         step = self.state.step - self.state.position + position + 1
+        self._settle_checkpoint()  # the last good one must be whole
         raise self.checkup.not_finite(f"The loss became infinite or undefined at step {step}.{rows}")
 
     def _end_epoch(self) -> None:

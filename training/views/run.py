@@ -33,7 +33,12 @@ BADGES = {"error": "bad", "warning": "warn", "info": "busy"}
 
 def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
     rows = Run.objects.select_related(
-        "experiment__organization", "dataset_version__dataset", "output_version__model", "created_by", "cloned_from"
+        "experiment__organization",
+        "dataset_version__dataset",
+        "output_version__model",
+        "created_by",
+        "cloned_from",
+        "replays__model",
     ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
     return visible_or_404(rows, request.user, pk=identifier)
 
