@@ -25,8 +25,8 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
-from training import job_directories, states
-from training.models import Run
+from training import job_directories, preflights, states
+from training.models import Preflight, Run
 from training.sweeps.waking import wake_idle_sweeps
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,10 @@ def reconcile_merges() -> dict[str, int]:
 
 def reconcile_uploads() -> dict[str, int]:
     return jobs.reconcile(Upload, give_up=jobs.give_up)
+
+
+def reconcile_preflights() -> dict[str, int]:
+    return jobs.reconcile(Preflight, give_up=jobs.give_up)
 
 
 def forget_answers() -> int:
@@ -111,6 +115,8 @@ TICKS = (
     Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
+    Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
+    Tick("forget preflights", 3600, preflights.forget_preflights),
     Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),

@@ -14,7 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from training.models import Experiment, Run, Sweep, Trial
+from training.models import Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
 
@@ -131,6 +131,15 @@ class TrialFactory(factory.django.DjangoModelFactory):
     sweep = factory.SubFactory(SweepFactory)
     number = factory.Sequence(lambda number: number)
     params = {"learning_rate": 0.01}
+
+
+class PreflightFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Preflight
+
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
+    task = "classification"
+    targets = ["y"]
 
 
 class RegisteredModelFactory(factory.django.DjangoModelFactory):

@@ -19,13 +19,14 @@ from dlplatform.accounts.models import User
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, boolean_parameter, documented, whole_parameter
 
-from . import experiments, services
+from . import doctor, experiments, services
 from .curves import curves
 from .models import Experiment, MetricSeries, Run
 from .records import log_lines
 from .serializers import (
     ExperimentIn,
     ExperimentOut,
+    FindingsOut,
     LogsOut,
     RunChanges,
     RunDetail,
@@ -232,6 +233,22 @@ class RunLogsView(APIView):
         lines = log_lines(found.pk, after, limit)
         results = [{"sequence": line.sequence, "time": line.time, **line.payload} for line in lines]
         return Response({"results": results, "after": lines[-1].sequence if lines else after})
+
+
+class RunFindingsView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "What the doctor noticed in a run", answer=FindingsOut, tags=["runs"],
+        description="Each code at most once, in the order in which it was noticed. `change` are settings for "
+                    "`POST /runs/{id}/clone`.",
+        example=(None, {"results": [{"sequence": 41, "time": "2026-11-20T09:30:00Z", "code": "overfitting",
+                                     "severity": "warning", "sentence": "It overfits: …", "next_step": "Add rows, …",
+                                     "change": {"weight_decay": 0.05}}]}),
+    )  # fmt: skip
+    def get(self, request: Request, run: UUID) -> Response:
+        found = visible_or_404(Run.objects.only("pk"), request.user, pk=run)
+        return Response(FindingsOut({"results": doctor.findings_of(found)}).data)
 
 
 def _run(request: Request, identifier: UUID) -> Run:

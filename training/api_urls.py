@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, finetune_api, lineage_api
+from . import api, finetune_api, lineage_api, preflight_api, replay_api
 from .sweeps import api as sweeps
 
 urlpatterns = [
@@ -10,6 +10,7 @@ urlpatterns = [
     path("runs/<uuid:run>", api.RunView.as_view()),
     path("runs/<uuid:run>/metrics", api.RunMetricsView.as_view()),
     path("runs/<uuid:run>/logs", api.RunLogsView.as_view()),
+    path("runs/<uuid:run>/findings", api.RunFindingsView.as_view()),
     path("runs/<uuid:run>/cancel", api.RunCancelView.as_view()),
     path("runs/<uuid:run>/pause", api.RunPauseView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
@@ -21,6 +22,10 @@ urlpatterns = [
     path("sweeps/<uuid:sweep>/resume", sweeps.SweepResumeView.as_view()),
     path("sweeps/<uuid:sweep>/rerun-failed", sweeps.SweepRerunView.as_view()),
     path("sweeps/<uuid:sweep>/promote", sweeps.SweepPromoteView.as_view()),
+    path("preflights", preflight_api.PreflightsView.as_view()),
+    path("preflights/<uuid:preflight>", preflight_api.PreflightView.as_view()),
+    path("model-versions/<uuid:version>/replay", replay_api.ReplayView.as_view()),
+    path("model-versions/<uuid:version>/replays", replay_api.CertificatesView.as_view()),
     path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),
     path("model-versions/<uuid:version>/finetune-outlook", finetune_api.OutlookView.as_view()),
     path("lineage/<str:kind>/<uuid:id>", lineage_api.LineageView.as_view()),

@@ -12,6 +12,7 @@ from dlplatform.engine.job import OUTPUT
 from registry import services as registry
 from registry.models import ModelVersion, Ref, RegisteredModel
 
+from .certifying import certify
 from .models import MetricSeries, Run
 from .records import append_event
 from .states import announce
@@ -19,8 +20,9 @@ from .states import announce
 HIDDEN_FILES = {SPOOL, "manifest.json"}
 
 
-def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
-    """Verify the package, store its files, commit it and end the run as succeeded.
+def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion | None:
+    """Verify the package, store its files, commit it and end the run as succeeded. A replay ends with a certificate
+    instead.
 
     Raises PackageError when the package is not whole, LeaseLost when the run is no longer ours.
     """
@@ -30,6 +32,9 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion:
     verify(package)
     description = read_description(package)
     evaluation = json.loads((package / "evaluation.json").read_text())
+    if run.replays_id:
+        certify(run, package, description, metrics, evaluation)
+        return None
     organization = run.experiment.organization
     earlier = registry.earlier_files(organization=organization, name=run.register_as)
     tree = registry.store_directory(organization.pk, package, like=earlier)

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -38,16 +39,27 @@ class Connection(Protocol):
         """End the engine and everything it started, at once."""
 
 
-class LocalConnection:
-    """The engine in a forked child: a session of its own, no file handles, no credentials, dies with us."""
+def train(job_directory: Path) -> int:
+    """All of a job; see `dlplatform.engine.run.run_job`."""
+    from dlplatform.engine.run import run_job  # imported by the worker before it forked
 
-    def __init__(self) -> None:
+    return run_job(job_directory)
+
+
+class LocalConnection:
+    """The engine in a forked child: a session of its own, no file handles, no credentials, dies with us.
+
+    ``work``: what the child does with the job directory; its exit code.
+    """
+
+    def __init__(self, work: Callable[[Path], int] = train) -> None:
+        self._work = work
         self._pid: int | None = None
         self._code: int | None = None
         self._directory = Path()
 
     def start(self, job_directory: Path) -> None:
-        from dlplatform.engine.run import run_job  # imported by the worker before it forked
+        import dlplatform.engine.run  # noqa: F401 - loaded here, so that the child finds it loaded
 
         self._directory = job_directory
         parent = os.getpid()
@@ -56,7 +68,7 @@ class LocalConnection:
             code = 1
             try:
                 _become_engine(job_directory, parent)
-                code = run_job(job_directory)
+                code = self._work(job_directory)
             except BaseException:
                 traceback.print_exc()  # into the job's output file; the exit code tells the rest
                 sys.stderr.flush()

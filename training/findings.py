@@ -2,7 +2,7 @@
 
 from typing import Any
 
-LOWER_IS_BETTER = {"loss", "log_loss", "rmse", "mae"}
+LOWER_IS_BETTER = {"loss", "log_loss", "perplexity", "rmse", "mae"}
 LEVELS = 5
 MATRIX_CLASSES = 25
 IMPORTANT_SHOWN = 15
@@ -64,7 +64,10 @@ def worst(evaluation: dict[str, Any]) -> dict[str, Any]:
     columns = (ordered or list(known))[:WORST_COLUMNS]
     return {
         "columns": columns,
-        "rows": [{**row, "cells": [row.get("values", {}).get(name) for name in columns]} for row in rows],
+        "rows": [
+            {**row, "cells": [{"name": name, "value": row.get("values", {}).get(name)} for name in columns]}
+            for row in rows
+        ],
     }
 
 

@@ -2,9 +2,10 @@
 
 from uuid import UUID
 
-from .models import Run, Trial
+from .models import Preflight, Run, Trial
 from .orchestrator import Orchestrator
 from .sweeps.advancing import advance
+from .trying import Trying
 
 
 def train(run: str) -> None:
@@ -20,3 +21,10 @@ def train(run: str) -> None:
 def advance_sweep(sweep: str) -> None:
     """Take a sweep as far as it can go now."""
     advance(UUID(sweep))
+
+
+def preflight(preflight: str) -> None:
+    """Try out a run, unless the request is gone, held, ended or not yet due."""
+    claimed = Preflight.claim(UUID(preflight))
+    if claimed is not None:
+        Trying(claimed).work()

@@ -207,6 +207,10 @@ class Run(Job):
     )  # fmt: skip
     finetune = models.JSONField(null=True, help_text="How the base is fine-tuned: mode, adapter, rank, …")
     trial = models.ForeignKey(Trial, null=True, on_delete=models.SET_NULL, related_name="runs")
+    replays = models.ForeignKey(
+        ModelVersion, null=True, on_delete=models.PROTECT, related_name="replays",
+        help_text="The version that is trained once more, to be compared with; such a run commits nothing",
+    )  # fmt: skip
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
     pause_requested_at = models.DateTimeField(null=True, editable=False)
@@ -339,3 +343,54 @@ class MetricBucket(models.Model):
 
     def __str__(self) -> str:
         return f"{self.start}: {self.least} to {self.greatest}"
+
+
+class ReplayCertificate(models.Model):
+    """Whether training a version once more from its recorded lineage gave the same weights; if not, what differs."""
+
+    tenant_parent = "version"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="certificates")
+    run = models.OneToOneField(Run, on_delete=models.CASCADE, related_name="certificate")
+    equal = models.BooleanField(help_text="Every byte of the weights is the same")
+    details = models.JSONField(help_text="{file, sha256, metrics, weights, environment, settings}: what differs")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.version}: {'equal' if self.equal else 'different'}"
+
+
+class PreflightQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    pass
+
+
+class Preflight(Job):
+    """Two steps of a run that is not queued yet, to tell its time and memory."""
+
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "training.jobs.preflight"
+    tenant_parent = "dataset_version"
+
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.CASCADE, related_name="preflights")
+    task = models.CharField(max_length=40)
+    targets = models.JSONField(help_text="Names of the target columns")
+    features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
+    config = models.JSONField(default=dict, help_text="The complete configuration, defaults included")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    result = models.JSONField(null=True, help_text="{seconds_per_step, total_steps, seconds, peak_bytes, …}")
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = PreflightQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.task} of {', '.join(self.targets)}"

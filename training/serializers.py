@@ -95,16 +95,31 @@ class RunDetail(RunOut):
     sweep = serializers.UUIDField(
         source="trial.sweep_id", default=None, allow_null=True, help_text="That it is a trial of"
     )
+    replays = serializers.UUIDField(source="replays_id", allow_null=True)
 
     class Meta(RunOut.Meta):
         fields = [
-            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "features", "config", "register_as", "environment", "evaluation", "warnings",
+            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "replays", "features", "config", "register_as", "environment", "evaluation", "warnings",
             "heartbeat_at", "last_sequence", "cloned_from", "archived_at", "reason", "stop_after_epoch", "sweep",
         ]  # fmt: skip
 
 
 class SeriesOut(serializers.Serializer):
     series = serializers.DictField(help_text="{metric: [[step, value], …]}")
+
+
+class FindingOut(serializers.Serializer):
+    sequence = serializers.IntegerField()
+    time = serializers.DateTimeField()
+    code = serializers.CharField(help_text="Stable name, such as overfitting")
+    severity = serializers.CharField(help_text="info, warning or error")
+    sentence = serializers.CharField(help_text="What was noticed")
+    next_step = serializers.CharField(help_text="What to do about it")
+    change = serializers.DictField(allow_null=True, help_text="Settings for another try, or null")
+
+
+class FindingsOut(serializers.Serializer):
+    results = FindingOut(many=True)
 
 
 class LogLineOut(serializers.Serializer):

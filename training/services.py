@@ -51,6 +51,7 @@ def create_run(
     cloned_from: Run | None = None,
     trial: Trial | None = None,
     stop_after_epoch: int | None = None,
+    replays: ModelVersion | None = None,
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
@@ -90,6 +91,7 @@ def create_run(
         cloned_from=cloned_from,
         trial=trial,
         stop_after_epoch=stop_after_epoch,
+        replays=replays,
     )
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)

@@ -3,7 +3,20 @@
 from django.urls import path
 
 from .lineage.relations import KINDS
-from .views import compare, experiments, finetune, home, lineage, new_run, new_sweep, run, runs, sweeps
+from .views import (
+    compare,
+    experiments,
+    finetune,
+    home,
+    lineage,
+    new_run,
+    new_sweep,
+    preflights,
+    replays,
+    run,
+    runs,
+    sweeps,
+)
 
 urlpatterns = [
     path("", home.home, name="home"),
@@ -18,6 +31,11 @@ urlpatterns = [
     path("runs/<uuid:run>/archive", run.run_archive, name="run-archive"),
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
     path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
+    path("runs/<uuid:run>/relaunch", run.run_relaunch, name="run-relaunch"),
+    path("preflights", preflights.preflight_new, name="preflight-new"),
+    path("preflights/<uuid:preflight>", preflights.preflight_part, name="preflight"),
+    path("model-versions/<uuid:version>/replays", replays.version_replays, name="version-replays"),
+    path("model-versions/<uuid:version>/replay", replays.version_replay, name="version-replay"),
     path("model-versions/<uuid:version>/finetune", finetune.finetune_new, name="finetune"),
     path("sweeps/", sweeps.sweep_list, name="sweeps"),
     path("sweeps/new", new_sweep.sweep_new, name="sweep-new"),

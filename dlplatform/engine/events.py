@@ -73,6 +73,17 @@ class Sample(TypedDict):
     text: str
 
 
+class Finding(TypedDict):
+    """What the doctor noticed; each code once for a run. ``severity``: info, warning, error. ``change``: settings for
+    another try, or null."""
+
+    code: str
+    severity: str
+    sentence: str
+    next_step: str
+    change: dict[str, Any] | None
+
+
 class Finished(TypedDict):
     """The package is whole."""
 
@@ -96,6 +107,7 @@ PAYLOADS: Final[dict[str, type]] = {
     "log": Log,
     "checkpoint": Checkpoint,
     "sample": Sample,
+    "finding": Finding,
     "finished": Finished,
     "failed": Failed,
 }
@@ -132,13 +144,14 @@ class EventWriter:
     """Appends events to a spool: written at once, fsynced every second and on `sync`.
 
     Opening an existing spool cuts a torn last line, goes on with the next sequence number and remembers
-    the last metric step, so that a resumed run does not report a step twice.
+    the last metric step and the codes of findings, so that a resumed run does not report them twice.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab")
         self.sequence = 0
         self.last_metric_step = -1
+        self.found: set[str] = set()
         offset = self._recover(path)
         os.truncate(path, offset)
         self._synced = time.monotonic()
@@ -151,6 +164,8 @@ class EventWriter:
                 self.sequence = max(self.sequence, int(event.get("sequence", 0)))
                 if event.get("type") == "metric":
                     self.last_metric_step = max(self.last_metric_step, int(event["step"]))
+                elif event.get("type") == "finding":
+                    self.found.add(str(event["code"]))
             if next_offset == offset:
                 return offset
             offset = next_offset
@@ -174,6 +189,12 @@ class EventWriter:
         self.last_metric_step = step
         self.emit("metric", step=step, epoch=epoch, values=values)
 
+    def finding(self, payload: dict[str, Any]) -> None:
+        """Report a finding unless one with its code already was."""
+        if payload["code"] not in self.found:
+            self.found.add(payload["code"])
+            self.emit("finding", **payload)
+
     def log(self, level: str, message: str) -> None:
         """Append a line for people."""
         self.emit("log", level=level, message=message)
@@ -195,6 +216,7 @@ class SilentWriter(EventWriter):
     def __init__(self) -> None:
         self.sequence = 0
         self.last_metric_step = -1
+        self.found = set()
 
     def emit(self, type_: str, **payload: Any) -> None:
         """Nothing."""

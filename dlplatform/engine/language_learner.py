@@ -131,6 +131,7 @@ class LanguageLearner(Learner):
         self.corpus = corpus
         self.config = corpus.config
         self.device = device
+        self.begins_trained = network is not None
         self.network = network if network is not None else self._new_network()
         self.network.to(device).train()
         self.tokens = torch.from_numpy(corpus.train.tokens).long().to(device)
@@ -200,6 +201,13 @@ class LanguageLearner(Learner):
             shown.append(f"{tokenizer.decode(prompt)}⟶{tokenizer.decode(written)}")
         network.train()
         return shown
+
+    def reference(self) -> float:
+        return self.unigram_loss()
+
+    @property
+    def judged(self) -> int:
+        return self.corpus.documents[1]
 
     def unigram_loss(self) -> float:
         """The loss of guessing by how often each token occurs: what a model without memory reaches."""

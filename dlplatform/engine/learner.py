@@ -6,6 +6,7 @@ of a row.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final
@@ -36,6 +37,8 @@ _CONFIG_OF_SHAPE: Final = (
     "text_heads",
 )
 
+GLANCE_ROWS: Final = 256
+
 Array = np.ndarray[Any, Any]
 Values = dict[str, float | None]
 
@@ -44,8 +47,12 @@ class Learner(ABC):
     """One task on one set of data.
 
     ``train_rows``: positions of the training items of each cross-fitting group. ``network`` holds the weights that
-    are trained; the loop may wrap it for several devices and passes what it wrapped to `loss`.
+    are trained; the loop may wrap it for several devices and passes what it wrapped to `loss`. ``waited``: seconds
+    that steps have waited for their rows. ``begins_trained``: whether the network started from a base.
     """
+
+    waited = 0.0
+    begins_trained = False
 
     config: TrainingConfig
     device: torch.device
@@ -59,6 +66,22 @@ class Learner(ABC):
     @abstractmethod
     def validate(self, network: nn.Module) -> Values:
         """Measures on the validation items; ``validation/loss`` is the one that is judged by."""
+
+    @abstractmethod
+    def reference(self) -> float:
+        """The validation loss of a model without inputs."""
+
+    @property
+    @abstractmethod
+    def judged(self) -> int:
+        """Rows or documents that validate."""
+
+    def glance(self, network: nn.Module) -> None:  # noqa: B027 - a task may have nothing to watch
+        """Pass one batch of validation rows through the network, for those who watch its layers."""
+
+    def places(self, rows: Tensor) -> list[int]:
+        """Positions in the files of the items (G, B), the likeliest cause of trouble first, where items are rows."""
+        return []
 
     def samples(self, network: nn.Module) -> list[str]:
         """What the network says at this point, of tasks in which it says something."""
@@ -91,6 +114,7 @@ class RowLearner(Learner):
         self.dataset = dataset
         self.config = dataset.config
         self.device = device
+        self.begins_trained = network is not None
         self.network = network if network is not None else self._new_network()
         self.network.to(device).train()
         self.objective = self._new_objective()
@@ -128,7 +152,9 @@ class RowLearner(Learner):
         return self.objective(outputs, self._targets(mine), self._targets(rows))  # type: ignore[no-any-return]
 
     def _outputs(self, model: nn.Module, rows: Tensor, together: Tensor, share: Share) -> Tensor:
+        began = time.perf_counter()
         batch = self.tensors.batch(rows, together)
+        self.waited += time.perf_counter() - began
         if batch.images is not None and self.config.augmentation != "none":
             flat = batch.images.flatten(0, 2)
             each = Share(*(edge * batch.images.shape[2] for edge in (share.first, share.last, share.total)))
@@ -150,6 +176,33 @@ class RowLearner(Learner):
         assert isinstance(network, RowNetwork)
         actual, predicted = self._choose_trust(network)
         return self._values(actual, predicted)
+
+    def reference(self) -> float:
+        target = self.dataset.target
+        train = target.values[self.dataset.split.train[0]]
+        actual = self._held_out_target()
+        if target.kind == "class":
+            share = (np.bincount(train, minlength=len(target.classes)) + 1.0) / (len(train) + len(target.classes))
+        else:
+            share = np.atleast_1d(train.mean(0))
+        return self._loss(actual, np.tile(share, (len(actual), 1)))
+
+    @property
+    def judged(self) -> int:
+        return sum(len(part) for part in self.dataset.split.validation)
+
+    @torch.no_grad()
+    def glance(self, network: nn.Module) -> None:
+        network.eval()
+        network(self.tensors.batch(self.validation_rows[:, :GLANCE_ROWS]))
+        network.train()
+
+    def places(self, rows: Tensor) -> list[int]:
+        found = np.unique(rows.cpu().numpy())
+        values = self.dataset.target.values
+        if self.dataset.target.kind == "number":
+            found = found[np.argsort(-np.abs(values[found] - np.median(values)), kind="stable")]
+        return [int(place) for place in self.dataset.kept[found]]
 
     def held_out(self) -> tuple[Array, Array]:
         """(actual (n,) or (n, K), predicted (n, K)) of all validation rows, each by the groups that never saw it,

@@ -98,12 +98,13 @@ def _run_guarded(job_dir: Path, reporter: Reporter, processes: Processes) -> int
     except Exception as error:
         if processes.world > 1:
             raise  # a peer may have died: the launcher starts all again from the last checkpoint
-        writer.emit("failed", **_unexpected(error, reporter).payload())
+        writer.emit("failed", **unexpected(error, reporter).payload())
         return FAILED
     return FINISHED
 
 
-def _unexpected(error: Exception, reporter: Reporter) -> EngineError:
+def unexpected(error: Exception, reporter: Reporter) -> EngineError:
+    """Any error as a named failure."""
     detail = "".join(traceback.format_exception(error))[-8000:]
     if is_out_of_memory(error):
         return EngineError("out_of_memory", f"Memory ran out while {reporter.phase}.", detail=detail)

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from dlplatform.engine.checkpoints import CheckpointStore, Loaded, Snapshot
+from dlplatform.engine.checkup import Checkup, rows_in_words
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.distributed import Processes
+from dlplatform.engine.doctor import Epoch
 from dlplatform.engine.errors import EngineError, Interrupted
 from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.learner import Learner, Values
@@ -82,6 +84,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.losses = torch.zeros(self.steps_per_epoch, device=self.device)
         self.best: dict[str, Tensor] = {}
+        self.checkup = Checkup(learner, reporter, self.processes)
         torch.manual_seed(self.config.seed)
         self._last_checkpoint = time.monotonic()
         self._checkpoint_cost = 0.0
@@ -103,14 +106,24 @@ class Trainer:
         self._run_steps()
         self._end_epoch()
 
+    def try_steps(self, count: int) -> list[float]:
+        """Take some steps without keeping account of them; the seconds of each."""
+        order, seconds = self._epoch_order(0), []
+        self.plan.apply(self.network, 0)
+        for position in range(count):
+            began = time.perf_counter()
+            first, last = self._edges(position % self.steps_per_epoch)
+            float(self._train_step(order[:, first:last]))  # waits for the device
+            seconds.append(time.perf_counter() - began)
+        return seconds
+
     def _run_steps(self) -> None:
         state = self.state
         self.plan.apply(self.network, state.epoch)
         order = self._epoch_order(state.epoch)
-        edges = [step * self.rows_per_epoch // self.steps_per_epoch for step in range(self.steps_per_epoch + 1)]
         interval = self._log_interval()
         while state.position < self.steps_per_epoch:
-            first, last = edges[state.position], edges[state.position + 1]
+            first, last = self._edges(state.position)
             loss = self._train_step(order[:, first:last])
             stop, save = self.reporter.stop_requested, self._checkpoint_is_due()
             self.losses[state.position], stop, save = self.processes.settle(loss, stop, save)
@@ -123,6 +136,11 @@ class Trainer:
                 elif state.step == 1:  # the loss before anything is learned, and the sign that training is under way
                     self._report_window(1)
             self._tend(stop, save)
+
+    def _edges(self, position: int) -> tuple[int, int]:
+        """The part of an epoch's order that a step takes."""
+        first, last = (at * self.rows_per_epoch // self.steps_per_epoch for at in (position, position + 1))
+        return first, last
 
     def _train_step(self, rows: Tensor) -> Tensor:
         """One optimisation step on positions (G, B); returns the loss of this process without waiting for it."""
@@ -184,6 +202,7 @@ class Trainer:
             "learning_rate": learning_rate(self.config, state.step - 1, self.total_steps),
         }
         self.reporter.writer.metric(state.step, state.epoch, values)
+        self.checkup.window(state.step, float(window.mean()))
 
     def _tend(self, stop: bool, save: bool) -> None:
         """Between two steps: stop, checkpoint or report when it is time to."""
@@ -201,12 +220,16 @@ class Trainer:
             self.checkpoint()
 
     def _check_losses(self) -> None:
-        """Raise ``nan_loss`` naming the first step whose loss was not finite."""
+        """Raise ``nan_loss`` naming the first step whose loss was not finite, and rows of its batch."""
         finite = torch.isfinite(self.losses[: self.state.position])
         if bool(finite.all()):
             return
-        first = self.state.step - self.state.position + int(finite.logical_not().nonzero()[0]) + 1
-        raise EngineError("nan_loss", f"The loss became infinite or undefined at step {first}.")
+        position = int(finite.logical_not().nonzero()[0])
+        first, last = self._edges(position)
+        rows = rows_in_words(self.learner.places(self._epoch_order(self.state.epoch)[:, first:last]))
+        step = self.state.step - self.state.position + position + 1
+        self._settle_checkpoint()  # the last good one must be whole
+        raise self.checkup.not_finite(f"The loss became infinite or undefined at step {step}.{rows}")
 
     def _end_epoch(self) -> None:
         self._check_losses()
@@ -216,15 +239,17 @@ class Trainer:
         values = self.learner.validate(self.averaged)
         loss = values["validation/loss"]
         if loss is None or not math.isfinite(loss):
-            raise EngineError("nan_loss", f"The validation loss became undefined at step {state.step}.")
+            raise self.checkup.not_finite(f"The validation loss became undefined at step {state.step}.")
         improved = self._judge(loss)
-        values["train/loss"] = float(self.losses.mean())
+        trained = values["train/loss"] = float(self.losses.mean())
         values["learning_rate"] = learning_rate(self.config, state.step - 1, self.total_steps)
         self._show_samples()
         self.reporter.writer.metric(state.step, state.epoch, values)
+        state.done = state.epoch + 1 >= int(self.config.epochs) or self._stale()
+        self.checkup.window(state.step, trained)
+        self.checkup.epoch(Epoch(state.epoch, trained, loss, state.done), self.network)
         state.epoch += 1
         state.position = 0
-        state.done = state.epoch >= int(self.config.epochs) or self._stale()
         _, _, due = self.processes.settle(torch.zeros((), device=self.device), False, self._epoch_checkpoint_is_due())
         if due:
             self.checkpoint(improved)
@@ -294,7 +319,8 @@ class Trainer:
         if self.processes.leads:
             # Events that lead to this state must not be lost when the state is kept.
             self.reporter.writer.sync()
-            state = {"training": asdict(self.state), "threads": torch.get_num_threads(), **self.kept}
+            state = {"training": asdict(self.state), "threads": torch.get_num_threads(),
+                     "doctor": self.checkup.state(), **self.kept}  # fmt: skip
             self.store.begin(Snapshot(self.state.step, tensors, state, best, self.environment))
         self._last_checkpoint = time.monotonic()
         self._checkpoint_cost = self._last_checkpoint - began
@@ -328,6 +354,7 @@ class Trainer:
         """Go on from a checkpoint. Raises EngineError ``checkpoint_corrupt`` when it is of another run."""
         try:
             self._restore(loaded.tensors, State(**loaded.state["training"]))
+            self.checkup.doctor.restore(loaded.state.get("doctor", {}))
         except (KeyError, TypeError, RuntimeError) as error:
             if self.processes.world > 1 and isinstance(error, RuntimeError):
                 raise  # more likely a peer that died

@@ -112,6 +112,8 @@ const handlers = {
   progress: showProgress,
   log: (event) => write(event.level, event.message, event.time),
   checkpoint: (event) => write("muted", `checkpoint at step ${event.step}${event.best ? ", the best so far" : ""}`, event.time),
+  finding: () => document.body.dispatchEvent(new CustomEvent("run-finding")),
+  sample: () => document.body.dispatchEvent(new CustomEvent("run-sample")),
   state(event) {
     write("info", event.state, event.time);
     if (["paused", "succeeded", "failed", "cancelled"].includes(event.state)) document.title = `${event.state} · ${baseTitle}`;

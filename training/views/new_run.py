@@ -56,6 +56,14 @@ def version_for(request: HttpRequest, organization: Organization, clone: Run | N
     return rows.get(pk=suggested.pk) if suggested else None
 
 
+def version_of_form(request: HttpRequest) -> DatasetVersion:
+    """The version that a submitted form names; Http404 for one that the person may not see."""
+    rows = DatasetVersion.objects.select_related("dataset__organization")
+    found: DatasetVersion = visible_or_404(rows, request.user, pk=uuid_of(request.POST.get("dataset_version", "")))
+    require(request.user, "run.write", found.dataset.organization)
+    return found
+
+
 def uuid_of(text: str) -> UUID:
     try:
         return UUID(text)

@@ -10,19 +10,25 @@ from django.shortcuts import redirect
 from django.urls import reverse
 from django.views.decorators.http import require_POST
 
+from datasets.models import DatasetVersion
+from datasets.views.images import picture
 from dlplatform.accounts.access import may, visible_or_404
+from dlplatform.accounts.models import User
 from dlplatform.accounts.pages import refusals_as_messages, said
 from dlplatform.engine.fields import FIELDS
 from dlplatform.web import page
-from training import findings, services
+from training import doctor, findings, services
 from training.forms import NameForm
 from training.models import Run, RunEvent
+from training.writings import writings_of
 
 LOG_SHOWN = 500
 LOG_PAGE = 2000
 LOGGED = ("log", "checkpoint", "state")
 TOLD_ELSEWHERE = {"settings", "rows", "parameters", "resumed_from", "device", "threads"}
-PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.html"}
+PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.html",
+         "doctor": "training/_run_doctor.html", "writings": "training/_run_writings.html"}  # fmt: skip
+BADGES = {"error": "bad", "warning": "warn", "info": "busy"}
 
 
 def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
@@ -33,6 +39,7 @@ def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
         "created_by",
         "cloned_from",
         "trial__sweep",
+        "replays__model",
     ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
     return visible_or_404(rows, request.user, pk=identifier)
 
@@ -41,13 +48,23 @@ def run_page(request: HttpRequest, run: UUID) -> HttpResponse:
     found = run_or_404(request, run)
     part = PARTS.get(request.GET.get("part", ""))
     context = {"section": "runs", "run": found, "can_write": may(request.user, "run.write", found)}
-    context |= _results(found)
+    context |= {"diagnoses": _diagnoses(found), "writings": writings_of(found)}
+    context |= _results(found, request.user)
     if part is None:
         context |= _surroundings(found)
     return page(request, "training/run.html", context, partial=part)
 
 
-def _results(run: Run) -> dict[str, Any]:
+def _diagnoses(run: Run) -> list[dict[str, Any]]:
+    """The doctor's findings as the page shows them."""
+    return [
+        {**one, "badge": BADGES.get(one["severity"], ""), "name": one["code"].replace("_", " "),
+         "words": doctor.change_in_words(one["change"]) if one["change"] else ""}
+        for one in doctor.findings_of(run)
+    ]  # fmt: skip
+
+
+def _results(run: Run, user: User) -> dict[str, Any]:
     evaluation = run.evaluation
     if not evaluation:
         return {"evaluation": None}
@@ -56,9 +73,19 @@ def _results(run: Run) -> dict[str, Any]:
         "tiles": findings.tiles(evaluation),
         "matrix": findings.matrix(evaluation),
         "importance": findings.importance(evaluation),
-        "worst": findings.worst(evaluation),
+        "worst": _with_pictures(findings.worst(evaluation), run.dataset_version, user),
         "charts": findings.charts(evaluation),
     }
+
+
+def _with_pictures(worst: dict[str, Any], version: DatasetVersion, user: User) -> dict[str, Any]:
+    """Images stand in the rows by their SHA-256; who may see the dataset sees their thumbnails instead."""
+    images = set(version.image_columns) & set(worst["columns"]) if version.images else set()
+    if not images or not DatasetVersion.objects.visible_to(user).filter(pk=version.pk).exists():
+        return worst
+    for cell in (cell for row in worst["rows"] for cell in row["cells"] if cell["name"] in images and cell["value"]):
+        cell["picture"] = picture(version, cell["value"])
+    return worst
 
 
 def _surroundings(run: Run) -> dict[str, Any]:
@@ -168,6 +195,17 @@ def run_resume(request: HttpRequest, run: UUID) -> HttpResponse:
         request, run, lambda found: services.resume_run(actor=request.user, run=found),
         "Queued again; it goes on from its last checkpoint.",
     )  # fmt: skip
+
+
+@require_POST
+def run_relaunch(request: HttpRequest, run: UUID) -> HttpResponse:
+    """A copy with what a finding suggests."""
+    found = run_or_404(request, run)
+    with refusals_as_messages(request):
+        made = doctor.relaunch(actor=request.user, run=found, code=request.POST.get("code", ""))
+        said(request, "Queued again with the suggested settings.")
+        return redirect("run", made.pk)
+    return redirect("run", found.pk)
 
 
 @require_POST
