@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlplatform.engine import run
+from dlplatform.engine import learning, run
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.schema import example_row
 from tests.unit.engine.conftest import QUICK, ROOT, Columns, classification_columns, read_spool, start_engine
@@ -249,7 +249,7 @@ def test_unexpected_errors_are_named(job: Job, monkeypatch: pytest.MonkeyPatch, 
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(run, "read_table", fail)
+    monkeypatch.setattr(learning, "read_table", fail)
     job_dir = job(small())
     assert run.run_job(job_dir) == 1
     (failed,) = read_spool(job_dir, "failed")
@@ -323,7 +323,7 @@ def test_a_signal_while_loading_needs_no_checkpoint(job: Job, monkeypatch: pytes
         os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(run, "read_table", interrupted)
+    monkeypatch.setattr(learning, "read_table", interrupted)
     job_dir = job(small())
     assert run.run_job(job_dir) == 75
     assert not (job_dir / "checkpoints").exists()
@@ -336,7 +336,7 @@ def test_stacks_are_dumped_on_request(job: Job, monkeypatch: pytest.MonkeyPatch)
         os.kill(os.getpid(), signal.SIGUSR1)
         return original(*arguments)
 
-    monkeypatch.setattr(run, "read_table", asked)
+    monkeypatch.setattr(learning, "read_table", asked)
     job_dir = job(small())
     assert run.run_job(job_dir) == 0
     assert "run_job" in (job_dir / "stacks.txt").read_text()
