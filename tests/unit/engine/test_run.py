@@ -317,7 +317,7 @@ def test_a_run_stopped_in_its_first_epoch_goes_on(job: Job, monkeypatch: pytest.
 
 
 def test_a_signal_while_loading_needs_no_checkpoint(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = run.read_table
+    original = learning.read_table
 
     def interrupted(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -330,7 +330,7 @@ def test_a_signal_while_loading_needs_no_checkpoint(job: Job, monkeypatch: pytes
 
 
 def test_stacks_are_dumped_on_request(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = run.read_table
+    original = learning.read_table
 
     def asked(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
