@@ -166,6 +166,15 @@ def _part_like(parameter: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
+def agreed(number: int) -> int:
+    """The leader's number, in all processes that train together."""
+    if not dist.is_initialized():
+        return number
+    told: list[int] = [number]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
 def in_group() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

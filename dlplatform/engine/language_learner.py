@@ -111,7 +111,7 @@ def settle(config: TrainingConfig, tokens: int, base: LanguageShape | None) -> T
         text_encoder="transformer",
         text_length=length,
         epochs=epochs,
-        batch_size=16 if config.batch_size in ("auto", "fit") else config.batch_size,
+        batch_size=16 if config.batch_size == "auto" else config.batch_size,
         learning_rate=(0.0003 if base else 0.001) if config.learning_rate == "auto" else config.learning_rate,
         weight_decay=0.1 if config.weight_decay == "auto" else config.weight_decay,
         validation_fraction=0.1 if config.validation_fraction == "auto" else config.validation_fraction,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -83,6 +84,10 @@ class Learner(ABC):
         """Positions in the files of the items (G, B), the likeliest cause of trouble first, where items are rows."""
         return []
 
+    def set_batch_size(self, size: int) -> None:
+        """Settle what was to be tried out."""
+        self.config = replace(self.config, batch_size=size)
+
     def samples(self, network: nn.Module) -> list[str]:
         """What the network says at this point, of tasks in which it says something."""
         return []
@@ -142,6 +147,10 @@ class RowLearner(Learner):
             weights = label_weights(config.class_weights, target.values[train])
         tensor = None if weights is None else torch.from_numpy(weights).float().to(self.device)
         return Objective(target.kind, tensor, config.label_smoothing)
+
+    def set_batch_size(self, size: int) -> None:
+        super().set_batch_size(size)
+        self.dataset = replace(self.dataset, config=self.config)
 
     def loss(self, model: nn.Module, rows: Tensor, share: Share) -> Tensor:
         if share.whole:

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from dlplatform.engine import package
+from dlplatform.engine.batch_size import fitting_batch_size
 from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.dataset import Base, prepare
+from dlplatform.engine.distributed import agreed
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetuning import Plan, plan_of
@@ -35,7 +37,12 @@ def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded 
     reporter.beat()
     tokenizer = str(loaded.state.get("tokenizer", "")) if loaded else ""
     make = _language_learner if spec.task == "language-model" else _row_learner
-    return make(job_dir, spec, table, reporter, tokenizer, base)
+    learner, plan = make(job_dir, spec, table, reporter, tokenizer, base)
+    if learner.config.batch_size == "fit":
+        known = loaded.state.get("batch_size") if loaded else None
+        learner.set_batch_size(int(known) if known else agreed(fitting_batch_size(learner)))
+        reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")
+    return learner, plan
 
 
 def _row_learner(

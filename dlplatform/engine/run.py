@@ -130,7 +130,11 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
     trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
     tokenizer = tokenizer_of(learner)
-    trainer.kept = {"tokenizer": tokenizer.to_json()} if tokenizer else {}  # it may not come out the same again
+    # What may not come out the same again.
+    trainer.kept = {
+        "batch_size": learner.config.batch_size,
+        **({"tokenizer": tokenizer.to_json()} if tokenizer else {}),
+    }
     if loaded is not None:
         trainer.restore(loaded)
     _emit_started(trainer, threads, loaded)

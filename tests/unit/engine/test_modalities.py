@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,3 +219,18 @@ def test_a_tokenizer_gives_back_what_it_read() -> None:
     for text in ("the cat", "neue Wörter 🙂\n", ""):
         assert tokenizer.decode(tokenizer.encode([text])[0]) == text
     assert all(code >= 2 for code in tokenizer.encode(["the cat"])[0])
+
+
+def test_a_batch_size_is_found_and_kept(job: Callable[..., Path]) -> None:
+    table = {"x": ("number", [float(n) for n in range(600)]), "y": ("category", ["a", "b"] * 300)}
+    config = {"epochs": 3, "threads": 1, "folds": 1, "architecture": "mlp", "batch_size": "fit", "importance": False}
+    made = job(table, config=config, stop_after_epoch=1)
+    assert run_job(made) == 75
+    found = read_spool(made, "started")[0]["config"]["batch_size"]
+    assert 1 <= found <= 64
+    spec = json.loads((made / "spec.json").read_text())
+    del spec["stop_after_epoch"]
+    (made / "spec.json").write_text(json.dumps(spec))
+    assert run_job(made) == 0, last_events(made)
+    assert read_spool(made, "started")[1]["config"]["batch_size"] == found
+    assert any("batch size that fits" in event["message"] for event in read_spool(made, "log"))
