@@ -53,7 +53,7 @@ def test_a_space_comes_back_as_it_was_written():
 def test_what_cannot_be_searched_is_refused_with_its_field(entry, field, code):
     with pytest.raises(SpaceError) as refused:
         parsed(entry)
-    assert [problem[:2] for problem in refused.value.problems][0] == (field, code)
+    assert refused.value.problems[0][:2] == (field, code)
 
 
 def test_nothing_a_setting_twice_and_too_many_are_refused():
