@@ -19,6 +19,7 @@ NAMES = (
     "store",
     "upload_in_parts",
     "merging",
+    "sweeps",
     "at_rest",
 )
 OWN_SIZES = (("training_throughput", "--repetitions", "3"), ("ingestion", "20"))

@@ -37,7 +37,7 @@ def comparable(sweep: Sweep) -> list[tuple[dict[str, Any], float]]:
 
 
 def importance(space: list[dict[str, Any]], ended: list[tuple[dict[str, Any], float]]) -> dict[str, float] | None:
-    """{setting: share of the variance of the metric}, greatest first; None where nothing varies."""
+    """{setting: share of the variance of the metric}; None where nothing varies."""
     import optuna
 
     dimensions = dimensions_of(space)

@@ -50,7 +50,8 @@ def _values(sweep: Sweep, run: Run) -> list[float]:
     if not sweep.rungs:
         return []
     points = MetricPoint.objects.filter(series__run=run, series__key=sweep.metric, value__isnull=False)
-    return list(points.order_by("step").values_list("value", flat=True)[: sweep.rungs[-1]])
+    found = points.order_by("step").values_list("value", flat=True)[: sweep.rungs[-1]]
+    return [value for value in found if value is not None]
 
 
 def _reached(run: Run, values: list[float], epoch: int) -> bool:

@@ -36,7 +36,7 @@ def sweep_list(request: HttpRequest) -> HttpResponse:
     )
     context = {
         "section": "sweeps",
-        "page": page_of(request, rows),
+        "page": page_of(request, rows.order_by("-created_at", "pk")),
         "can_train": may(request.user, "run.write", organization),
     }
     return page(request, "training/sweeps.html", context, partial="training/_sweeps_table.html")
@@ -112,7 +112,7 @@ def _sorted(trials: list[Trial], sort: str) -> list[Trial]:
 
 
 def _bars(sweep: Sweep) -> list[dict[str, Any]]:
-    shares = sweep.importance or {}
+    shares = dict(sorted((sweep.importance or {}).items(), key=lambda item: -item[1]))  # the database keeps no order
     highest = max(shares.values(), default=0) or 1
     return [{"name": name, "share": share, "length": share / highest * 100} for name, share in shares.items()]
 
