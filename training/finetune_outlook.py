@@ -4,12 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dlplatform.engine.blocks import block_of, blocks_of, chosen
+from dlplatform.engine.blocks import block_of, blocks_of, chosen, usual_heads
 from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from registry.tensors import tensor_shapes
 
-HEADS = ("head", "linear")
 # Tensors that belong to no layer an adapter could change: tables of embeddings.
 NOT_ADAPTED = ("tokens", "positions", "embedding")
 BYTES = 4  # of a float32
@@ -71,7 +70,7 @@ def outlook(version: ModelVersion, settings: FinetuneConfig) -> Outlook:
     if settings.mode == "full":
         trains = set(counts)
     elif settings.mode == "head":
-        trains = set(counts) if settings.unfreeze_every else named or set(chosen(counts, HEADS))
+        trains = set(counts) if settings.unfreeze_every else named or set(usual_heads(counts))
     else:
         trains = set()
         added = _adapter_sizes(shapes, settings, named or set(counts))

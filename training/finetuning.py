@@ -13,6 +13,7 @@ from dlplatform.api import Conflict
 from dlplatform.engine.blocks import chosen
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
+from dlplatform.engine.schema import reads
 from registry import availability
 from registry.models import ModelVersion, Ref
 
@@ -58,7 +59,7 @@ def finetune(
         dataset_version=dataset_version,
         task=version.task,
         target=targets,
-        features=[column["name"] for column in version.signature["inputs"]],
+        features=None if version.task == services.LANGUAGE else [one["name"] for one in version.signature["inputs"]],
         config=config,
         experiment=experiment,
         name=name,
@@ -127,9 +128,10 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str])
     """What the data lack for the model, in words."""
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
-    for column in version.signature.get("inputs", []):
+    # A language model can do without a column of prompts.
+    for column in version.signature.get("inputs", []) if version.task != services.LANGUAGE else ():
         name, type_ = column["name"], column["type"]
-        if types.get(name) != type_:
+        if name not in types or not reads(type_, types[name]):
             told = f"is of the type {types[name]}" if name in types else "is missing"
             found.append(f"The model reads “{name}” ({type_}), which {told} in these data.")
     return found + [f"The data have no column “{name}” to learn." for name in targets if name not in types]

@@ -23,6 +23,18 @@ def blocks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return counts
 
 
+HEADS = ("head", "linear", "lm_head", "score", "classifier")
+
+
+def usual_heads(blocks: Iterable[str]) -> list[str]:
+    """The blocks that answer: heads by their name, else the last numbered one and what follows it."""
+    names = list(blocks)
+    if heads := chosen(names, HEADS):
+        return heads
+    numbered = sorted((int(name.rpartition(".")[2]), name) for name in names if name.rpartition(".")[2].isdigit())
+    return [*(name for _, name in numbered[-1:]), *chosen(names, ("norm",))] or names[-1:]
+
+
 def chosen(blocks: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """The blocks that a pattern names: itself, everything below it, or with ``*`` and ``?``."""
     wanted = list(patterns)

@@ -17,6 +17,7 @@ from dlplatform.engine.image_arrays import Source
 from dlplatform.engine.job import JobSpec
 from dlplatform.engine.network import Batch
 from dlplatform.engine.preprocessing import Inputs, Preprocessor, fit_preprocessor
+from dlplatform.engine.schema import reads
 from dlplatform.engine.split import Split, split_rows
 from dlplatform.engine.table import Table
 from dlplatform.engine.target import Target, code_like, code_target, rows_with_target
@@ -93,7 +94,7 @@ def _check_columns(base: Base, spec: JobSpec) -> None:
     types = {column.name: column.type for column in spec.features}
     for column in base.description["inputs"]:
         name, type_ = column["name"], column["type"]
-        if types.get(name) != type_:
+        if name not in types or not reads(type_, types[name]):
             found = f"is of the type {types[name]}" if name in types else "is not among the features"
             fix = f"Give the data a column {name!r} of the type {type_}."
             raise EngineError("bad_data", f"The base model reads the column {name!r}, which {found}.", fix)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform.engine.adapters import adapters, attach, plain_name
-from dlplatform.engine.blocks import block_of, chosen
+from dlplatform.engine.blocks import block_of, chosen, usual_heads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetune_config import FinetuneConfig
 
-HEADS: Final = ("head", "linear", "lm_head", "score", "classifier")
 NEW_CLASS_NOISE: Final = 0.01
 
 
@@ -67,7 +66,7 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
     Raises EngineError ``bad_config`` when the settings name no block of the network.
     """
     blocks = list(dict.fromkeys(block_of(name) for name, _ in network.named_parameters()))
-    heads = chosen(blocks, HEADS)
+    heads = usual_heads(blocks)
     named = chosen(blocks, config.blocks)
     if config.blocks and not named:
         sentence = f"The base has no block named {config.blocks[0][:80]!r}."
@@ -87,7 +86,7 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
 
 def _rates(blocks: Sequence[str], decay: float) -> dict[str, float]:
     """The last blocks learn at the full rate, each one before them at ``decay`` of the next."""
-    heads = set(chosen(blocks, HEADS))
+    heads = set(usual_heads(blocks))
     body = [block for block in blocks if block not in heads]
     return {block: decay ** (len(body) - place) for place, block in enumerate(body)} if decay != 1.0 else {}
 

@@ -11,6 +11,14 @@ STRING_LIKE: Final = frozenset({"category", "text", "image"})  # an image is sto
 TASKS: Final = ("classification", "regression", "multilabel", "language-model")
 
 
+_ALIKE: Final = (NUMBER_LIKE, frozenset({"category", "text"}))
+
+
+def reads(wanted: str, found: str) -> bool:
+    """Whether a model that was trained on a column of one type can read one of another: both numbers, or words."""
+    return wanted == found or any({wanted, found} <= kinds for kinds in _ALIKE)
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a typed table."""

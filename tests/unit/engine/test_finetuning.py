@@ -135,6 +135,29 @@ def test_blocks_thaw_from_the_top(job: Callable[..., Path], bases: dict[str, Pat
     assert "encoder.sequences.tokens" not in changed
 
 
+@pytest.mark.parametrize("mode", ["full", "head", "lora"])
+def test_a_language_model_goes_on_from_another(job: Callable[..., Path], mode: str) -> None:
+    config = {
+        "epochs": 2,
+        "threads": 1,
+        "text_length": 16,
+        "params": {"text_width": 16, "text_layers": 2, "text_heads": 2},
+    }
+    said = {"text": ("text", [f"the {word} is here" for word in ["cat", "dog", "bird", "fish"] * 8])}
+    base = job(said, name="base", task="language-model", target="text", config=config)
+    assert run_job(base) == 0, last_events(base)
+    more = {"text": ("text", [f"a {word} was there" for word in ["cow", "dog"] * 12])}
+    made = job(more, task="language-model", target="text", config={"epochs": 3, "threads": 1}, finetune={"mode": mode})
+    assert run_job(with_base(made, base / "output")) == 0, last_events(made)
+    output = made / "output"
+    loaded = package.load(with_base(output, base / "output") if mode == "lora" else output)
+    before, after = load_file(base / "output" / "model.safetensors"), package.merged_tensors(loaded)
+    changed = {block_of(name) for name in before if not torch.equal(before[name], after[name])}
+    everything = {block_of(name) for name in before}
+    assert changed == {"full": everything, "head": {"blocks.1", "norm"}, "lora": {"blocks.0", "blocks.1"}}[mode]
+    assert Predictor(output).predict([{"prompt": "a", "max_tokens": 3}])[0]["text"] is not None
+
+
 def test_an_unknown_block_is_named(job: Callable[..., Path], bases: dict[str, Path]) -> None:
     made = tune(job, "text", bases["text"], mode="head", blocks=["nowhere"])
     assert run_job(made) == 1
