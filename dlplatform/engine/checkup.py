@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from torch import nn
 
-from dlplatform.engine.distributed import Processes
 from dlplatform.engine.doctor import WAITING_SECONDS, Doctor, Epoch, Finding
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.learner import Learner
+from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.vitals import memory_of, silent_units
 

@@ -1,8 +1,4 @@
-"""Processes that train one model together: who they are, what each computes, and what they agree on.
-
-The batch of a step is the same whatever their number: each takes a share of its rows, and the gradients of the shares
-add up to that of the whole. One process is the plain case and costs nothing.
-"""
+"""Several processes that train one model: each with the whole model (DDP), or each with a part of it (FSDP2)."""
 
 from __future__ import annotations
 
@@ -25,70 +21,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dlplatform.engine.dropout import Share
+from dlplatform.engine.processes import Processes
 
 TIMEOUT: Final = timedelta(minutes=5)
 MEETING: Final = timedelta(seconds=20)
 ATTEMPTS: Final = 5
 _WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD: Final = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-
-
-class Processes:
-    """One process that trains alone."""
-
-    rank = 0
-    world = 1
-    strategy = "alone"
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process speaks for all: writes events, checkpoints and the package."""
-        return self.rank == 0
-
-    def share(self, rows: int, part: int = 0, parts: int = 1) -> Share:
-        """What this process computes of a batch in the given one of its successive parts."""
-        first = rows * (self.rank + part * self.world) // (self.world * parts)
-        last = rows * (self.rank + part * self.world + 1) // (self.world * parts)
-        return Share(first, last, rows)
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """What is called to compute with the network, its gradients joined over the processes."""
-        return network
-
-    def spread(self, network: nn.Module) -> None:
-        """Place another network's weights as `wrap` places those that are trained."""
-
-    def joining(self, model: nn.Module, join: bool) -> contextlib.AbstractContextManager[Any]:
-        """Inside, gradients are joined over the processes, or only gathered for later."""
-        return contextlib.nullcontext()
-
-    def settle(self, loss: Tensor, stop: bool, save: bool) -> tuple[Tensor, bool, bool]:
-        """The loss of the whole batch; whether any process must stop; whether the leader wants a checkpoint."""
-        return loss, stop, save
-
-    def weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """All weights; of many processes only the leader's answer is whole."""
-        return network.state_dict()
-
-    def load_weights(self, network: nn.Module, weights: dict[str, Tensor]) -> None:
-        """Take over what `weights` gave to the leader."""
-        network.load_state_dict(weights)
-
-    def optimizer_state(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of each parameter by its index; of many processes only the leader's answer is whole."""
-        state: dict[str, Any] = optimizer.state_dict()["state"]
-        return {str(index): entry for index, entry in state.items()}
-
-    def load_optimizer_state(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Tensor]]
-    ) -> None:
-        """Take over what `optimizer_state` gave."""
-        entries = {int(index): entry for index, entry in state.items()}
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-
-    def close(self) -> None:
-        """Part from the others."""
 
 
 class Joined(Processes):
@@ -166,28 +105,19 @@ def _part_like(parameter: Tensor, whole: Tensor) -> Tensor:
     return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def agreed(number: int) -> int:
-    """The leader's number, in all processes that train together."""
-    if not dist.is_initialized():
-        return number
+def told_by_leader(number: int) -> int:
+    """The leader's number, in every process of the group."""
     told: list[int] = [number]
     dist.broadcast_object_list(told)
     return told[0]
 
 
-def in_group() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def join(strategy: str) -> Processes:
-    """Meet the other processes that the launcher started; alone when there are none.
+def meet(strategy: str) -> Joined:
+    """Meet the other processes that the launcher started.
 
     The first meeting can fail while peers are still starting, so it is tried again with growing pauses. Raises
     RuntimeError when they never meet.
     """
-    if not in_group():
-        return Processes()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:

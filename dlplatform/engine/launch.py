@@ -17,9 +17,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dlplatform.engine.durable import to_json, write_atomically
+from dlplatform.engine.processes import OUTCOME
 
-OUTCOME: Final = "outcome.json"
 MAXIMUM_RESTARTS: Final = 10
 MONITOR_SECONDS: Final = 0.2
 CRASHED: Final = 70
@@ -45,11 +44,6 @@ def launch(job_dir: Path, processes: int) -> int:
     with contextlib.suppress(ChildFailedError, SignalException):
         elastic_launch(config, sys.executable)("-m", "dlplatform.engine", str(job_dir))
     return _outcome(job_dir)
-
-
-def tell(job_dir: Path, code: int) -> None:
-    """Write down how the group ended."""
-    write_atomically(job_dir / OUTCOME, to_json({"code": code}))
 
 
 def _outcome(job_dir: Path) -> int:

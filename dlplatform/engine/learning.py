@@ -12,7 +12,6 @@ from dlplatform.engine import package
 from dlplatform.engine.batch_size import fitting_batch_size
 from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.dataset import Base, prepare
-from dlplatform.engine.distributed import agreed
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetuning import Plan, plan_of
@@ -23,6 +22,7 @@ from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.network import RowNetwork, build_network
+from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer

@@ -21,14 +21,13 @@ from dlplatform.engine.checkpoints import CheckpointStore, Loaded
 from dlplatform.engine.config import parse_config
 from dlplatform.engine.dataset import prepare
 from dlplatform.engine.describe import counts_of
-from dlplatform.engine.distributed import Processes, in_group, join
 from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
 from dlplatform.engine.job import CHECKPOINTS, OUTPUT, JobSpec, read_spec
-from dlplatform.engine.launch import launch, tell
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
+from dlplatform.engine.processes import Processes, in_group, join, tell_outcome
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.results import save_package
 from dlplatform.engine.schema import Column
@@ -62,7 +61,7 @@ def run_job(job_dir: Path) -> int:
     if not in_group():
         return code
     if processes.leads:
-        tell(job_dir, code)
+        tell_outcome(job_dir, code)
     processes.close()
     return FINISHED
 
@@ -80,6 +79,8 @@ def _asked_for(job_dir: Path) -> tuple[int, str]:
 def _launched(job_dir: Path, devices: int) -> int:
     """The job by several processes, whose threads share the cores."""
     spec = read_spec(job_dir)
+    from dlplatform.engine.launch import launch  # large, and of no use to a job that runs alone
+
     pin_threads(job_dir, spec.config, None, devices)
     return launch(job_dir, devices)
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from dlplatform.engine.checkpoints import CheckpointStore, Loaded, Snapshot
 from dlplatform.engine.checkup import Checkup, rows_in_words
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.distributed import Processes
 from dlplatform.engine.doctor import Epoch
 from dlplatform.engine.errors import EngineError, Interrupted
 from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.optimization import build_optimizer, learning_rate
+from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import INTERVAL, Reporter
 
 # Seconds between two checkpoints at least, and the share of the time they may take.

@@ -106,3 +106,13 @@ def test_the_scheduler_does_without_the_libraries_of_data_and_training():
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings", "SECRET_KEY": "x"}
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert told.stdout.strip() == "set()", told.stdout + told.stderr
+
+
+def test_a_worker_does_not_hold_what_only_groups_of_processes_need():
+    """It costs 50 MB at rest."""
+    program = (
+        "import sys, dlplatform.engine.run; "
+        "print([name for name in sys.modules if name.startswith(('torch.distributed.fsdp', 'torch.distributed.elastic'))])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]"

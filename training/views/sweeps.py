@@ -94,7 +94,7 @@ def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "trial": trial,
         "runs": its_runs,
         "cells": [trial.params.get(dimension["name"]) for dimension in sweep.space],
-        "epoch": max((run.epoch for run in its_runs), default=0),
+        "epoch": max((run.epoch + 1 for run in its_runs if run.progress), default=0),
     }
 
 
