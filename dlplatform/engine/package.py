@@ -154,8 +154,9 @@ def verify(directory: Path) -> dict[str, Any]:
 
     Whether an adapter fits its base is only seen when it is loaded.
     """
+    _check_files(directory)
     description = read_description(directory)
-    _check_files(directory, weights_file(description))
+    _require_weights(directory, (weights_file(description),))
     expected = _expected_tensors(directory, description)
     header = read_header(directory / weights_file(description))
     if not is_adapter(description):
@@ -168,7 +169,9 @@ def verify(directory: Path) -> dict[str, Any]:
     return description
 
 
-def _check_files(directory: Path, weights: str) -> None:
+def _check_files(directory: Path) -> None:
+    if not directory.is_dir():
+        raise PackageError("The package is not a directory.")
     for path in directory.rglob("*"):
         if path.is_symlink():
             raise PackageError(f"{path.name} is a link; a package holds plain files only.")
@@ -177,8 +180,13 @@ def _check_files(directory: Path, weights: str) -> None:
                 f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
                 "Convert the weights with safetensors.torch.save_file and upload that."
             )
-    if not (directory / weights).is_file():
-        raise PackageError(f"The package has no {weights}.")
+    _require_weights(directory, (WEIGHTS, ADAPTER))
+
+
+def _require_weights(directory: Path, names: Sequence[str]) -> None:
+    """At least one of the files must be there."""
+    if not any((directory / name).is_file() for name in names):
+        raise PackageError(f"The package has no {names[0]}.")
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -272,7 +280,7 @@ def _shape(directory: Path, description: dict[str, Any]) -> NetworkShape:
     sizes = preprocessor.sizes()
     if sizes != shape.inputs:
         raise PackageError("The architecture does not fit the preprocessing.")
-    if shape.outputs != _outputs(description) or shape.predicts != description["output"].get("kind"):
+    if shape.outputs != _outputs(description) or (shape.kind and shape.kind != description["output"].get("kind")):
         raise PackageError("The number of classes does not fit the network's outputs.")
     return shape
 

@@ -140,7 +140,7 @@ def _shown(prediction: dict[str, Any]) -> dict[str, Any]:
     if "text" in prediction:
         return {"text": prediction["text"]}
     if "values" in prediction:
-        return {"values": list(prediction["values"].items())}
+        return {"targets": list(prediction["values"].items())}
     if probabilities is None:
         return {"value": prediction.get("value")}
     ranked = sorted(probabilities.items(), key=lambda item: -item[1])

@@ -72,7 +72,7 @@ def test_the_headings_of_a_card_stand_below_those_of_the_page():
     ("config", "told"),
     [
         ({"seed": -1}, "from 0 to 2147483647."),
-        ({"devices": 4}, "must be 1, or auto."),
+        ({"devices": 65}, "from 1 to 64, or auto."),
         ({"warmup": 2}, "from 0 to 0.5."),
     ],
 )
