@@ -63,7 +63,7 @@ def test_a_package_with_odd_words_in_it_breaks_no_page(api, web, trainer, queue_
     described |= {"config": [1], "metrics": {"accuracy": "high", "f1": None, "loss": 0.5}, "target": {"a": 1}}
     for column in described["inputs"]:
         column |= {"categories": 5, "example": {"a": [1]}, "minimum": [], "maximum": {}, "nullable": "maybe"}
-    described["output"]["kind"] = {"odd": []}
+    described["output"]["odd"] = {"odd": []}
     files["model.json"] = json.dumps(described).encode()
     version = version_of(api, trainer, model, files)
     assert version.metrics == {"loss": 0.5} and version.signature["target"] == ""
