@@ -27,7 +27,7 @@ def upload(page: Any, folder: Path, name: str) -> None:
     file = folder / "petals.csv"
     file.write_text(petals())
     page.goto("/datasets/new")
-    page.get_by_label("CSV, NDJSON or Parquet").set_input_files(file)
+    page.get_by_label("A table, or an archive of images").set_input_files(file)
     assert page.get_by_label("Name").input_value() == "petals"
     page.get_by_label("Name").fill(name)
     page.get_by_role("button", name="Upload", exact=True).click()
