@@ -2,7 +2,8 @@
 
 LoRA: Hu et al., 2021 (W + α/r·BA). DoRA: Liu et al., 2024 (the direction of W + α/r·BA times a size for each output).
 IA³: Liu et al., 2022 (a factor for each output). The frozen weight itself is never written, so taking an adapter
-away gives the base back bit for bit. Stored in the format of the ``peft`` library.
+away gives the base back bit for bit. Stored in the format of the ``peft`` library, which itself adapts the networks of
+the ``transformers`` library (see `dlplatform.engine.peft_adapters`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch.nn.utils import parametrize
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.finetune_config import FinetuneConfig
+from dlplatform.engine import peft_adapters
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear
+from dlplatform.engine.transformers_models import parts
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CONFIG: Final = "adapter_config.json"
@@ -77,9 +80,10 @@ def _form(weight: Tensor) -> tuple[int, int, int]:
 
 
 def adaptable(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The modules whose weight an adapter can change, by name."""
+    """The modules of ours whose weight an adapter can change, by name."""
+    foreign = tuple(f"{name}." for name, _ in parts(network))
     for name, module in network.named_modules():
-        if isinstance(module, _ADAPTED):
+        if isinstance(module, _ADAPTED) and not name.startswith(foreign):
             yield name, module
 
 
@@ -93,10 +97,26 @@ def attach(network: nn.Module, config: FinetuneConfig, blocks: set[str], seed: i
             adapter.start(generator)
             parametrize.register_parametrization(module, "weight", adapter)
             module.parametrizations["weight"].original.requires_grad_(False)
+    for name, model in parts(network):
+        inside = {block.removeprefix(f"{name}.") for block in blocks if block.startswith(f"{name}.")}
+        peft_adapters.attach(model, config, inside, seed)
+
+
+def adapted(network: nn.Module) -> Iterator[str]:
+    """Names of the modules that carry an adapter, as peft names them: inside a transformer by its own names."""
+    yield from (name for name, _ in adapters(network))
+    for _, model in parts(network):
+        yield from peft_adapters.adapted(model)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    ours = ".parametrizations.weight." in name and not name.endswith(".original")
+    return ours or peft_adapters.is_adapter(name)
 
 
 def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
-    """The adapters that are attached, by the name of the module that they change."""
+    """The adapters of ours that are attached, by the name of the module that they change."""
     for name, module in _parametrized(network):
         for adapter in module.parametrizations["weight"]:
             if isinstance(adapter, Adapter):
@@ -105,12 +125,14 @@ def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 def plain_name(name: str) -> str:
     """The name that a tensor has without adapters."""
-    return name.replace("parametrizations.weight.original", "weight")
+    return peft_adapters.plain_name(name.replace("parametrizations.weight.original", "weight"))
 
 
 def merged(network: nn.Module) -> dict[str, Tensor]:
     """All tensors by their plain names, every adapter worked into its weight."""
     changed = {f"{name}.weight": module.weight.detach() for name, module in _parametrized(network)}
+    for prefix, model in parts(network):
+        changed |= {f"{prefix}.{name}": tensor for name, tensor in peft_adapters.worked_in(model).items()}
     return {name: changed.get(name, tensor) for name, tensor in frozen(network).items()}
 
 
@@ -119,7 +141,7 @@ def frozen(network: nn.Module) -> dict[str, Tensor]:
     return {
         plain_name(name): tensor
         for name, tensor in network.state_dict().items()
-        if ".parametrizations." not in name or name.endswith(".original")
+        if not is_adapter(name)
     }
 
 
@@ -135,6 +157,8 @@ def save_tensors(network: nn.Module, base: Mapping[str, Tensor]) -> dict[str, Te
     for name, adapter in adapters(network):
         for part, tensor in adapter.named_parameters():
             tensors[f"{PREFIX}{name}.{_key(part)}"] = _stored(part, tensor.detach(), adapter)
+    for _, model in parts(network):
+        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in peft_adapters.tensors_of(model).items()}
     for name, kept in frozen(network).items():
         if name not in base or base[name].shape != kept.shape or not torch.equal(base[name], kept.cpu()):
             tensors[f"{PREFIX}{name}"] = kept.detach()
@@ -164,6 +188,8 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, adapter in adapters(network)
         for part, parameter in adapter.named_parameters()
     }
+    for _, model in parts(network):
+        needed |= peft_adapters.tensors_of(model)
     given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     if missing := sorted(needed.keys() - given.keys()):
         raise PackageError(f"The tensor {missing[0]!r} is missing from {WEIGHTS}.")
@@ -182,9 +208,11 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str) -> dict[s
     described: dict[str, Any] = {
         "peft_type": kind,
         "base_model_name_or_path": base,
-        "target_modules": [name for name, _ in adapters(network)],
+        "target_modules": list(adapted(network)),
         "inference_mode": True,
     }
+    if kind == "IA3":
+        described["feedforward_modules"] = []
     if kind == "LORA":
         described |= {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none",
                       "use_dora": config.adapter == "dora"}  # fmt: skip

@@ -21,6 +21,7 @@ from dlplatform.engine.schema import reads
 from dlplatform.engine.split import Split, split_rows
 from dlplatform.engine.table import Table
 from dlplatform.engine.target import Target, code_like, code_target, rows_with_target
+from dlplatform.engine.tokens import Tokenizer
 
 MINIMUM_ROWS: Final = 8
 FULL_RATE: Final = 0.3
@@ -54,12 +55,12 @@ def prepare(
     log: Callable[[str, str], None],
     beat: Callable[[], None],
     source: Source = bytes,
-    tokenizer: str = "",
+    tokenizer: Tokenizer | None = None,
     base: Base | None = None,
 ) -> Dataset:
     """Drop rows without a target, settle the "auto" settings, split, fit and encode.
 
-    ``source`` reads images; ``tokenizer`` is the JSON of one that an earlier attempt fitted. Raises EngineError:
+    ``source`` reads images; ``tokenizer`` is one that an earlier attempt fitted, or a pretrained one. Raises EngineError:
     too_few_rows, single_class, target_missing, bad_data.
     """
     if base is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS
+from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS, SEQUENTIAL
 
 SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
@@ -35,14 +35,14 @@ class Size:
 def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     """Replace every "auto" by a value."""
     text_encoder = _text_encoder(config, size)
-    deep = size.images + (size.texts if text_encoder == "transformer" else 0)
+    deep = size.images + (size.texts if text_encoder in SEQUENTIAL else 0)
     architecture = _architecture(config, size, deep)
     config = replace(config, architecture=architecture, text_encoder=text_encoder)
     set_params = {name: value for name, value in _set_only(config.params).items() if name in known_params(architecture)}
     params = {**_default_params(architecture, size), **_encoder_params(config, size), **set_params}
     # A deep encoder is one network for all rows, so nothing can be cross-fitted beside it.
     folds = 1 if deep else _folds(config, size)
-    epochs: int = _or(config.epochs, _deep_epochs(size.rows) if deep else _epochs(size.rows))
+    epochs: int = _or(config.epochs, _epochs_of(text_encoder, deep, size.rows))
     return replace(
         config,
         params={**params, **_members(params, folds)},
@@ -85,6 +85,12 @@ def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
     if size.texts and config.text_encoder == "transformer":
         params |= {"text_width": 128, "text_layers": 2 if size.rows < LARGE_ROWS else 4, "text_heads": 4}
     return params
+
+
+def _epochs_of(text_encoder: str, deep: int, rows: int) -> int:
+    if deep and text_encoder == "pretrained":
+        return max(3, min(20, 20_000 // max(rows, 1)))
+    return _deep_epochs(rows) if deep else _epochs(rows)
 
 
 def _deep_epochs(rows: int) -> int:

@@ -32,7 +32,8 @@ class Field:
 
 ARCHITECTURES: Final = ("auto", "tabm", "mlp", "linear")
 IMAGE_ENCODERS: Final = ("resnet", "convnext")
-TEXT_ENCODERS: Final = ("hashed", "transformer")
+TEXT_ENCODERS: Final = ("hashed", "transformer", "pretrained")
+SEQUENTIAL: Final = ("transformer", "pretrained")  # those that read a text in order
 AUGMENTATIONS: Final = ("none", "shift", "natural")
 
 FIELDS: Final[tuple[Field, ...]] = (
@@ -50,8 +51,9 @@ FIELDS: Final[tuple[Field, ...]] = (
           "mirrored and recoloured, for photographs) or none.", choices=("auto", *AUGMENTATIONS), advanced=True),
     Field("text_encoder", "choice", "auto",
           "How texts are read: hashed (words and letter groups, quick and strong on few rows) or transformer "
-          "(in order, with a tokenizer fitted on the data). auto: transformer when texts are the only input and "
-          "there are 20,000 rows or more.", choices=("auto", *TEXT_ENCODERS)),
+          "(in order, with a tokenizer fitted on the data) or pretrained (a transformers model that the run starts "
+          "from, with its own tokenizer). auto: transformer when texts are the only input and there are 20,000 "
+          "rows or more.", choices=("auto", *TEXT_ENCODERS)),
     Field("text_length", "integer", "auto", "Tokens of a text that the transformer reads, at most.",
           4, 8192, words=("auto",), advanced=True),
     Field("tokenizer", "choice", "bpe", "Pieces of texts for the transformer: bpe (fitted on the data) or byte.",

@@ -12,12 +12,14 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from dlplatform.engine.adapters import adapters, attach, plain_name
+from dlplatform.engine.adapters import adapted, attach, is_adapter, plain_name
 from dlplatform.engine.blocks import block_of, chosen, usual_heads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetune_config import FinetuneConfig
+from dlplatform.engine.transformers_models import parts
 
 NEW_CLASS_NOISE: Final = 0.01
+PRETRAINED_RATE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,6 @@ class Plan:
             parameter.requires_grad_(begins is not None and begins <= epoch)
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
-    return ".parametrizations.weight." in name and not name.endswith(".original")
-
-
 def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], seed: int) -> Plan:
     """Attach adapters if the mode says so, and say what trains. ``fresh``: blocks that are new and must train.
 
@@ -72,6 +69,8 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
         sentence = f"The base has no block named {config.blocks[0][:80]!r}."
         raise EngineError("bad_config", sentence, f"Its blocks are: {', '.join(blocks[:20])}.")
     rates = _rates(blocks, config.layer_decay)
+    if config.mode != "lora":
+        rates = _gentle(network, blocks, rates)
     if config.mode == "full":
         return Plan(None, rates)
     if config.mode == "head":
@@ -79,7 +78,7 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
         return Plan(_stages(blocks, train, config.unfreeze_every), rates)
     targets = set(named or blocks) - set(fresh)
     attach(network, config, targets, seed)
-    if not any(True for _ in adapters(network)):
+    if not any(True for _ in adapted(network)):
         raise EngineError("bad_config", "The chosen blocks hold no matrix that an adapter could change.")
     return Plan(dict.fromkeys(fresh, 0), rates)
 
@@ -89,6 +88,13 @@ def _rates(blocks: Sequence[str], decay: float) -> dict[str, float]:
     heads = set(usual_heads(blocks))
     body = [block for block in blocks if block not in heads]
     return {block: decay ** (len(body) - place) for place, block in enumerate(body)} if decay != 1.0 else {}
+
+
+def _gentle(network: nn.Module, blocks: Sequence[str], rates: Mapping[str, float]) -> dict[str, float]:
+    """Weights of a pretrained transformer move in smaller steps than those beside it, which start from nothing."""
+    inside = [name for name, _ in parts(network)]
+    gentle = {block: PRETRAINED_RATE for block in blocks if any(block.startswith(f"{name}.") for name in inside)}
+    return {block: rates.get(block, 1.0) * gentle.get(block, 1.0) for block in {**rates, **gentle}}
 
 
 def _stages(blocks: Sequence[str], train: Sequence[str], every: int) -> dict[str, int]:

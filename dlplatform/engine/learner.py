@@ -93,8 +93,8 @@ class Learner(ABC):
         return []
 
 
-def network_shape(dataset: Dataset) -> NetworkShape:
-    """The shape of the network that the settings and the inputs ask for."""
+def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -> NetworkShape:
+    """The shape of the network that the settings and the inputs ask for; ``transformer`` reads the texts, if given."""
     config, groups = dataset.config, dataset.split.groups
     params = {name: config.params[name] for name in _CONFIG_OF_SHAPE if name in config.params}
     sizes = dataset.preprocessor.sizes()
@@ -106,8 +106,19 @@ def network_shape(dataset: Dataset) -> NetworkShape:
         inputs=sizes,
         kind=dataset.target.kind,
         image_encoder=config.image_encoder if sizes.images else "",
+        transformer=transformer,
         **params,
     )
+
+
+def new_network(dataset: Dataset, transformer: dict[str, Any] | None = None) -> RowNetwork:
+    """A network for the data with statistics fitted to them and weights from the seed."""
+    shape = network_shape(dataset, transformer)
+    numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
+    statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
+    network = build_network(shape)
+    network.initialise(statistics, dataset.config.seed)
+    return network
 
 
 class RowLearner(Learner):
@@ -120,21 +131,12 @@ class RowLearner(Learner):
         self.config = dataset.config
         self.device = device
         self.begins_trained = network is not None
-        self.network = network if network is not None else self._new_network()
+        self.network = network if network is not None else new_network(dataset)
         self.network.to(device).train()
         self.objective = self._new_objective()
         self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device)
         self.train_rows = [torch.from_numpy(rows) for rows in dataset.split.train]
         self.validation_rows = _stack_padded(dataset.split.validation).to(device)
-
-    def _new_network(self) -> RowNetwork:
-        dataset = self.dataset
-        shape = network_shape(dataset)
-        numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
-        statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
-        network = build_network(shape)
-        network.initialise(statistics, self.config.seed)
-        return network
 
     def _new_objective(self) -> Objective:
         target, config = self.dataset.target, self.config

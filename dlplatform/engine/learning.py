@@ -11,27 +11,39 @@ from torch import nn
 from dlplatform.engine import package
 from dlplatform.engine.batch_size import fitting_batch_size
 from dlplatform.engine.checkpoints import Loaded
-from dlplatform.engine.dataset import Base, prepare
+from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
-from dlplatform.engine.errors import EngineError
+from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.job import BASE, JobSpec
 from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
-from dlplatform.engine.learner import Learner, RowLearner
+from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import RowNetwork, build_network
 from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
-from dlplatform.engine.tokens import Tokenizer
+from dlplatform.engine.tokens import Tokenizer, read_tokenizer
+from dlplatform.engine.transformers_config import longest_text
+from dlplatform.engine.transformers_models import TransformersBase, try_out
+
+Started = package.Package | TransformersBase | None
 
 
 def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
-    """Read the data and build what learns from them. Raises EngineError, PackageError for the base."""
-    base = package.load(job_dir / BASE) if spec.finetune else None
-    if base is not None and base.description["task"] != spec.task:
+    """Read the data and build what learns from them. Raises EngineError."""
+    try:
+        return _learner_of(job_dir, spec, reporter, loaded)
+    except PackageError as error:
+        fix = "Choose another base, or send its files again."
+        raise EngineError("bad_config", f"The base cannot be used. {error}", fix) from error
+
+
+def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
+    base = package.read_base(job_dir / BASE) if spec.finetune else None
+    if isinstance(base, package.Package) and base.description["task"] != spec.task:
         raise EngineError("bad_config", f"The base is a model for {base.description['task']}, not for {spec.task}.")
     table = read_table(spec.data, [*spec.targets, *spec.features])
     reporter.beat()
@@ -46,24 +58,56 @@ def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded 
 
 
 def _row_learner(
-    job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: package.Package | None
+    job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: Started
 ) -> tuple[Learner, Plan]:
     source = source_in(job_dir / "data" / IMAGES)
-    known = Base(base.description, base.preprocessor) if base else None
-    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, tokenizer, known)
+    spec = _reading_as(spec, base)
+    known = Base(base.description, base.preprocessor) if isinstance(base, package.Package) else None
+    fitted = read_tokenizer(tokenizer) if tokenizer else None
+    if isinstance(base, TransformersBase):
+        fitted = base.text_tokenizer()
+    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
-    assert isinstance(base.network, RowNetwork)
-    weights, fresh = package.fitted_weights(base, dataset.target.classes)
-    network = build_network(replace(base.network.shape, outputs=dataset.target.outputs))
-    network.load_state_dict(weights)
+    if isinstance(base, TransformersBase):
+        network = _around(base, dataset)
+    else:
+        assert isinstance(base.network, RowNetwork)
+        network = build_network(replace(base.network.shape, outputs=dataset.target.outputs))
+    weights, fresh = package.fitted_weights(base, network, dataset.target.classes)
+    network.load_state_dict({**network.state_dict(), **weights})
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network), plan
 
 
+def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
+    """The job with the text encoder that the base has. Raises EngineError ``bad_config`` without one."""
+    shape = base.description["architecture"] if isinstance(base, package.Package) else {}
+    if isinstance(base, TransformersBase) or shape.get("transformer"):
+        return replace(spec, config=replace(spec.config, text_encoder="pretrained"))
+    if base is None and spec.config.text_encoder == "pretrained":
+        fix = "Fine-tune a version that holds a transformers model, or choose another text encoder."
+        raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
+    return spec
+
+
+def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
+    """A new network whose texts are read by the base's architecture. Raises EngineError for texts it cannot read."""
+    sizes, most = dataset.preprocessor.sizes(), longest_text(base.transformer.config)
+    if not sizes.sequences:
+        raise EngineError("bad_data", "The base reads texts, and none of the features is one.", "Add a text column.")
+    if sizes.sequence_length > most:
+        raise EngineError("bad_config", f"The base reads {most} tokens at most.", f"Set text_length to {most} or less.")
+    network = new_network(dataset, base.transformer.to_dict())
+    try_out(network)
+    return network
+
+
 def _language_learner(
-    job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: package.Package | None
+    job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: Started
 ) -> tuple[Learner, Plan]:
+    if isinstance(base, TransformersBase):
+        raise EngineError("bad_config", "This base cannot be taught to write.")
     if base is None or spec.finetune is None:
         return LanguageLearner(read_corpus(spec, table, reporter.beat, tokenizer), choose_device()), Plan()
     assert isinstance(base.network, LanguageNetwork)

@@ -19,6 +19,8 @@ from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear, PiecewiseLinearEmbedding
 from dlplatform.engine.preprocessing import InputSizes
 from dlplatform.engine.statistics import CLIP, Statistics
+from dlplatform.engine.transformers_config import checked
+from dlplatform.engine.transformers_models import TransformersEncoder
 from dlplatform.engine.vision import ImageEncoder
 
 TEXT_EMBEDDING = 16
@@ -38,7 +40,8 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Everything that fixes the tensors of a network."""
+    """Everything that fixes the tensors of a network. ``transformer``: a `transformers_config.Transformer` that reads
+    the texts, in its JSON form."""
 
     architecture: str
     groups: int
@@ -57,6 +60,7 @@ class NetworkShape:
     text_width: int = 0
     text_layers: int = 0
     text_heads: int = 0
+    transformer: dict[str, Any] | None = None
 
     @property
     def predicts(self) -> str:
@@ -64,8 +68,9 @@ class NetworkShape:
         return self.kind or ("class" if self.outputs > 1 else "number")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
+        """JSON form; packages without a transformers architecture do not mention one."""
+        described = asdict(self)
+        return described if self.transformer else {name: value for name, value in described.items() if name != "transformer"}
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> NetworkShape:
@@ -102,14 +107,7 @@ class InputEncoder(nn.Module):
             pixels = (sizes.image_channels, sizes.image_size)
             self.images = ImageEncoder(shape.image_encoder, *pixels, shape.image_width, shape.image_depth)
         if sizes.sequences:
-            self.sequences = TextEncoder(
-                sizes.sequence_vocabulary,
-                sizes.sequence_length,
-                shape.text_width,
-                shape.text_layers,
-                shape.text_heads,
-                shape.dropout or TEXT_DROPOUT,
-            )
+            self.sequences = _text_encoder(shape)
         starts = [sum(sizes.vocabularies[:column]) for column in range(len(sizes.vocabularies))]
         self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
 
@@ -186,6 +184,21 @@ class InputEncoder(nn.Module):
             per_sample_weights=weights.flatten(0, -2),
         )
         return bags.view(*tokens.shape[:2], -1)
+
+
+def _text_encoder(shape: NetworkShape) -> TextEncoder | TransformersEncoder:
+    """Ours, or one of the transformers library."""
+    if shape.transformer is not None:
+        return TransformersEncoder(checked(shape.transformer))
+    sizes = shape.inputs
+    return TextEncoder(
+        sizes.sequence_vocabulary,
+        sizes.sequence_length,
+        shape.text_width,
+        shape.text_layers,
+        shape.text_heads,
+        shape.dropout or TEXT_DROPOUT,
+    )
 
 
 def _each(encoder: nn.Module, inputs: Tensor) -> Tensor:

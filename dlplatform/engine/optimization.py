@@ -47,7 +47,7 @@ def _kind(name: str) -> int:
 def _undecayed(name: str) -> bool:
     """Biases, scales and the weights of normalisations."""
     *path, last = name.split(".")
-    return last in UNDECAYED or (bool(path) and path[-1].endswith("norm"))
+    return last in UNDECAYED or (bool(path) and (path[-1].lower().endswith("norm") or path[-1].startswith("ln_")))
 
 
 def _peak(config: TrainingConfig) -> float:

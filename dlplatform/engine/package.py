@@ -17,10 +17,12 @@ import orjson
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlplatform.engine.adapters import WEIGHTS as ADAPTER
-from dlplatform.engine.adapters import load_tensors, merged
+from dlplatform.engine import transformers_models
+from dlplatform.engine.adapters import PREFIX, load_tensors, merged
+from dlplatform.engine.blocks import block_of
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
@@ -34,6 +36,10 @@ from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
+from dlplatform.engine.transformers_config import CONFIG as TRANSFORMERS_CONFIG
+from dlplatform.engine.transformers_config import checked, longest_text
+from dlplatform.engine.transformers_models import TransformersBase
+from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
 LANGUAGE: Final = "language-model"
@@ -91,6 +97,12 @@ def weights_file(description: dict[str, Any]) -> str:
     return ADAPTER if is_adapter(description) else WEIGHTS
 
 
+def read_base(directory: Path) -> Package | TransformersBase:
+    """What a run starts from: a package of ours, or a Hugging Face directory. Raises PackageError."""
+    ours = (directory / MODEL).is_file() or not (directory / TRANSFORMERS_CONFIG).is_file()
+    return load(directory) if ours else transformers_models.read_base(directory)
+
+
 def load(directory: Path) -> Package:
     """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError."""
     description = verify(directory)
@@ -103,6 +115,7 @@ def load(directory: Path) -> Package:
         except RuntimeError as error:
             raise PackageError(f"{WEIGHTS} cannot be read.") from error
     _check_values(network)
+    transformers_models.try_out(network.eval())
     preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
     return Package(description, network.eval(), preprocessor)
 
@@ -127,21 +140,39 @@ def _built(directory: Path, description: dict[str, Any]) -> RowNetwork | Languag
 
 def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork | LanguageNetwork) -> None:
     """The base's weights, its outputs grown to this package's classes, and the adapters over them."""
-    base = load(directory / BASE)
+    base, tensors = read_base(directory / BASE), _read(directory / ADAPTER)
     try:
         config = parse_finetune(description["finetune"])
-        weights, fresh = fitted_weights(base, description["output"].get("classes", []))
-        network.load_state_dict(weights)
+        weights, fresh = fitted_weights(base, network, description["output"].get("classes", []))
+        absent = network.state_dict().keys() - weights.keys() - {name.removeprefix(PREFIX) for name in tensors}
+        if absent:
+            raise EngineError("bad_data", f"neither of the two holds {min(absent)!r}.")
+        network.load_state_dict(weights, strict=False)
         plan_of(network, config, fresh, 0)
     except (ConfigError, EngineError, RuntimeError, TypeError) as error:
         raise PackageError(f"The adapter does not fit its base: {error}"[:500]) from error
-    load_tensors(network, _read(directory / ADAPTER))
+    load_tensors(network, tensors)
 
 
-def fitted_weights(base: Package, classes: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """A base's tensors with outputs for the given classes, and the blocks that are new for that reason."""
+def fitted_weights(
+    base: Package | TransformersBase, network: RowNetwork | LanguageNetwork, classes: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """A base's tensors by their names in the network, with outputs for the given classes, and the blocks that are new.
+
+    Raises PackageError when the weights of the base cannot be read.
+    """
+    if isinstance(base, TransformersBase):
+        return _transformer_weights(base, network)
     weights, old = merged(base.network), base.description["output"].get("classes", [])
     return grown(weights, old, classes, 0), fresh_blocks(old, classes, list(weights))
+
+
+def _transformer_weights(base: TransformersBase, network: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """All that is not within the transformer is new."""
+    prefix, model = next(transformers_models.parts(network))
+    weights = {f"{prefix}.{name}": tensor for name, tensor in transformers_models.read_weights(base, model).items()}
+    blocks = dict.fromkeys(block_of(name) for name, _ in network.named_parameters())
+    return weights, [block for block in blocks if not block.startswith(f"{prefix}.")]
 
 
 def merged_tensors(loaded: Package) -> dict[str, Tensor]:
@@ -259,7 +290,11 @@ def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None
         return None
     try:
         with (directory / TOKENIZER).open(encoding="utf-8") as file:
-            return read_tokenizer(file.read(TOKENIZER_BYTES + 1))
+            content = file.read(TOKENIZER_BYTES + 1)
+        transformer = description["architecture"].get("transformer")
+        if transformer is None or description["task"] == LANGUAGE:
+            return read_tokenizer(content)
+        return read_transformers_tokenizer(content, transformers_models.vocabulary_of(checked(transformer).config))
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"The package has no readable {TOKENIZER}.") from error
 
@@ -328,6 +363,8 @@ def _check_encoders(shape: NetworkShape) -> None:
     deep = bool(inputs.images or inputs.sequences)
     known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
     texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
+    if shape.transformer is not None:
+        texts = bool(inputs.sequences) and inputs.sequence_length <= longest_text(checked(shape.transformer).config)
     sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
     if not (known and texts and sized) or (deep and shape.groups != 1):
         raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlplatform.engine.config import TrainingConfig
+from dlplatform.engine.fields import SEQUENTIAL
 from dlplatform.engine.image_arrays import Pixels, Source, encode_images, suggested_shape
 from dlplatform.engine.schema import NUMBER_LIKE, Column
 from dlplatform.engine.table import Table, missing
-from dlplatform.engine.tokens import Tokenizer, encode_rows, fit_tokenizer, read_tokenizer
+from dlplatform.engine.tokens import Tokenizer, encode_rows, fit_tokenizer
 
 UNKNOWN: Final = 0
 MISSING: Final = 1
@@ -216,19 +217,19 @@ def fit_preprocessor(
     features: tuple[Column, ...],
     config: TrainingConfig | None = None,
     source: Source = bytes,
-    tokenizer: str = "",
+    tokenizer: Tokenizer | None = None,
 ) -> Preprocessor:
     """Fit units, vocabularies, tokenizer and image shape on the given (training) rows.
 
-    ``config`` has settled settings (see `dlplatform.engine.defaults.resolve`). ``tokenizer``: the JSON of one
-    that was fitted already.
+    ``config`` has settled settings (see `dlplatform.engine.defaults.resolve`). ``tokenizer``: one that was fitted
+    already, or that belongs to a pretrained model.
     """
     config = config or TrainingConfig()
     codings = [_fit_coding(column, table) for column in features]
     texts = [column for column in features if column.type == "text"]
     fitted = None
-    if texts and config.text_encoder == "transformer":
-        fitted = read_tokenizer(tokenizer) if tokenizer else _fit_tokenizer(table, texts, config)
+    if texts and config.text_encoder in SEQUENTIAL:
+        fitted = tokenizer or _fit_tokenizer(table, texts, config)
         length = _text_length(table, texts, fitted, config)
         codings = [replace(each, length=length) if each.column.type == "text" else each for each in codings]
     images = [column for column in features if column.type == "image"]
@@ -247,7 +248,7 @@ def _fit_tokenizer(table: Table, texts: list[Column], config: TrainingConfig) ->
 
 
 def _text_length(table: Table, texts: list[Column], tokenizer: Tokenizer, config: TrainingConfig) -> int:
-    """Long enough for 95 % of the texts, at most 256, unless it was set."""
+    """Long enough for 95 % of the texts, at most what the tokenizer says, unless it was set."""
     if isinstance(config.text_length, int):
         return config.text_length
     lengths: list[int] = []
@@ -255,7 +256,7 @@ def _text_length(table: Table, texts: list[Column], tokenizer: Tokenizer, config
         sample = table.columns[column.name].drop_null()[:SAMPLED_TEXTS].to_pylist()
         lengths += map(len, tokenizer.encode([text[:TEXT_CHARACTERS] for text in sample]))
     needed = int(np.quantile(lengths, 0.95)) if lengths else 1
-    return max(8, min(256, -(-needed // 8) * 8))
+    return min(max(8, -(-needed // 8) * 8), tokenizer.longest)
 
 
 def _image_shape(table: Table, images: list[Column], config: TrainingConfig, source: Source) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from dlplatform.engine.importance import permutation_importance
 from dlplatform.engine.job import BASE, OUTPUT, JobSpec
 from dlplatform.engine.language_learner import LanguageLearner
 from dlplatform.engine.learner import RowLearner, Values
-from dlplatform.engine.learning import tokenizer_of
+from dlplatform.engine.learning import fresh_network, tokenizer_of
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.training import Trainer
 
@@ -46,7 +46,8 @@ def save_package(job_dir: Path, spec: JobSpec, trainer: Trainer) -> Values:
     extra = {TOKENIZER: tokenizer.to_json().encode()} if tokenizer else {}
     tensors = merged(learner.network)
     if spec.finetune and spec.finetune.mode == "lora":
-        base, _ = package.fitted_weights(package.load(job_dir / BASE), results.description["output"].get("classes", []))
+        classes = results.description["output"].get("classes", [])
+        base, _ = package.fitted_weights(package.read_base(job_dir / BASE), fresh_network(learner), classes)
         tensors = save_tensors(learner.network, base)
         version = str(spec.lineage.get("base_version", ""))
         extra[ADAPTER_CONFIG] = to_json(peft_config(learner.network, spec.finetune, version))

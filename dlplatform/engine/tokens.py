@@ -21,12 +21,15 @@ END: Final = "<end>"
 SPECIAL: Final = (PADDING, END)
 FITTED_CHARACTERS: Final = 50_000_000
 PIECE: Final = 1024  # texts encoded between two beats
+LONGEST: Final = 256  # tokens of a text that are read unless more are asked for
 
 Codes = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Tokenizer:
-    """Texts to codes and back. Code 0 is padding."""
+    """Texts to codes and back. Code 0 is padding. ``longest``: tokens that are read of a text by default, at most."""
+
+    longest = LONGEST
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self.inner = inner
@@ -50,6 +53,10 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The codes of each text, without special ones."""
         return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_within(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """The first ``length`` codes of each text."""
+        return [codes[:length] for codes in self.encode(texts)]
 
     def decode(self, codes: Sequence[int]) -> str:
         """The text of codes; special ones are left out."""
@@ -97,7 +104,7 @@ def encode_rows(tokenizer: Tokenizer, texts: Sequence[str | None], length: int, 
     for first in range(0, len(texts), PIECE):
         piece = [text or "" for text in texts[first : first + PIECE]]
         # What lies far behind the last code that is kept need not be read.
-        for row, codes in enumerate(tokenizer.encode([text[: length * 32] for text in piece]), first):
-            encoded[row, : min(len(codes), length)] = codes[:length]
+        for row, codes in enumerate(tokenizer.encode_within([text[: length * 32] for text in piece], length), first):
+            encoded[row, : len(codes)] = codes
         beat()
     return encoded

@@ -23,6 +23,7 @@ from tests.unit.engine.conftest import (
     start_engine,
 )
 from tests.unit.engine.test_modalities import image_job, texts
+from tests.unit.engine.transformers_bases import tiny_bert
 
 CHECKPOINT = b'"type":"checkpoint"'
 # More of them by hand: EXACTNESS_KILLS=20 pytest tests/unit/engine/test_exactness.py
@@ -145,6 +146,26 @@ def test_every_kind_of_training_is_exact_after_kills(job: Callable[..., Path], k
 
     assert run_with_kills(broken, kills=KILLS, seed=len(kind + mode)) >= 1
 
+    for path in (whole / "output").iterdir():
+        assert (broken / "output" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert metric_points(broken) == metric_points(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["full", "head", "lora"])
+def test_a_transformers_base_is_exact_after_kills(job: Callable[..., Path], tmp_path: Path, mode: str) -> None:
+    bert = tiny_bert(tmp_path / "bert")
+    config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 12}
+    staged = {"unfreeze_every": 2} if mode == "head" else {}
+    jobs = [job(texts(40), name=name, config=config, finetune={"mode": mode, **staged}) for name in ("whole", "broken")]
+    for made in jobs:
+        shutil.copytree(bert, made / "base")
+    whole, broken = jobs
+    assert start_engine(whole).wait(timeout=180) == 0
+
+    assert run_with_kills(broken, kills=KILLS, seed=len(mode)) >= 1
+
+    assert [event["resumed_from"] for event in read_spool(broken, "started")][-1]
     for path in (whole / "output").iterdir():
         assert (broken / "output" / path.name).read_bytes() == path.read_bytes(), path.name
     assert metric_points(broken) == metric_points(whole)

@@ -1,0 +1,261 @@
+"""Networks of the ``transformers`` library inside ours: built from a config, filled from safetensors, nothing fetched.
+
+The library is imported when the first such network is built, so that processes without one do without it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dlplatform.engine.dropout import Dropout
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.tokens import LONGEST, Tokenizer
+from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
+from dlplatform.engine.transformers_config import (
+    CONFIG,
+    INDEX,
+    POOLING,
+    TOKENIZER,
+    TWO_PARTS,
+    Transformer,
+    is_decoder,
+    longest_text,
+    pooling_of,
+    read_json,
+    safe_config,
+)
+from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
+
+WEIGHTS: Final = "model.safetensors"
+MAXIMUM_BYTES: Final = 16 << 30
+# Parts that a mean over tokens does not use.
+_UNUSED: Final = ("pooler",)
+
+
+@dataclass(frozen=True)
+class TransformersBase:
+    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts."""
+
+    directory: Path
+    transformer: Transformer
+    tokenizer: str
+    writes: bool
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer for texts that are read whole."""
+        config = self.transformer.config
+        return read_transformers_tokenizer(self.tokenizer, vocabulary_of(config), min(LONGEST, longest_text(config)))
+
+
+def read_base(directory: Path) -> TransformersBase:
+    """Check a Hugging Face directory and read all but its weights. Raises PackageError."""
+    raw = read_json(directory / CONFIG)
+    config = safe_config(raw)
+    pooling = pooling_of(read_json(directory / POOLING)) if (directory / POOLING).is_file() else "mean"
+    path = directory / TOKENIZER
+    if not path.is_file():
+        raise PackageError(f"The base has no {TOKENIZER}: load its tokenizer with AutoTokenizer and save it again.")
+    if path.stat().st_size > TOKENIZER_BYTES:
+        raise PackageError(f"{TOKENIZER} is larger than {TOKENIZER_BYTES >> 20} MB.")
+    content = path.read_text("utf-8", errors="replace")
+    return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw))
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int:
+    """Codes that a model of this config knows."""
+    return int(_settings(dict(config)).vocab_size)
+
+
+def build(config: dict[str, Any], writes: bool = False) -> Any:
+    """The network of a checked config, with weights that are nobody's. Raises PackageError."""
+    library, settings = _library(), _settings(config)
+    auto = library.AutoModelForCausalLM if writes else library.AutoModel
+    if settings.__class__ not in auto._model_mapping:
+        raise PackageError(f"transformers has no such network for the model_type {config['model_type'][:60]!r}.")
+    if not all(isinstance(getattr(settings, name, None), int) for name in ("hidden_size", "vocab_size")):
+        raise PackageError("The model does not read texts; bases are models of text so far.")
+    if settings.is_encoder_decoder:
+        raise PackageError(f"The model ({config['model_type'][:60]}) {TWO_PARTS}")
+    with _as_package_error(), _own_randomness(0):
+        network = _from_config(auto, settings)
+    if network.main_input_name != "input_ids":
+        raise PackageError("The model does not read texts; bases are models of text so far.")
+    if not writes:
+        for name in _UNUSED:
+            if getattr(network, name, None) is not None:
+                setattr(network, name, None)
+    _share_noise(network)
+    return network
+
+
+def _from_config(auto: Any, settings: Any) -> Any:
+    """With fused attention where the architecture has it."""
+    try:
+        return auto.from_config(settings, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False)
+    except ValueError:
+        return auto.from_config(settings, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False)
+
+
+def _settings(config: dict[str, Any]) -> Any:
+    with _as_package_error():
+        return _library().AutoConfig.for_model(**config)
+
+
+def _library() -> Any:
+    """``transformers``, told to stay off the network before it is imported."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+@contextmanager
+def _as_package_error() -> Iterator[None]:
+    """The library raises whatever comes to it for a config that somebody made up."""
+    try:
+        yield
+    except (PackageError, MemoryError):
+        raise
+    except Exception as error:
+        raise PackageError(f"transformers cannot build the model that {CONFIG} describes: {error}"[:500]) from error
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    """Inside, the library's initial weights come from a seed, and the random state outside stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _share_noise(network: nn.Module) -> None:
+    """Put our dropout in place of torch's: its noise is the same however many processes share a batch."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Dropout:
+                setattr(module, name, Dropout(child.p))
+
+
+def read_weights(base: TransformersBase, network: Any) -> dict[str, Tensor]:
+    """The tensors of a base by the names that they have in ``network``, as 32-bit numbers.
+
+    Raises PackageError when they are damaged or are not those of the architecture.
+    """
+    tensors = _read_files(base.directory)
+    with _as_package_error(), _own_randomness(0):
+        filled, told = type(network).from_pretrained(
+            None, config=_settings(base.transformer.config), state_dict=tensors, output_loading_info=True,
+            dtype=torch.float32,
+        )  # fmt: skip
+    wanted, found = network.state_dict(), filled.state_dict()
+    absent = sorted({str(name) for name in told["missing_keys"]} & wanted.keys())
+    absent += [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
+    if absent or told["mismatched_keys"]:
+        named = absent[0] if absent else str(next(iter(told["mismatched_keys"])))
+        raise PackageError(f"The weights of the base do not fit {CONFIG}: {named[:200]!r} is missing or of another shape.")
+    for name in wanted:
+        if found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all()):
+            raise PackageError(f"The tensor {name[:200]!r} of the base holds infinite or undefined values.")
+    return {name: found[name] for name in wanted}
+
+
+def _read_files(directory: Path) -> dict[str, Tensor]:
+    paths = _weight_files(directory)
+    if sum(path.stat().st_size for path in paths) > MAXIMUM_BYTES:
+        raise PackageError(f"The weights of the base are larger than {MAXIMUM_BYTES >> 30} GB.")
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            tensors |= safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise PackageError(f"{path.name} of the base cannot be read.") from error
+    return tensors
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """``model.safetensors``, or the shards that its index names; only files of the directory itself."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not (directory / INDEX).is_file():
+        raise PackageError(f"The base has no {WEIGHTS}: weights that are pickles are not read; save it again with safetensors.")
+    named = read_json(directory / INDEX, 64 << 20)
+    shards = sorted(set(map(str, (named.get("weight_map") or {}).values()))) if isinstance(named, dict) else []
+    there = {path.name: path for path in directory.glob("*.safetensors")}
+    if not shards or not set(shards) <= there.keys():
+        raise PackageError(f"{INDEX} names files that are not there.")
+    return [there[name] for name in shards]
+
+
+class TransformersPart(nn.Module):
+    """A module of ours around a network of the library, ``model``."""
+
+    model: Any
+
+
+class TransformersEncoder(TransformersPart):
+    """(B, L) codes from 1 on, 0 for padding → (B, D): one vector for each text, by the base's own pooling."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.model = build(transformer.config)
+        self.pooling = transformer.pooling
+        self.width = int(self.model.config.hidden_size)
+        padding = self.model.config.get_text_config().pad_token_id
+        self.padding = padding if isinstance(padding, int) and 0 <= padding < self.model.config.vocab_size else 0
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Set every weight as the library does for training from nothing."""
+        with _own_randomness(int(torch.randint(2**31, (1,), generator=generator))):
+            self.model.load_state_dict(_from_config(_library().AutoModel, self.model.config).state_dict(), strict=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        present = tokens > 0
+        codes = (tokens.long() - 1).masked_fill(~present, self.padding)
+        # A text without tokens would look at nothing at all, which is undefined: it looks at its padding.
+        seen = present | ~present.any(1, keepdim=True)
+        state: Tensor = self.model(input_ids=codes, attention_mask=seen.long()).last_hidden_state
+        if self.pooling == "mean":
+            weights = present.to(state.dtype).unsqueeze(-1)
+            return (state * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+        if self.pooling == "cls":
+            return state[:, 0]
+        return state[torch.arange(len(state), device=state.device), (present.sum(1) - 1).clamp(min=0)]
+
+
+def parts(network: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, network of the library) of those inside a network of ours."""
+    for name, module in network.named_modules():
+        if isinstance(module, TransformersPart):
+            yield f"{name}.model" if name else "model", module.model
+
+
+@torch.no_grad()
+def try_out(network: nn.Module) -> None:
+    """Pass one token through the networks of the library: a config may describe what is built and never works.
+
+    Raises PackageError.
+    """
+    for _, model in parts(network):
+        device = next(model.parameters()).device
+        with _as_package_error():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device))
+
+
+def bytes_of(config: dict[str, Any], writes: bool = False) -> int:
+    """Bytes of the weights that a config describes, without making them. Raises PackageError."""
+    with torch.device("meta"):
+        network = build(config, writes)
+    return sum(4 * math.prod(each.shape) for each in network.parameters())

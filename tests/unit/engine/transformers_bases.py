@@ -1,0 +1,39 @@
+"""Hugging Face directories with tiny random models, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors
+
+WORDS = ("good", "bad", "item", "is", "the", "a", "not", "very", *map(str, range(50)))
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A word-level tokenizer with BERT's special tokens; how many tokens it knows."""
+    vocabulary = {word: place for place, word in enumerate((*SPECIAL, *WORDS))}
+    inner = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    )
+    inner.enable_padding(length=32)
+    inner.save(str(folder / "tokenizer.json"))
+    return len(vocabulary)
+
+
+def tiny_bert(folder: Path, **settings: object) -> Path:
+    """What ``save_pretrained`` writes of a BERT with 16 numbers a token and two layers."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder.mkdir(parents=True)
+    size = write_tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, **{**TINY, **settings}))
+    model.save_pretrained(folder)
+    return folder
