@@ -7,13 +7,15 @@ from typing import Any
 from dlplatform.engine.job import BASE
 
 from .models import ModelVersion
+from .transformers_bases import is_needed, is_transformers
 
 MODEL = "model.json"
 
 
 def package_files(version: ModelVersion) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path within the folder, {sha256, size}) of everything that loading the version needs."""
-    yield from version.tree.items()
+    whole = not is_transformers(version)
+    yield from ((path, entry) for path, entry in version.tree.items() if whole or is_needed(path))
     if version.base is not None:
         for path, entry in package_files(version.base):
             yield f"{BASE}/{path}", entry

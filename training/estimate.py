@@ -11,6 +11,7 @@ from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import counted, duration
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.defaults import Size, resolve
+from dlplatform.engine.fields import SEQUENTIAL
 
 from .models import Run
 
@@ -56,7 +57,7 @@ def estimate(
     kinds = [types.get(name) for name in features]
     size = Size(rows, smallest_class=rows, inputs=len(features), images=kinds.count("image"), texts=kinds.count("text"))
     resolved = resolve(parsed, task, size)
-    sequences = size.texts if resolved.text_encoder == "transformer" else 0
+    sequences = size.texts if resolved.text_encoder in SEQUENTIAL else 0
     values = len(features) + size.images * IMAGE_VALUES + sequences * SEQUENCE_VALUES
     epochs = resolved.epochs if isinstance(resolved.epochs, int) else 0
     speed, measured = _speed(version.dataset.organization, resolved.architecture)

@@ -49,7 +49,15 @@ class SettingsIn(Strict):
 class FinetuneIn(SettingsIn):
     version = serializers.UUIDField(required=False, help_text="Default: production, else the head of main")
     dataset_version = serializers.UUIDField(help_text="Data with the columns that the model reads")
+    task = serializers.CharField(
+        max_length=40, required=False, allow_blank=True,
+        help_text="For a base that is a Hugging Face directory: classification (default), regression or multilabel",
+    )  # fmt: skip
     target = TargetField(required=False, help_text="Column or columns to learn; default: those of the base")
+    features = serializers.ListField(
+        child=serializers.CharField(max_length=200), required=False, max_length=10_000,
+        help_text="For a base that is a Hugging Face directory: columns to read; default: all but the target",
+    )  # fmt: skip
     config = serializers.DictField(required=False, help_text="Settings of the training; every key has a good default")
     experiment = serializers.UUIDField(required=False, allow_null=True, help_text="Default: one for the model")
     name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Name of the run")
@@ -80,7 +88,9 @@ class FinetuneView(APIView):
     @documented(
         "Fine-tune a model", request=FinetuneIn, answer=RunDetail, status=201, tags=["models"],
         description="Queues a run that starts from the version's weights. `full` trains all of them, `head` chosen "
-                    "blocks, `lora` small adapters: the new version then holds the adapters only.",
+                    "blocks, `lora` small adapters: the new version then holds the adapters only. A base may be a "
+                    "version that is a Hugging Face directory (a text encoder or decoder with safetensors and "
+                    "tokenizer.json); then name the `target`.",
         example=({"dataset_version": "77aa…", "mode": "lora", "rank": 8}, {**RUN, "state": "queued"}),
     )  # fmt: skip
     @idempotent

@@ -10,7 +10,9 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune
 from registry.models import ModelVersion
+from registry.transformers_bases import is_transformers
 
+from .finetuning import TASKS_FOR_TEXTS
 from .run_form import SettingField
 
 SHOWN = (
@@ -48,11 +50,26 @@ class FinetuneForm(forms.Form):
         ]
         self.fields["blocks"].choices = [(name, name) for name in blocks]  # type: ignore[attr-defined]
         self.fields["register_as"].widget.attrs["placeholder"] = version.model.name
+        if is_transformers(version):
+            self._ask_what_to_learn(data)
         self.fields |= {f"finetune.{one.name}": SettingField(one) for one in FINETUNE_FIELDS}
         self.fields |= {f"config.{one.name}": SettingField(one) for one in FIELDS if one.name in SHOWN}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.rank"].widget.attrs["data-reloads"] = ""
+
+    def _ask_what_to_learn(self, data: list[DatasetVersion]) -> None:
+        """A base that was only pretrained says neither task nor target."""
+        names = dict.fromkeys(column["name"] for one in data for column in one.columns)
+        self.fields["task"] = forms.ChoiceField(choices=[(task, task) for task in TASKS_FOR_TEXTS], required=False)
+        self.fields["target"] = forms.MultipleChoiceField(
+            choices=[(name, name) for name in names], label="Columns to predict",
+            help_text="One; several for regression and multilabel. All other columns are read.",
+        )  # fmt: skip
+
+    @property
+    def learns(self) -> list[forms.BoundField]:
+        return [self[name] for name in ("task", "target") if name in self.fields]
 
     def part(self, prefix: str) -> list[forms.BoundField]:
         """The fields of ``finetune`` or ``config``."""

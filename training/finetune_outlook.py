@@ -8,9 +8,14 @@ from dlplatform.engine.blocks import block_of, blocks_of, chosen, usual_heads
 from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from registry.tensors import tensor_shapes
+from registry.transformers_bases import is_transformers
 
 # Tensors that belong to no layer an adapter could change: tables of embeddings.
-NOT_ADAPTED = ("tokens", "positions", "embedding")
+NOT_ADAPTED = ("tokens", "positions", "embedding", "wte", "wpe")
+# Where the engine puts a pretrained transformer, and what it leaves out of a Hugging Face file.
+ENCODER = "encoder.sequences.model"
+FOREIGN_HEADS = ("cls", "lm_head", "classifier", "score", "qa_outputs", "pooler", "vocab_", "predictions", "generator")
+FOREIGN_BUFFERS = ("position_ids", "masked_bias", "inv_freq")
 BYTES = 4  # of a float32
 ADAM = 2  # more numbers that the optimizer keeps for each one that trains
 
@@ -50,7 +55,24 @@ def trainable_blocks(version: ModelVersion) -> dict[str, int]:
 
 
 def _weights(version: ModelVersion) -> dict[str, list[int]]:
-    return {name: shape for name, shape in tensor_shapes(whole_version(version)).items() if not _is_fitted(name)}
+    whole = whole_version(version)
+    shapes = tensor_shapes(whole)
+    if is_transformers(whole):
+        return encoder_shapes(shapes)
+    return {name: shape for name, shape in shapes.items() if not _is_fitted(name)}
+
+
+def encoder_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """The tensors of a Hugging Face file by the names that they get inside a network of ours, without its own heads."""
+    firsts = {name.partition(".")[0] for name in shapes}
+    inner = {first for first in firsts if not first.startswith(FOREIGN_HEADS)}
+    prefix = f"{inner.pop()}." if len(inner) == 1 else ""
+    kept = {name.removeprefix(prefix): list(shape) for name, shape in shapes.items() if name.startswith(prefix)}
+    return {
+        f"{ENCODER}.{name}": shape
+        for name, shape in kept.items()
+        if not name.startswith(FOREIGN_HEADS) and name.rpartition(".")[2] not in FOREIGN_BUFFERS
+    }
 
 
 def _is_fitted(name: str) -> bool:
@@ -70,15 +92,31 @@ def outlook(version: ModelVersion, settings: FinetuneConfig) -> Outlook:
     if settings.mode == "full":
         trains = set(counts)
     elif settings.mode == "head":
-        trains = set(counts) if settings.unfreeze_every else named or set(usual_heads(counts))
+        heads = set() if is_transformers(whole_version(version)) else set(usual_heads(counts))
+        trains = set(counts) if settings.unfreeze_every else named or heads
     else:
         trains = set()
         added = _adapter_sizes(shapes, settings, named or set(counts))
     blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
+    if is_transformers(whole_version(version)):
+        blocks.append(_new_outputs(shapes))
+        counts["linear"] = blocks[-1].parameters
     trainable = sum(block.parameters for block in blocks if block.trains) + sum(added.values())
     whole = sum(counts.values()) + sum(added.values())
     memory = BYTES * (2 * whole + (1 + ADAM) * trainable)
     return Outlook(blocks, sum(counts.values()), trainable, memory)
+
+
+def _new_outputs(shapes: Mapping[str, Sequence[int]]) -> Block:
+    """What comes after a transformer that has only been pretrained: a weight for each of its numbers, for each output."""
+    width = next((shape[1] for name, shape in shapes.items() if len(shape) == 2 and _is_table(name)), 0)
+    return Block("linear", width + 1, trains=True)
+
+
+def _is_table(name: str) -> bool:
+    """Whether a weight is a table of embeddings."""
+    owner = (name.split(".")[-2:-1] or [""])[0]
+    return owner in NOT_ADAPTED or "embed" in owner
 
 
 def _adapter_sizes(shapes: Mapping[str, Sequence[int]], settings: FinetuneConfig, blocks: set[str]) -> dict[str, int]:
@@ -86,8 +124,7 @@ def _adapter_sizes(shapes: Mapping[str, Sequence[int]], settings: FinetuneConfig
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         block = block_of(name)
-        owner = name.split(".")[-2:-1]
-        if block in blocks and name.endswith(".weight") and len(shape) > 1 and not set(owner) & set(NOT_ADAPTED):
+        if block in blocks and name.endswith(".weight") and len(shape) > 1 and not _is_table(name):
             sizes[block] = sizes.get(block, 0) + _adapter_size(shape, settings)
     return sizes
 

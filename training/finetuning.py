@@ -12,15 +12,19 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import chosen
 from dlplatform.engine.config import ConfigError
+from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
-from registry import availability
+from registry import availability, transformers_bases
 from registry.models import ModelVersion, Ref
+from registry.transformers_bases import is_transformers
 
 from . import services
 from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
 from .models import Experiment, Run
+
+TASKS_FOR_TEXTS = ("classification", "regression", "multilabel")  # what a base that was only pretrained can learn
 
 
 def finetune(
@@ -30,7 +34,9 @@ def finetune(
     dataset_version: DatasetVersion,
     settings: Mapping[str, Any] | None = None,
     config: dict[str, Any] | None = None,
+    task: str = "",
     target: str | Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
     experiment: Experiment | None = None,
     name: str = "",
     register_as: str = "",
@@ -38,15 +44,21 @@ def finetune(
 ) -> Run:
     """Queue a run that starts from a version of the registry. Errors name the field and the fix.
 
-    ``settings`` are those of `dlplatform.engine.finetune_config`. By default the result goes to the base's own model:
+    ``settings`` are those of `dlplatform.engine.finetune_config`. ``task`` and ``features`` are for bases that have none
+    of their own, Hugging Face directories: by default classification from all columns but the target. By default the result goes to the base's own model:
     on main if the base is its head, else on a branch of its own.
     """
     require(actor, "run.write", version.model.organization)
     availability.require_files(version)
     parsed = parsed_settings(settings or {})
     check_base(version, parsed)
+    task = _task(version, task)
+    if not is_transformers(version) and features is not None:
+        raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
     targets = _targets(version, target)
     missing = misfits(version, dataset_version, targets)
+    if is_transformers(version):
+        _check_texts(dataset_version, features)
     if missing:
         raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
     organization = version.model.organization
@@ -57,10 +69,10 @@ def finetune(
     return services.create_run(
         actor=actor,
         dataset_version=dataset_version,
-        task=version.task,
+        task=task,
         target=targets,
-        features=None if version.task == services.LANGUAGE else [one["name"] for one in version.signature["inputs"]],
-        config=config,
+        features=features if is_transformers(version) else _known_features(version),
+        config={"text_encoder": PRETRAINED, **(config or {})} if is_transformers(version) else config,
         experiment=experiment,
         name=name,
         register_as=register_as or version.model.name,
@@ -81,6 +93,8 @@ def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:
 
 def check_base(version: ModelVersion, settings: FinetuneConfig) -> None:
     """Whether the version can be fine-tuned in this way. Raises Conflict, ValidationError."""
+    if is_transformers(version) and (reason := transformers_bases.why_not(version)):
+        raise Conflict(f"No run can start from v{version.number}. {reason}", code="not_trainable")
     if not is_trainable(version):
         raise Conflict(
             f"v{version.number} is not a package of this platform, so its training cannot go on here.",
@@ -98,13 +112,45 @@ def check_base(version: ModelVersion, settings: FinetuneConfig) -> None:
 
 
 def is_trainable(version: ModelVersion) -> bool:
-    """Whether the version is a package that the engine can go on training."""
+    """Whether the version is a package that the engine can go on training, or a Hugging Face directory to start from."""
+    if is_transformers(version):
+        return transformers_bases.why_not(version) is None
     return "model.json" in version.tree and bool(version.signature.get("inputs"))
+
+
+def _task(version: ModelVersion, task: str) -> str:
+    """The base's own; a model of the transformers library has none yet."""
+    if is_transformers(version):
+        if task not in ("", *TASKS_FOR_TEXTS):
+            raise _invalid("task", f"This base is for {', '.join(TASKS_FOR_TEXTS)}.", "unknown_choice")
+        return task or TASKS_FOR_TEXTS[0]
+    if task not in ("", version.task):
+        raise _invalid("task", f"The base is a model for {version.task}; leave this out.", "not_for_base")
+    return version.task
+
+
+def _check_texts(data: DatasetVersion, features: Sequence[str] | None) -> None:
+    """Of the columns that are to be read at least one holds texts."""
+    texts = {column["name"] for column in data.columns if column["type"] == "text"}
+    if features is not None and texts and not texts & set(features):
+        raise _invalid("features", f"The base reads texts; name one of: {', '.join(sorted(texts)[:10])}.", "no_text")
+
+
+def _known_features(version: ModelVersion) -> list[str] | None:
+    if version.task == services.LANGUAGE:
+        return None
+    return [one["name"] for one in version.signature["inputs"]]
+
+
+def _invalid(field: str, message: str, code: str) -> ValidationError:
+    return ValidationError({field: ValidationError(message, code=code)})
 
 
 def _targets(version: ModelVersion, target: str | Sequence[str] | None) -> list[str]:
     if target:
         return [target] if isinstance(target, str) else list(target)
+    if is_transformers(version):
+        raise _invalid("target", "Name the column to predict: this base has not learned any yet.", "required")
     run = Run.objects.filter(output_version=version).first()
     return run.target_names if run else [str(version.signature.get("target", ""))]
 
@@ -126,6 +172,12 @@ def _branch(version: ModelVersion, register_as: str) -> str:
 
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str]) -> list[str]:
     """What the data lack for the model, in words."""
+    if is_transformers(version):
+        texts = [
+            column["name"] for column in data.columns if column["type"] == "text" and column["name"] not in targets
+        ]
+        lacking = [] if texts else ["The model reads texts, and these data have no column of them besides the target."]
+        return lacking + _absent(data, targets)
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
     # A language model can do without a column of prompts.
@@ -134,7 +186,12 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str])
         if name not in types or not reads(type_, types[name]):
             told = f"is of the type {types[name]}" if name in types else "is missing"
             found.append(f"The model reads “{name}” ({type_}), which {told} in these data.")
-    return found + [f"The data have no column “{name}” to learn." for name in targets if name not in types]
+    return found + _absent(data, targets)
+
+
+def _absent(data: DatasetVersion, targets: Iterable[str]) -> list[str]:
+    names = {column["name"] for column in data.columns}
+    return [f"The data have no column “{name}” to learn." for name in targets if name not in names]
 
 
 def fitting_data(user: User, version: ModelVersion) -> list[DatasetVersion]:
@@ -145,5 +202,5 @@ def fitting_data(user: User, version: ModelVersion) -> list[DatasetVersion]:
         .select_related("dataset")
         .order_by("-created_at")[:200]
     )
-    targets = _targets(version, None)
+    targets = [] if is_transformers(version) else _targets(version, None)
     return [data for data in rows if not misfits(version, data, targets)]

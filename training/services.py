@@ -15,6 +15,7 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
+from dlplatform.engine.fields import PRETRAINED
 from registry.models import ModelVersion
 
 from . import states
@@ -73,6 +74,9 @@ def create_run(
             }
         )
     settings = check(dataset_version, task, targets, features, config or {})
+    if settings.get("text_encoder") == PRETRAINED and base_version is None:
+        fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
+        raise _invalid("config.text_encoder", fix, "needs_base")
     features = features or features_by_default(dataset_version, targets, task)
     run = Run.objects.create(
         experiment=experiment,

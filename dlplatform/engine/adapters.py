@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from dlplatform.engine import peft_adapters
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.finetune_config import FinetuneConfig
-from dlplatform.engine import peft_adapters
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear
 from dlplatform.engine.transformers_models import parts
 
@@ -138,11 +138,7 @@ def merged(network: nn.Module) -> dict[str, Tensor]:
 
 def frozen(network: nn.Module) -> dict[str, Tensor]:
     """All tensors but those of adapters, by their plain names: the base, as it was."""
-    return {
-        plain_name(name): tensor
-        for name, tensor in network.state_dict().items()
-        if not is_adapter(name)
-    }
+    return {plain_name(name): tensor for name, tensor in network.state_dict().items() if not is_adapter(name)}
 
 
 def _parametrized(network: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -45,7 +45,9 @@ def _network(shape: dict[str, Any]) -> str:
     encoders = [_ENCODERS[shape["image_encoder"]]] if shape.get("image_encoder") else []
     encoders += ["a transformer over texts"] if shape.get("text_layers") else []
     if shape.get("transformer"):
-        encoders.append(f"a pretrained transformer ({_text(shape['transformer']['config'].get('model_type'))}) over texts")
+        encoders.append(
+            f"a pretrained transformer ({_text(shape['transformer']['config'].get('model_type'))}) over texts"
+        )
     return " and ".join([*encoders, _NAMES[shape["architecture"]]])
 
 

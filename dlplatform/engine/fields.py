@@ -32,8 +32,9 @@ class Field:
 
 ARCHITECTURES: Final = ("auto", "tabm", "mlp", "linear")
 IMAGE_ENCODERS: Final = ("resnet", "convnext")
-TEXT_ENCODERS: Final = ("hashed", "transformer", "pretrained")
-SEQUENTIAL: Final = ("transformer", "pretrained")  # those that read a text in order
+TEXT_ENCODERS: Final = ("hashed", "transformer")
+PRETRAINED: Final = "pretrained"  # that of the base which a run starts from; nothing that can be had without one
+SEQUENTIAL: Final = ("transformer", PRETRAINED)  # those that read a text in order
 AUGMENTATIONS: Final = ("none", "shift", "natural")
 
 FIELDS: Final[tuple[Field, ...]] = (
@@ -53,7 +54,7 @@ FIELDS: Final[tuple[Field, ...]] = (
           "How texts are read: hashed (words and letter groups, quick and strong on few rows) or transformer "
           "(in order, with a tokenizer fitted on the data) or pretrained (a transformers model that the run starts "
           "from, with its own tokenizer). auto: transformer when texts are the only input and there are 20,000 "
-          "rows or more.", choices=("auto", *TEXT_ENCODERS)),
+          "rows or more.", choices=("auto", *TEXT_ENCODERS), words=(PRETRAINED,)),
     Field("text_length", "integer", "auto", "Tokens of a text that the transformer reads, at most.",
           4, 8192, words=("auto",), advanced=True),
     Field("tokenizer", "choice", "bpe", "Pieces of texts for the transformer: bpe (fitted on the data) or byte.",

@@ -70,7 +70,11 @@ class NetworkShape:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; packages without a transformers architecture do not mention one."""
         described = asdict(self)
-        return described if self.transformer else {name: value for name, value in described.items() if name != "transformer"}
+        return (
+            described
+            if self.transformer
+            else {name: value for name, value in described.items() if name != "transformer"}
+        )
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> NetworkShape:

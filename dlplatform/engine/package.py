@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine import transformers_models
 from dlplatform.engine.adapters import PREFIX, load_tensors, merged
+from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description

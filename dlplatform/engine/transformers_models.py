@@ -165,7 +165,9 @@ def read_weights(base: TransformersBase, network: Any) -> dict[str, Tensor]:
     absent += [name for name in wanted if name not in found or found[name].shape != wanted[name].shape]
     if absent or told["mismatched_keys"]:
         named = absent[0] if absent else str(next(iter(told["mismatched_keys"])))
-        raise PackageError(f"The weights of the base do not fit {CONFIG}: {named[:200]!r} is missing or of another shape.")
+        raise PackageError(
+            f"The weights of the base do not fit {CONFIG}: {named[:200]!r} is missing or of another shape."
+        )
     for name in wanted:
         if found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all()):
             raise PackageError(f"The tensor {name[:200]!r} of the base holds infinite or undefined values.")
@@ -190,7 +192,9 @@ def _weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     if not (directory / INDEX).is_file():
-        raise PackageError(f"The base has no {WEIGHTS}: weights that are pickles are not read; save it again with safetensors.")
+        raise PackageError(
+            f"The base has no {WEIGHTS}: weights that are pickles are not read; save it again with safetensors."
+        )
     named = read_json(directory / INDEX, 64 << 20)
     shards = sorted(set(map(str, (named.get("weight_map") or {}).values()))) if isinstance(named, dict) else []
     there = {path.name: path for path in directory.glob("*.safetensors")}

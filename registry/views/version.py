@@ -20,6 +20,7 @@ from registry.examples import example_images
 from registry.forms import TryForm
 from registry.models import ModelVersion, Ref, Release
 from registry.serving import client
+from registry.transformers_bases import is_transformers
 
 MOST_CLASSES = 12
 MOST_ADAPTERS = 100
@@ -50,7 +51,8 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         .select_related("model")
         .order_by("-created_at")[:MOST_ADAPTERS],
         "can_write": may(request.user, "model.write", found),
-        "can_finetune": "model.json" in found.tree and may(request.user, "run.write", found.model.organization),
+        "can_finetune": ("model.json" in found.tree or is_transformers(found))
+        and may(request.user, "run.write", found.model.organization),
         "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
         "can_delete": may(request.user, "model.delete", found),
     }

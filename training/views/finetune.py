@@ -13,6 +13,7 @@ from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
 from registry import availability
 from registry.models import ModelVersion
+from registry.transformers_bases import is_transformers, why_not
 from training import finetuning
 from training.finetune_form import FinetuneForm
 from training.finetune_outlook import outlook, trainable_blocks
@@ -25,7 +26,7 @@ def finetune_new(request: HttpRequest, version: UUID) -> HttpResponse:
     found: ModelVersion = visible_or_404(rows, request.user, pk=version)
     require(request.user, "run.write", found.model.organization)
     if not finetuning.is_trainable(found) or found.deleted_at is not None:
-        context = {"section": "models", "version": found, "model": found.model}
+        context = {"section": "models", "version": found, "model": found.model, "reason": _reason(found)}
         return page(request, "training/finetune_impossible.html", context)
     availability.require_files(found)
     data = finetuning.fitting_data(request.user, found)
@@ -43,6 +44,11 @@ def finetune_new(request: HttpRequest, version: UUID) -> HttpResponse:
     return page(request, "training/finetune.html", context, partial="training/_finetune_form.html")
 
 
+def _reason(version: ModelVersion) -> str | None:
+    """Why a Hugging Face directory cannot be a base."""
+    return why_not(version) if is_transformers(version) and version.deleted_at is None else None
+
+
 def _queued(request: HttpRequest, form: FinetuneForm, version: ModelVersion) -> Run | None:
     """The run; None, with the reason on the form, when it is refused."""
     wanted = form.cleaned_data
@@ -52,7 +58,7 @@ def _queued(request: HttpRequest, form: FinetuneForm, version: ModelVersion) -> 
     try:
         return finetuning.finetune(
             actor=request.user, version=version, dataset_version=data, settings=form.settings(),
-            config=form.given("config"), name=wanted["name"], register_as=wanted["register_as"], branch=wanted["branch"],
+            config=form.given("config"), task=wanted.get("task", ""), target=wanted.get("target"), name=wanted["name"], register_as=wanted["register_as"], branch=wanted["branch"],
         )  # fmt: skip
     except ValidationError as error:
         add_errors(form, error)

@@ -30,7 +30,9 @@ CONFIG = {"epochs": 2, "threads": 1, "batch_size": 16, "checkpoint_seconds": 0.0
 def notes(rows: int = 64) -> dict[str, tuple[str, list[Any]]]:
     random = np.random.default_rng(0)
     words = random.choice(["good", "bad"], rows).tolist()
-    texts = [f"the item {number} is very {word}" for number, word in zip(random.integers(0, 50, rows), words, strict=True)]
+    texts = [
+        f"the item {number} is very {word}" for number, word in zip(random.integers(0, 50, rows), words, strict=True)
+    ]
     return {"note": ("text", [None, *texts[1:]]), "y": ("category", words)}
 
 
@@ -40,7 +42,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(job: Callable[..., Path], base: Path, name: str = "tuned", table: Any = None, **overrides: Any) -> Path:
-    finetune = {name: overrides.pop(name) for name in ("mode", "adapter", "rank", "blocks", "unfreeze_every") if name in overrides}
+    finetune = {
+        name: overrides.pop(name)
+        for name in ("mode", "adapter", "rank", "blocks", "unfreeze_every")
+        if name in overrides
+    }
     made = job(table or notes(), name=name, **{"config": CONFIG, "finetune": finetune, **overrides})
     shutil.copytree(base, made / "base")
     return made
@@ -167,7 +173,9 @@ def test_configs_that_are_refused(change: dict[str, Any], told: str) -> None:
 
 
 def test_nothing_that_fetches_code_is_kept() -> None:
-    kept = safe_config({"model_type": "bert", "attn_implementation": "kernels-community/flash", "use_kernels": True, **TINY})
+    kept = safe_config(
+        {"model_type": "bert", "attn_implementation": "kernels-community/flash", "use_kernels": True, **TINY}
+    )
     assert kept == {"model_type": "bert", **TINY}
 
 

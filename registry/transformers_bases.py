@@ -1,0 +1,64 @@
+"""Versions that are Hugging Face directories: what their ``config.json`` says, and whether runs can start from them."""
+
+from typing import Any
+
+import orjson
+
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.transformers_config import (
+    CONFIG,
+    INDEX,
+    MAXIMUM_BYTES,
+    POOLING,
+    TOKENIZER,
+    is_decoder,
+    refusal,
+)
+from dlplatform.objects.errors import CorruptObject, MissingObject
+
+from .models import ModelVersion
+from .services import object_store
+
+WEIGHTS = ".safetensors"
+OURS = "model.json"
+
+
+def is_transformers(version: ModelVersion) -> bool:
+    """Whether the version is a directory that ``save_pretrained`` wrote."""
+    return OURS not in version.tree and CONFIG in version.tree
+
+
+def is_needed(path: str) -> bool:
+    """Whether starting from a Hugging Face directory needs the file; the rest of it is for people and other programs."""
+    return path in (CONFIG, INDEX, POOLING, TOKENIZER) or (path.endswith(WEIGHTS) and "/" not in path)
+
+
+def config_of(version: ModelVersion) -> dict[str, Any]:
+    """What ``config.json`` says. Raises PackageError."""
+    entry = version.tree[CONFIG]
+    if entry["size"] > MAXIMUM_BYTES:
+        raise PackageError(f"{CONFIG} is larger than {MAXIMUM_BYTES >> 20} MB.")
+    try:
+        found = orjson.loads(object_store(version.model.organization_id).read(entry["sha256"]))
+    except (orjson.JSONDecodeError, MissingObject, CorruptObject) as error:
+        raise PackageError(f"{CONFIG} cannot be read.") from error
+    if not isinstance(found, dict):
+        raise PackageError(f"{CONFIG} is not a JSON object.")
+    return found
+
+
+def why_not(version: ModelVersion) -> str | None:
+    """Why no run can start from a Hugging Face directory, as far as it can be told without its weights; None if one can."""
+    if not any(is_needed(path) and path.endswith(WEIGHTS) for path in version.tree):
+        return "It has no weights in safetensors; pickles are not read. Save it again with safetensors."
+    if TOKENIZER not in version.tree:
+        return f"It has no {TOKENIZER}: load its tokenizer with AutoTokenizer, save it again, and send that too."
+    try:
+        return refusal(config_of(version))
+    except PackageError as error:
+        return str(error)
+
+
+def writes(version: ModelVersion) -> bool:
+    """Whether the model continues texts."""
+    return is_decoder(config_of(version))

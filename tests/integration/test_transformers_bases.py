@@ -1,0 +1,174 @@
+"""Hugging Face directories of the registry as bases: over the API and on the page, in every mode, and what is refused."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from registry import services
+from registry.jobs import merge as merge_work
+from registry.models import Merge, ModelVersion
+from registry.serving.cache import PredictorCache
+from tests import factories
+from tests.unit.engine.transformers_bases import tiny_bert
+from training.jobs import train
+from training.models import Run
+
+pytestmark = pytest.mark.django_db(transaction=True)
+QUICK = {"epochs": 1, "threads": 1, "importance": False}
+
+
+def reviews(rows: int = 60) -> list[dict[str, object]]:
+    generator = random.Random(3)
+    words = [generator.choice(["good", "bad"]) for _ in range(rows)]
+    return [
+        {"note": f"the item {number} is very {word} and {'the ' * 5}", "stars": number % 5, "kind": word}
+        for number, word in enumerate(words)
+    ]
+
+
+def version_of(organization, actor, folder: Path, name: str = "bert") -> ModelVersion:
+    model = services.create_model(actor=actor, organization=organization, name=name)
+    tree = services.store_directory(organization.pk, folder)
+    return services.commit_version(
+        actor=actor, model=model, tree=tree, task="", signature={}, metrics={}, lineage={"format": "transformers"},
+        message="Uploaded transformers model",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bert(organization, trainer, tmp_path):
+    return version_of(organization, trainer, tiny_bert(tmp_path / "bert"))
+
+
+@pytest.fixture
+def texts(organization, tmp_path):
+    (tmp_path / "texts").mkdir()
+    dataset = factories.DatasetFactory(organization=organization, name="reviews")
+    return factories.ready_version(dataset, reviews(), tmp_path / "texts")
+
+
+def asked(api, actor, base, data, **settings):
+    body = {"dataset_version": str(data.pk), "config": QUICK, "target": "kind", "features": ["note"], **settings}
+    return api(actor).post(f"/api/v1/models/{base.model_id}/finetune", body, format="json")
+
+
+def tuned(api, actor, base, data, **settings) -> ModelVersion:
+    answer = asked(api, actor, base, data, **settings)
+    assert answer.status_code == 201, answer.content
+    train(answer.json()["id"])
+    run = Run.objects.get(pk=answer.json()["id"])
+    assert run.state == "succeeded", run.error
+    return ModelVersion.objects.select_related("model", "base").get(pk=run.output_version_id)
+
+
+@pytest.mark.parametrize("mode", ["full", "head"])
+def test_a_model_of_the_hub_becomes_one_that_answers(bert, texts, trainer, api, mode):
+    version = tuned(api, trainer, bert, texts, mode=mode)
+    assert version.task == "classification" and version.base is None
+    assert list(version.parents.all()) == [bert] and version.lineage["finetune"]["mode"] == mode
+    answer = PredictorCache(1 << 30).get(version.pk).predict([{"note": "the item is good"}])[0]
+    assert set(answer["probabilities"]) == {"good", "bad"}
+
+
+def test_an_adapter_is_committed_alone_and_merges_into_a_whole(bert, texts, trainer, api):
+    version = tuned(api, trainer, bert, texts, mode="lora", rank=2, features=["note", "stars"])
+    assert version.base == bert and "model.safetensors" not in version.tree
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= version.tree.keys()
+    row = {"note": "the item is bad", "stars": 3}
+    before = PredictorCache(1 << 30).get(version.pk).predict([row])[0]["probabilities"]
+
+    answer = api(trainer).post(f"/api/v1/model-versions/{version.pk}/merge-adapter")
+    assert answer.status_code == 202, answer.content
+    merge_work(answer.json()["id"])
+    made = Merge.objects.get()
+    assert made.state == "succeeded", made.error
+    assert made.output_version.base is None
+    after = PredictorCache(1 << 30).get(made.output_version_id).predict([row])[0]["probabilities"]
+    assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_the_outlook_tells_blocks_numbers_and_memory(bert, trainer, viewer, stranger, api):
+    path = f"/api/v1/model-versions/{bert.pk}/finetune-outlook"
+    told = api(viewer).post(path, {"mode": "lora", "rank": 2}, format="json").json()
+    blocks = {block["name"]: block for block in told["blocks"]}
+    layer = blocks["encoder.sequences.model.encoder.layer.0"]
+    # Four square matrices of 16 and two of 16 × 32, each with rank 2 on both sides.
+    assert layer["added"] == 4 * 2 * 32 + 2 * 2 * 48 and not layer["trains"]
+    assert blocks["encoder.sequences.model.embeddings.word_embeddings"]["added"] == 0
+    assert blocks["linear"] == {"name": "linear", "parameters": 17, "trains": True, "added": 0}
+    assert told["trainable"] == 2 * layer["added"] + 17 and told["memory_bytes"] > 8 * told["parameters"]
+    head = api(viewer).post(path, {"mode": "head"}, format="json").json()
+    assert [block["name"] for block in head["blocks"] if block["trains"]] == ["linear"]
+    assert api(stranger).post(path, {}, format="json").status_code == 404
+
+
+def test_who_may_start_from_it(bert, texts, viewer, stranger, api, web):
+    assert asked(api, viewer, bert, texts).status_code == 403
+    assert asked(api, stranger, bert, texts).status_code == 404
+    assert web(stranger).get(f"/model-versions/{bert.pk}/finetune").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [({}, "target"), ({"target": "nothing"}, "dataset_version"), ({"target": "kind", "task": "language-model"}, "task"),
+     ({"target": "kind", "config": {"text_encoder": 3}}, "config.text_encoder")],
+)  # fmt: skip
+def test_what_is_lacking_is_named(bert, texts, trainer, api, wanted, field):
+    body = {"dataset_version": str(texts.pk), **wanted}
+    answer = api(trainer).post(f"/api/v1/models/{bert.model_id}/finetune", body, format="json")
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["attr"] == field, answer.content
+
+
+def test_features_without_a_text_are_refused(bert, texts, trainer, api):
+    answer = asked(api, trainer, bert, texts, features=["stars"])
+    assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "features"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
+        (lambda folder: replaced(folder, '"model_type": "bert"', '"model_type": "unheard-of"'), "unknown"),
+        (lambda folder: replaced(folder, '"model_type"', '"auto_map": {}, "model_type"'), "never run here"),
+        (lambda folder: replaced(folder, '"model_type"', '"vision_config": {}, "model_type"'), "images or sound"),
+    ],
+)
+def test_bases_that_no_run_can_start_from(organization, trainer, texts, tmp_path, api, web, change, told):
+    folder = tiny_bert(tmp_path / "bert")
+    change(folder)
+    base = version_of(organization, trainer, folder)
+    answer = asked(api, trainer, base, texts)
+    assert answer.status_code == 409 and told in answer.json()["errors"][0]["detail"]
+    page = web(trainer).get(f"/model-versions/{base.pk}/finetune")
+    assert page.status_code == 200 and told in page.content.decode()
+
+
+def replaced(folder: Path, old: str, new: str) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def test_the_page_asks_what_to_learn_and_queues_the_run(bert, texts, trainer, web):
+    address = f"/model-versions/{bert.pk}/finetune"
+    page = web(trainer).get(address).content.decode()
+    assert "Columns to predict" in page and "encoder.sequences.model.encoder.layer.1" in page
+    assert "Fine-tune" in web(trainer).get(f"/model-versions/{bert.pk}/").content.decode()
+    wrong = web(trainer).post(address, {"dataset_version": str(texts.pk)})
+    assert wrong.status_code == 200 and not Run.objects.exists()
+    sent = {"dataset_version": str(texts.pk), "task": "classification", "target": ["kind"], "finetune.mode": "lora"}
+    answer = web(trainer).post(address, sent)
+    run = Run.objects.get()
+    assert answer.status_code == 302 and str(run.pk) in answer.url
+    assert run.task == "classification" and run.config["text_encoder"] == "pretrained"
+
+
+def test_a_run_without_a_base_cannot_ask_for_a_pretrained_encoder(texts, trainer, api, web):
+    body = {"dataset_version": str(texts.pk), "task": "classification", "target": "kind",
+            "config": {"text_encoder": "pretrained"}}  # fmt: skip
+    answer = api(trainer).post("/api/v1/runs", body, format="json")
+    assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "config.text_encoder"
+    page = web(trainer).get(f"/runs/new?dataset_version={texts.pk}").content.decode()
+    assert '<option value="pretrained"' not in page
