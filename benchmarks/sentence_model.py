@@ -28,7 +28,7 @@ from dlplatform.engine.run import run_job
 from .measuring import report
 
 LIBRARIES = ("numpy", "torch", "django", "sklearn", "scipy", "transformers")
-LABELS, TESTED = 32, 100  # texts of each class
+LABELS, TESTED = 120, 600  # texts in all
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "head": {"mode": "head"},
@@ -70,9 +70,10 @@ def drawn(texts: Texts, seed: int) -> tuple[pa.Table, pa.Table]:
     random = np.random.default_rng(seed)
     parts: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
     for label, known in texts.items():
-        chosen = [known[place] for place in random.permutation(len(known))[: LABELS + TESTED]]
-        parts[0].extend((text, label) for text in chosen[:LABELS])
-        parts[1].extend((text, label) for text in chosen[LABELS:])
+        taught, tested = (count // len(texts) for count in (LABELS, TESTED))
+        chosen = [known[place] for place in random.permutation(len(known))[: taught + tested]]
+        parts[0].extend((text, label) for text in chosen[:taught])
+        parts[1].extend((text, label) for text in chosen[taught:])
     tables = [pa.table({"text": [one for one, _ in rows], "label": [one for _, one in rows]}) for rows in parts]
     return tables[0], tables[1]
 
@@ -121,7 +122,7 @@ def main() -> None:
     found = {name: measured(wanted.model, texts, wanted.seeds) for name, texts in tasks.items()}
     ratios = {name: round(scores["lora"] / scores["full"], 4) for name, scores in found.items()}
     report(
-        "sentence_model", "a sentence model with few labels", seeds=wanted.seeds, labels_per_class=LABELS,
+        "sentence_model", "a sentence model with few labels", seeds=wanted.seeds, labels=LABELS,
         accuracy=found, lora_of_full=ratios, limit="LoRA >= 97 % of full fine-tuning's accuracy on each",
         passes=min(ratios.values()) >= 0.97,
     )  # fmt: skip

@@ -69,6 +69,9 @@ JOB_PATH = DLP_HOME / "jobs"
 CACHE_PATH = DLP_HOME / "cache"
 OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
 UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
+HF_IMPORT_ENDPOINT = _read(env.str, "HF_IMPORT_ENDPOINT", "https://huggingface.co")
+if not HF_IMPORT_ENDPOINT.startswith(("https://", "http://")):
+    raise ImproperlyConfigured("HF_IMPORT_ENDPOINT: must be an address that begins with https:// (or http://).")
 MODEL_UPLOAD_MAX_BYTES = _integer("MODEL_UPLOAD_MAX_BYTES", 64 * 1024**3, 1024, 1024**5)
 
 # --- work ---------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 from django.urls import path
 
-from . import api, deletion_api, generation_api, history_api, uploads_api
+from . import api, deletion_api, generation_api, history_api, imports_api, uploads_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
+    path("models/import", imports_api.HubImportView.as_view()),
     path("models/<uuid:model>", api.ModelView.as_view()),
     path("models/<uuid:model>/deletion", deletion_api.ModelDeletionView.as_view()),
     path("models/<uuid:model>/archive", deletion_api.ModelArchiveView.as_view()),

@@ -23,6 +23,18 @@ class ModelForm(forms.Form):
     description = forms.CharField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
 
 
+class HubImportForm(forms.Form):
+    """A repository of the Hugging Face Hub, and the model that it becomes a version of."""
+
+    repository = forms.CharField(max_length=200, help_text="As on the Hub: owner/name")
+    revision = forms.CharField(max_length=200, required=False, help_text="Branch, tag or commit. Blank: main")
+    token = forms.CharField(
+        max_length=500, required=False, strip=True, widget=forms.PasswordInput(attrs={"autocomplete": "off"}),
+        help_text="For a private repository; used for this import and not kept",
+    )  # fmt: skip
+    name = forms.CharField(max_length=120, required=False, label="Model", help_text="Blank: the repository's name")
+
+
 class RefForm(forms.Form):
     kind = forms.ChoiceField(choices=Ref.Kind.choices, initial=Ref.Kind.ALIAS)
     name = forms.CharField(max_length=80)

@@ -15,8 +15,9 @@ from rest_framework.exceptions import APIException
 
 from dlplatform.engine.errors import PackageError
 from dlplatform.jobs import LeaseLost
+from dlplatform.outgoing import RequestRefused
 
-from . import pickles, services, unpacking, uploads
+from . import hub_imports, pickles, services, unpacking, uploads
 from .comparisons import failure
 from .contents import WEIGHTS, Contents, recognise
 from .models import Upload
@@ -51,6 +52,8 @@ class Importing:
             return
         except Damaged as damaged:
             self._fail("damaged", str(damaged), SEND_AGAIN)
+        except RequestRefused as refused:
+            self._fail("not_fetched", str(refused), "Check the name, the revision and the token, then import it again.")
         except PackageError as refused:
             self._fail("not_a_model", str(refused), "Mend the files and send them again.")
         except ValidationError as refused:
@@ -65,7 +68,12 @@ class Importing:
             self._fail("disk_full", "The platform's disk is full.", "Tell an admin; then send the files again.")
         except LeaseLost:
             return
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         self.staged.remove()
+        if self.upload.source is not None:
+            hub_imports.forget_token(self.upload)
 
     def _fail(self, code: str, sentence: str, next_step: str) -> None:
         self.upload.finish("failed", error=failure(code, sentence, next_step), phase="")
@@ -73,9 +81,11 @@ class Importing:
     def _give_back(self) -> None:
         self.bench.give_back()
         if self.bench.cancelled:
-            self.staged.remove()
+            self._clean_up()
 
     def _import(self, folder: Path) -> None:
+        if self.upload.source is not None:
+            hub_imports.Fetching(self.upload, self.bench).work()
         shutil.rmtree(folder, ignore_errors=True)  # of a worker that died
         folder.mkdir(parents=True)
         self._assemble(folder)
@@ -168,6 +178,8 @@ class Importing:
         upload = self.upload
         assert upload.created_by is not None
         lineage = {"source": "upload", "upload": str(upload.pk), "format": contents.kind, **contents.lineage}
+        if upload.source is not None:
+            lineage |= {"source": "hub", **upload.source}
         if renamed:
             lineage["file"] = renamed
         with transaction.atomic():

@@ -273,6 +273,9 @@ class Upload(Job):
     branch = models.CharField(max_length=80, default="main")
     message = models.TextField(blank=True)
     files = models.JSONField(help_text="[{path, size, sha256 or null}] in the order of their parts' file numbers")
+    source = models.JSONField(
+        null=True, help_text="{repository, revision, commit} where a worker fetches the files from the Hub itself"
+    )
     part_size = models.BigIntegerField(help_text="Bytes of every part but the last of a file")
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)

@@ -273,6 +273,18 @@ class UploadCompleteIn(Strict):
     )
 
 
+class HubImportIn(Strict):
+    repository = serializers.CharField(max_length=200, help_text="As on the Hub: owner/name")
+    revision = serializers.CharField(max_length=200, required=False, help_text="Branch, tag or commit; default: main")
+    token = serializers.CharField(
+        max_length=500, required=False, allow_blank=True, write_only=True,
+        help_text="For a private repository; used for this import and not kept",
+    )  # fmt: skip
+    name = SafeCharField(max_length=120, required=False, help_text="The model; default: the repository's name")
+    branch = SafeCharField(max_length=80, required=False, help_text="Branch that gets the version; default: main")
+    organization = serializers.SlugField(required=False, help_text="Slug; default: your default organization")
+
+
 class UploadOut(serializers.ModelSerializer):
     model = serializers.UUIDField(source="model_id")
     files = serializers.ListField(child=serializers.DictField(), help_text="[{path, size, sha256}]")
@@ -284,7 +296,7 @@ class UploadOut(serializers.ModelSerializer):
     class Meta:
         model = Upload
         fields = [
-            "id", "model", "state", "branch", "message", "files", "part_size", "missing", "progress", "phase",
+            "id", "model", "state", "branch", "message", "source", "files", "part_size", "missing", "progress", "phase",
             "created_at", "finished_at", "output_version", "error",
         ]  # fmt: skip
 

@@ -67,11 +67,11 @@ def begin(
     What can be told from names and sizes is refused now, before a byte is sent.
     """
     require(actor, "model.write", model)
-    _check_target(model, branch)
-    _check_files(files)
+    check_target(model, branch)
+    check_files(files)
     size = part_size or _usual_part(max(file["size"] for file in files))
     _check_parts(files, size)
-    _check_room(sum(file["size"] for file in files))
+    check_room(sum(file["size"] for file in files))
     if Upload.objects.open().filter(created_by=actor).count() >= MOST_OPEN:
         raise Conflict(f"You have {MOST_OPEN} unfinished uploads; finish or abort one.", code="too_many_uploads")
     rows = [{"path": file["path"], "size": file["size"], "sha256": file.get("sha256")} for file in files]
@@ -83,14 +83,16 @@ def begin(
     return upload
 
 
-def _check_target(model: RegisteredModel, branch: str) -> None:
+def check_target(model: RegisteredModel, branch: str) -> None:
+    """Raise ValidationError, Conflict unless a version can be added to the branch."""
     availability.require_living(model)
     known = Ref.objects.filter(model=model, kind=Ref.Kind.BRANCH, name=branch).exists()
     if not known and (branch != MAIN or model.versions.exists()):
         raise _invalid("branch", f"There is no branch “{branch[:80]}”.", "does_not_exist")
 
 
-def _check_files(files: Sequence[Mapping[str, Any]]) -> None:
+def check_files(files: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValidationError, PickleRefused for names that a version cannot have."""
     if not files:
         raise _invalid("files", "Name at least one file.", "required")
     paths = [str(file["path"]) for file in files]
@@ -116,7 +118,7 @@ def _check_parts(files: Sequence[Mapping[str, Any]], part_size: int) -> None:
             )
 
 
-def _check_room(size: int) -> None:
+def check_room(size: int) -> None:
     """The limit of the platform, and of the disk: what is sent is there twice until it is committed."""
     if size > settings.MODEL_UPLOAD_MAX_BYTES:
         limit = settings.MODEL_UPLOAD_MAX_BYTES
@@ -150,6 +152,14 @@ def place_of(upload: Upload, file: int, number: int) -> Place | None:
 
 def count_of_parts(upload: Upload, file: int) -> int:
     return math.ceil(upload.files[file]["size"] / upload.part_size)
+
+
+def note_fetched(*, upload: Upload, place: Place, identity: ObjectIdentity) -> None:
+    """Remember a part that a worker has fetched itself and made durable."""
+    UploadPart.objects.update_or_create(
+        upload=upload, file=place.file, number=place.number, defaults={"size": identity.size, "sha256": identity.sha256}
+    )
+    Upload.objects.filter(pk=upload.pk).update(touched_at=timezone.now())
 
 
 @transaction.atomic
@@ -242,9 +252,9 @@ def take_whole(
 ) -> Upload:  # fmt: skip
     """An upload whose one file came in a single request and waits under ``identifier``; a worker goes on with it."""
     require(actor, "model.write", model)
-    _check_target(model, branch)
+    check_target(model, branch)
     file = {"path": path, "size": identity.size, "sha256": identity.sha256}
-    _check_files([file])
+    check_files([file])
     if not identity.size:
         raise _invalid("file", "The file is empty; send one with data.", "empty")
     upload: Upload = Upload.objects.create(

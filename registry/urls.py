@@ -2,11 +2,12 @@
 
 from django.urls import path
 
-from .views import comparison, deletion, history, lists, merge, model, upload, version
+from .views import comparison, deletion, history, imports, lists, merge, model, upload, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
     path("models/upload", upload.model_new, name="model-new"),
+    path("models/import", imports.model_import, name="model-import"),
     path("models/<uuid:model>/upload", upload.model_upload, name="model-upload"),
     path("uploads/<uuid:upload>/", upload.upload_page, name="upload"),
     path("uploads/<uuid:upload>/abort", upload.upload_abort, name="upload-abort"),

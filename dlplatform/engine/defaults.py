@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS, SEQUENTIAL
+from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS, PRETRAINED, SEQUENTIAL
 
 SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
@@ -50,8 +50,8 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
         augmentation=_or(config.augmentation, "shift"),
         folds=folds,
         epochs=epochs,
-        batch_size=_or(config.batch_size, _deep_batch_size(size.rows) if deep else _batch_size(size.rows)),
-        learning_rate=_or(config.learning_rate, _deep_rate(size) if deep else _learning_rate(architecture, size.rows)),
+        batch_size=_or(config.batch_size, _batch_size_of(text_encoder, deep, size.rows)),
+        learning_rate=_or(config.learning_rate, _rate_of(config, deep, size)),
         weight_decay=_or(config.weight_decay, 0.05 if deep else 0.01),
         validation_fraction=_or(config.validation_fraction, 1 / folds if folds > 1 else 0.15),
         early_stopping=_or(config.early_stopping, max(8, min(30, math.ceil(epochs / 4)))),
@@ -88,9 +88,22 @@ def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
 
 
 def _epochs_of(text_encoder: str, deep: int, rows: int) -> int:
-    if deep and text_encoder == "pretrained":
+    if deep and text_encoder == PRETRAINED:
         return max(3, min(20, 20_000 // max(rows, 1)))
     return _deep_epochs(rows) if deep else _epochs(rows)
+
+
+def _batch_size_of(text_encoder: str, deep: int, rows: int) -> int:
+    if deep and text_encoder == PRETRAINED:
+        return min(16 if rows < SMALL_ROWS else 32, _deep_batch_size(rows))
+    return _deep_batch_size(rows) if deep else _batch_size(rows)
+
+
+def _rate_of(config: TrainingConfig, deep: int, size: Size) -> float:
+    """Beside a pretrained transformer that of what is new; the transformer itself takes smaller steps (`Plan.rate`)."""
+    if deep and config.text_encoder == PRETRAINED:
+        return 0.005 if config.architecture == "linear" else 0.002
+    return _deep_rate(size) if deep else _learning_rate(config.architecture, size.rows)
 
 
 def _deep_epochs(rows: int) -> int:

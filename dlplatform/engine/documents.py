@@ -67,8 +67,8 @@ def encode_document(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list
     learnt: list[bool] = []
     encoded = tokenizer.encode([text for _, text, _ in pieces])
     for (role, _, said), codes in zip(pieces, encoded, strict=True):
-        head = [tokenizer.code(role)] if role else []
-        tail = [tokenizer.end] if role or said else []
+        head = tokenizer.opening(role) if role else []
+        tail = tokenizer.closing() if role else [tokenizer.end] if said else []
         tokens += [*head, *codes, *tail]
         learnt += [False] * len(head) + [said] * (len(codes) + len(tail))
     return tokens, learnt

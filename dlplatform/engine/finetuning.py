@@ -19,7 +19,9 @@ from dlplatform.engine.finetune_config import FinetuneConfig
 from dlplatform.engine.transformers_models import parts
 
 NEW_CLASS_NOISE: Final = 0.01
-PRETRAINED_RATE: Final = 0.05
+# Of the learning rate, for the weights of a pretrained transformer and for adapters beside them.
+PRETRAINED_RATE: Final = 0.02
+ADAPTER_RATE: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
         sentence = f"The base has no block named {config.blocks[0][:80]!r}."
         raise EngineError("bad_config", sentence, f"Its blocks are: {', '.join(blocks[:20])}.")
     rates = _rates(blocks, config.layer_decay)
-    if config.mode != "lora":
-        rates = _gentle(network, blocks, rates)
+    rates = _gentle(network, blocks, rates, ADAPTER_RATE if config.mode == "lora" else PRETRAINED_RATE)
     if config.mode == "full":
         return Plan(None, rates)
     if config.mode == "head":
@@ -90,10 +91,12 @@ def _rates(blocks: Sequence[str], decay: float) -> dict[str, float]:
     return {block: decay ** (len(body) - place) for place, block in enumerate(body)} if decay != 1.0 else {}
 
 
-def _gentle(network: nn.Module, blocks: Sequence[str], rates: Mapping[str, float]) -> dict[str, float]:
-    """Weights of a pretrained transformer move in smaller steps than those beside it, which start from nothing."""
+def _gentle(network: nn.Module, blocks: Sequence[str], rates: Mapping[str, float], share: float) -> dict[str, float]:
+    """Inside a pretrained transformer steps are smaller than in what is beside it, which starts from nothing."""
     inside = [name for name, _ in parts(network)]
-    gentle = {block: PRETRAINED_RATE for block in blocks if any(block.startswith(f"{name}.") for name in inside)}
+    if all(block.startswith(tuple(f"{name}." for name in inside)) for block in blocks):
+        return dict(rates)  # a language model, of which nothing is new
+    gentle = {block: share for block in blocks if any(block.startswith(f"{name}.") for name in inside)}
     return {block: rates.get(block, 1.0) * gentle.get(block, 1.0) for block in {**rates, **gentle}}
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dlplatform.engine.attention import Block, initialise_blocks
 from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.transformers_config import checked
 
 ARCHITECTURE = "decoder"
 LIMITS = {
@@ -28,7 +29,8 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """Everything that fixes the tensors of a language model. ``length``: tokens that it looks back at, at most."""
+    """Everything that fixes the tensors of a language model. ``length``: tokens that it looks back at, at most.
+    ``transformer``: a `transformers_config.Transformer` in its JSON form, which alone fixes the rest if it is given."""
 
     vocabulary: int
     length: int
@@ -37,10 +39,16 @@ class LanguageShape:
     heads: int
     dropout: float = 0.0
     architecture: str = ARCHITECTURE
+    transformer: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
+        """JSON form; packages without a transformers architecture do not mention one."""
+        described = asdict(self)
+        return (
+            described
+            if self.transformer
+            else {name: value for name, value in described.items() if name != "transformer"}
+        )
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> LanguageShape:
@@ -55,6 +63,9 @@ class LanguageShape:
                 raise PackageError(
                     f"The language model has {str(value)[:40]} for {name}; {low} to {high} are possible."
                 )
+        if shape.transformer is not None:
+            checked(shape.transformer)
+            return shape
         if shape.width % shape.heads or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
             raise PackageError("The heads of the language model do not divide its width.")
         if shape.architecture != ARCHITECTURE:
@@ -81,6 +92,11 @@ class LanguageNetwork(nn.Module):
         """Set every weight from the seed."""
         initialise_blocks(self, self.shape.layers, torch.Generator().manual_seed(seed))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return self.tokens.weight.device
+
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
         state = self.dropout(self.tokens(tokens) + self.positions(places))
@@ -103,12 +119,15 @@ class Writing:
 def write(network: LanguageNetwork, prompt: list[int], end: int, how: Writing) -> Iterator[int]:
     """The tokens that follow a prompt, one after the other, until the end token or ``how.most_tokens`` of them."""
     generator = torch.Generator().manual_seed(how.seed)
-    device = network.tokens.weight.device
+    device, padded = network.device, network.shape.transformer is None
     known = prompt[-network.shape.length :] or [end]
     with torch.inference_mode():
         for _ in range(how.most_tokens):
             window = torch.tensor([known[-network.shape.length :]], device=device)
-            chosen = _choose(network(window)[0, -1].float().cpu(), how, generator)
+            logits = network(window)[0, -1].float().cpu()
+            if padded:
+                logits[0] = float("-inf")  # padding is nothing to say
+            chosen = _choose(logits, how, generator)
             if chosen == end:
                 return
             known.append(chosen)
@@ -116,7 +135,6 @@ def write(network: LanguageNetwork, prompt: list[int], end: int, how: Writing) -
 
 
 def _choose(logits: Tensor, how: Writing, generator: torch.Generator) -> int:
-    logits[0] = float("-inf")  # padding is nothing to say
     if how.temperature <= 0:
         return int(logits.argmax())
     if 0 < how.top < len(logits):

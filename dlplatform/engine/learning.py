@@ -18,7 +18,7 @@ from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.job import BASE, JobSpec
-from dlplatform.engine.language import LanguageNetwork
+from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import RowNetwork, build_network
@@ -27,6 +27,7 @@ from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import longest_text
+from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
 
 Started = package.Package | TransformersBase | None
@@ -106,17 +107,28 @@ def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
 def _language_learner(
     job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: Started
 ) -> tuple[Learner, Plan]:
-    if isinstance(base, TransformersBase):
-        raise EngineError("bad_config", "This base cannot be taught to write.")
     if base is None or spec.finetune is None:
         return LanguageLearner(read_corpus(spec, table, reporter.beat, tokenizer), choose_device()), Plan()
-    assert isinstance(base.network, LanguageNetwork)
-    assert base.preprocessor.tokenizer is not None
-    corpus = read_corpus(spec, table, reporter.beat, tokenizer, (base.preprocessor.tokenizer, base.network.shape))
-    network = LanguageNetwork(base.network.shape)
-    network.load_state_dict(package.merged_tensors(base))
+    fitted, shape = _writing_as(base, spec)
+    corpus = read_corpus(spec, table, reporter.beat, tokenizer, (fitted, shape))
+    network = language_network(shape)
+    weights, _ = package.fitted_weights(base, network, [])
+    network.load_state_dict(weights)
+    try_out(network)
     plan = plan_of(network, spec.finetune, (), spec.config.seed)
     return LanguageLearner(corpus, choose_device(), network), plan
+
+
+def _writing_as(base: package.Package | TransformersBase, spec: JobSpec) -> tuple[Tokenizer, LanguageShape]:
+    """The tokenizer and the shape of a base that writes. Raises EngineError for one that does not."""
+    if isinstance(base, TransformersBase):
+        if not base.writes:
+            raise EngineError("bad_config", "The base does not write texts.", "Choose a decoder (GPT-like) as base.")
+        length = spec.config.text_length if isinstance(spec.config.text_length, int) else None
+        return read_language_tokenizer(base.tokenizer, base.transformer.config), shape_over(base, length)
+    assert isinstance(base.network, LanguageNetwork)
+    assert base.preprocessor.tokenizer is not None
+    return base.preprocessor.tokenizer, base.network.shape
 
 
 def tokenizer_of(learner: Learner) -> Tokenizer | None:
@@ -130,4 +142,4 @@ def tokenizer_of(learner: Learner) -> Tokenizer | None:
 def fresh_network(learner: Learner) -> nn.Module:
     """Another network of the same shape, not initialised."""
     shape: Any = learner.network.shape
-    return LanguageNetwork(shape) if isinstance(learner, LanguageLearner) else build_network(shape)
+    return language_network(shape) if isinstance(learner, LanguageLearner) else build_network(shape)

@@ -38,6 +38,7 @@ from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import CONFIG as TRANSFORMERS_CONFIG
 from dlplatform.engine.transformers_config import checked, longest_text
+from dlplatform.engine.transformers_language import language_network, read_language_tokenizer
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
 
@@ -132,9 +133,9 @@ def _built(directory: Path, description: dict[str, Any]) -> RowNetwork | Languag
     if description["task"] == LANGUAGE:
         shape = LanguageShape.from_dict(description["architecture"])
         tokenizer = _tokenizer(directory, description)
-        if tokenizer is None or tokenizer.size != shape.vocabulary:
+        if tokenizer is None or (shape.transformer is None and tokenizer.size != shape.vocabulary):
             raise PackageError(f"The tokenizer does not fit the vocabulary that {MODEL} describes.")
-        return LanguageNetwork(shape)
+        return language_network(shape)
     return build_network(_shape(directory, description))
 
 
@@ -292,8 +293,10 @@ def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None
         with (directory / TOKENIZER).open(encoding="utf-8") as file:
             content = file.read(TOKENIZER_BYTES + 1)
         transformer = description["architecture"].get("transformer")
-        if transformer is None or description["task"] == LANGUAGE:
+        if transformer is None:
             return read_tokenizer(content)
+        if description["task"] == LANGUAGE:
+            return read_language_tokenizer(content, checked(transformer).config)
         return read_transformers_tokenizer(content, transformers_models.vocabulary_of(checked(transformer).config))
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"The package has no readable {TOKENIZER}.") from error

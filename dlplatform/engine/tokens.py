@@ -46,6 +46,14 @@ class Tokenizer:
         found = self.inner.token_to_id(token)
         return int(found) if found is not None else 0
 
+    def opening(self, role: str) -> list[int]:
+        """The codes that begin a message of a chat; ``role`` as a special token, such as ``<user>``."""
+        return [self.code(role)]
+
+    def closing(self) -> list[int]:
+        """The codes that end a message of a chat."""
+        return [self.end]
+
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
         return str(self.inner.to_str())

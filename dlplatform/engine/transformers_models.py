@@ -74,12 +74,12 @@ def read_base(directory: Path) -> TransformersBase:
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
     """Codes that a model of this config knows."""
-    return int(_settings(dict(config)).vocab_size)
+    return int(settings_of(dict(config)).vocab_size)
 
 
 def build(config: dict[str, Any], writes: bool = False) -> Any:
     """The network of a checked config, with weights that are nobody's. Raises PackageError."""
-    library, settings = _library(), _settings(config)
+    library, settings = _library(), settings_of(config)
     auto = library.AutoModelForCausalLM if writes else library.AutoModel
     if settings.__class__ not in auto._model_mapping:
         raise PackageError(f"transformers has no such network for the model_type {config['model_type'][:60]!r}.")
@@ -107,7 +107,8 @@ def _from_config(auto: Any, settings: Any) -> Any:
         return auto.from_config(settings, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False)
 
 
-def _settings(config: dict[str, Any]) -> Any:
+def settings_of(config: dict[str, Any]) -> Any:
+    """The library's own object of a checked config. Raises PackageError."""
     with _as_package_error():
         return _library().AutoConfig.for_model(**config)
 
@@ -120,6 +121,13 @@ def _library() -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers
+
+
+def initial_weights(network: Any, seed: int) -> dict[str, Tensor]:
+    """What the library gives such a network for training from nothing; the same for the same seed."""
+    with _own_randomness(seed):
+        fresh = type(network)._from_config(network.config).state_dict()
+    return {name: fresh[name] for name in network.state_dict()}
 
 
 @contextmanager
@@ -157,7 +165,7 @@ def read_weights(base: TransformersBase, network: Any) -> dict[str, Tensor]:
     tensors = _read_files(base.directory)
     with _as_package_error(), _own_randomness(0):
         filled, told = type(network).from_pretrained(
-            None, config=_settings(base.transformer.config), state_dict=tensors, output_loading_info=True,
+            None, config=settings_of(base.transformer.config), state_dict=tensors, output_loading_info=True,
             dtype=torch.float32,
         )  # fmt: skip
     wanted, found = network.state_dict(), filled.state_dict()
@@ -222,8 +230,7 @@ class TransformersEncoder(TransformersPart):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Set every weight as the library does for training from nothing."""
-        with _own_randomness(int(torch.randint(2**31, (1,), generator=generator))):
-            self.model.load_state_dict(_from_config(_library().AutoModel, self.model.config).state_dict(), strict=False)
+        self.model.load_state_dict(initial_weights(self.model, int(torch.randint(2**31, (1,), generator=generator))))
 
     def forward(self, tokens: Tensor) -> Tensor:
         present = tokens > 0

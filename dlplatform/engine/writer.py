@@ -75,7 +75,7 @@ class Writer:
             tokens, _ = encode_document(self.tokenizer, chat_pieces(text))
         except (ValueError, TypeError) as error:
             raise PredictionInputError(row, "messages", "bad_messages", f"In messages, {error}.") from None
-        return [*tokens, self.tokenizer.code("<assistant>")]
+        return [*tokens, *self.tokenizer.opening("<assistant>")]
 
 
 def _writing(row: int, instance: Mapping[str, Any]) -> Writing:

@@ -37,3 +37,31 @@ def tiny_bert(folder: Path, **settings: object) -> Path:
         model = BertModel(BertConfig(vocab_size=size, max_position_embeddings=64, **{**TINY, **settings}))
     model.save_pretrained(folder)
     return folder
+
+
+def tiny_gpt(folder: Path, marked: bool = False) -> Path:
+    """What ``save_pretrained`` writes of a GPT-2 with two layers; ``marked``: its tokenizer knows ChatML."""
+    import torch
+    from tokenizers import decoders, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder.mkdir(parents=True)
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", *(["<|im_start|>", "<|im_end|>"] if marked else [])]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner.train_from_iterator(
+        WORDS,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    inner.save(str(folder / "tokenizer.json"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = inner.get_vocab_size()
+        config = GPT2Config(
+            vocab_size=size, n_embd=16, n_layer=2, n_head=2, n_positions=66, bos_token_id=0, eos_token_id=0
+        )
+        model = GPT2LMHeadModel(config)
+    model.save_pretrained(folder)
+    return folder
