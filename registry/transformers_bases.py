@@ -19,6 +19,8 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from .models import ModelVersion
 from .services import object_store
 
+LANGUAGE = "language-model"
+TASKS = ("classification", "regression", "multilabel")  # of rows with texts
 WEIGHTS = ".safetensors"
 OURS = "model.json"
 
@@ -62,3 +64,8 @@ def why_not(version: ModelVersion) -> str | None:
 def writes(version: ModelVersion) -> bool:
     """Whether the model continues texts."""
     return is_decoder(config_of(version))
+
+
+def tasks_of(version: ModelVersion) -> tuple[str, ...]:
+    """What a Hugging Face directory can be taught, the likeliest first."""
+    return (LANGUAGE, *TASKS) if writes(version) else TASKS

@@ -46,12 +46,19 @@ class SettingsIn(Strict):
     )  # fmt: skip
 
 
+class OutlookIn(SettingsIn):
+    task = serializers.CharField(
+        max_length=40, required=False, allow_blank=True, help_text="For a Hugging Face directory: what it is to learn"
+    )
+
+
 class FinetuneIn(SettingsIn):
     version = serializers.UUIDField(required=False, help_text="Default: production, else the head of main")
     dataset_version = serializers.UUIDField(help_text="Data with the columns that the model reads")
     task = serializers.CharField(
         max_length=40, required=False, allow_blank=True,
-        help_text="For a base that is a Hugging Face directory: classification (default), regression or multilabel",
+        help_text="For a base that is a Hugging Face directory: classification (default), regression or multilabel, "
+                  "and language-model (the default then) for one that writes",
     )  # fmt: skip
     target = TargetField(required=False, help_text="Column or columns to learn; default: those of the base")
     features = serializers.ListField(
@@ -113,23 +120,23 @@ class OutlookView(APIView):
     policy = {"POST": "read"}
 
     @documented(
-        "What a fine-tuning would train", request=SettingsIn, answer=OutlookOut, tags=["models"],
+        "What a fine-tuning would train", request=OutlookIn, answer=OutlookOut, tags=["models"],
         description="Blocks of the version's network with their numbers; nothing is queued.",
         example=({"mode": "lora", "rank": 8}, OUTLOOK),
     )  # fmt: skip
     def post(self, request: Request, version: UUID) -> Response:
         rows = ModelVersion.objects.select_related("model__organization", "base__model")
         found = visible_or_404(rows, request.user, pk=version)
-        given = SettingsIn(data=request.data)
+        given = OutlookIn(data=request.data)
         given.is_valid(raise_exception=True)
-        return Response(OutlookOut(_outlook(found, given.validated_data)).data)
+        return Response(OutlookOut(_outlook(found, **given.validated_data)).data)
 
 
-def _outlook(version: ModelVersion, settings: dict[str, Any]) -> Outlook:
+def _outlook(version: ModelVersion, task: str = "", **settings: Any) -> Outlook:
     availability.require_files(version)
     parsed = finetuning.parsed_settings(settings)
-    finetuning.check_base(version, parsed)
-    return outlook(version, parsed)
+    finetuning.check_base(version, parsed, task)
+    return outlook(version, parsed, task)
 
 
 def _version(model: RegisteredModel, identifier: UUID | None) -> ModelVersion:

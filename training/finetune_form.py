@@ -10,9 +10,8 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune
 from registry.models import ModelVersion
-from registry.transformers_bases import is_transformers
+from registry.transformers_bases import is_transformers, tasks_of
 
-from .finetuning import TASKS_FOR_TEXTS
 from .run_form import SettingField
 
 SHOWN = (
@@ -61,10 +60,13 @@ class FinetuneForm(forms.Form):
     def _ask_what_to_learn(self, data: list[DatasetVersion]) -> None:
         """A base that was only pretrained says neither task nor target."""
         names = dict.fromkeys(column["name"] for one in data for column in one.columns)
-        self.fields["task"] = forms.ChoiceField(choices=[(task, task) for task in TASKS_FOR_TEXTS], required=False)
+        self.fields["task"] = forms.ChoiceField(
+            choices=[(task, task) for task in tasks_of(self.version)], required=False
+        )
         self.fields["target"] = forms.MultipleChoiceField(
             choices=[(name, name) for name in names], label="Columns to predict",
-            help_text="One; several for regression and multilabel. All other columns are read.",
+            help_text="One; several for regression and multilabel. All other columns are read; a language model is taught "
+            "to write the one column.",
         )  # fmt: skip
 
     @property

@@ -8,12 +8,12 @@ from dlplatform.engine.blocks import block_of, blocks_of, chosen, usual_heads
 from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from registry.tensors import tensor_shapes
-from registry.transformers_bases import is_transformers
+from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
 
 # Tensors that belong to no layer an adapter could change: tables of embeddings.
 NOT_ADAPTED = ("tokens", "positions", "embedding", "wte", "wpe")
 # Where the engine puts a pretrained transformer, and what it leaves out of a Hugging Face file.
-ENCODER = "encoder.sequences.model"
+ENCODER, WRITER = "encoder.sequences.model", "model"
 FOREIGN_HEADS = ("cls", "lm_head", "classifier", "score", "qa_outputs", "pooler", "vocab_", "predictions", "generator")
 FOREIGN_BUFFERS = ("position_ids", "masked_bias", "inv_freq")
 BYTES = 4  # of a float32
@@ -49,21 +49,28 @@ def whole_version(version: ModelVersion) -> ModelVersion:
     return whole_version(version.base) if version.base is not None else version
 
 
-def trainable_blocks(version: ModelVersion) -> dict[str, int]:
+def trainable_blocks(version: ModelVersion, task: str = "") -> dict[str, int]:
     """{block: parameters} of the weights that a fine-tuning of the version starts from."""
-    return blocks_of(_weights(version))
+    return blocks_of(_weights(version, task))
 
 
-def _weights(version: ModelVersion) -> dict[str, list[int]]:
+def _weights(version: ModelVersion, task: str = "") -> dict[str, list[int]]:
     whole = whole_version(version)
     shapes = tensor_shapes(whole)
     if is_transformers(whole):
-        return encoder_shapes(shapes)
+        return _inside_ours(shapes, writes=will_write(whole, task))
     return {name: shape for name, shape in shapes.items() if not _is_fitted(name)}
 
 
-def encoder_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """The tensors of a Hugging Face file by the names that they get inside a network of ours, without its own heads."""
+def will_write(version: ModelVersion, task: str) -> bool:
+    """Whether a Hugging Face directory is taught to write: by default, if it does so already."""
+    return task in ("", LANGUAGE) and LANGUAGE in tasks_of(version)
+
+
+def _inside_ours(shapes: Mapping[str, Sequence[int]], writes: bool) -> dict[str, list[int]]:
+    """The tensors of a Hugging Face file by the names that they get inside a network of ours, which has its own heads."""
+    if writes:
+        return {f"{WRITER}.{name}": list(shape) for name, shape in shapes.items() if not _is_foreign_buffer(name)}
     firsts = {name.partition(".")[0] for name in shapes}
     inner = {first for first in firsts if not first.startswith(FOREIGN_HEADS)}
     prefix = f"{inner.pop()}." if len(inner) == 1 else ""
@@ -71,8 +78,12 @@ def encoder_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     return {
         f"{ENCODER}.{name}": shape
         for name, shape in kept.items()
-        if not name.startswith(FOREIGN_HEADS) and name.rpartition(".")[2] not in FOREIGN_BUFFERS
+        if not name.startswith(FOREIGN_HEADS) and not _is_foreign_buffer(name)
     }
+
+
+def _is_foreign_buffer(name: str) -> bool:
+    return name.rpartition(".")[2] in FOREIGN_BUFFERS
 
 
 def _is_fitted(name: str) -> bool:
@@ -83,27 +94,28 @@ def _is_fitted(name: str) -> bool:
     }  # fmt: skip
 
 
-def outlook(version: ModelVersion, settings: FinetuneConfig) -> Outlook:
+def outlook(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> Outlook:
     """Blocks, numbers and the least memory of weights, gradients, optimizer and averaged weights together."""
-    shapes = _weights(version)
+    shapes, whole = _weights(version, task), whole_version(version)
+    gets_outputs = is_transformers(whole) and not will_write(whole, task)
     counts = blocks_of(shapes)
     named = set(chosen(counts, settings.blocks))
     added: dict[str, int] = {}
     if settings.mode == "full":
         trains = set(counts)
     elif settings.mode == "head":
-        heads = set() if is_transformers(whole_version(version)) else set(usual_heads(counts))
+        heads = set() if gets_outputs else set(usual_heads(counts))
         trains = set(counts) if settings.unfreeze_every else named or heads
     else:
         trains = set()
         added = _adapter_sizes(shapes, settings, named or set(counts))
     blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
-    if is_transformers(whole_version(version)):
+    if gets_outputs:
         blocks.append(_new_outputs(shapes))
         counts["linear"] = blocks[-1].parameters
     trainable = sum(block.parameters for block in blocks if block.trains) + sum(added.values())
-    whole = sum(counts.values()) + sum(added.values())
-    memory = BYTES * (2 * whole + (1 + ADAM) * trainable)
+    held = sum(counts.values()) + sum(added.values())
+    memory = BYTES * (2 * held + (1 + ADAM) * trainable)
     return Outlook(blocks, sum(counts.values()), trainable, memory)
 
 

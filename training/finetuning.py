@@ -24,8 +24,6 @@ from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
 from .models import Experiment, Run
 
-TASKS_FOR_TEXTS = ("classification", "regression", "multilabel")  # what a base that was only pretrained can learn
-
 
 def finetune(
     *,
@@ -51,13 +49,13 @@ def finetune(
     require(actor, "run.write", version.model.organization)
     availability.require_files(version)
     parsed = parsed_settings(settings or {})
-    check_base(version, parsed)
+    check_base(version, parsed, task)
     task = _task(version, task)
     if not is_transformers(version) and features is not None:
         raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
     targets = _targets(version, target)
-    missing = misfits(version, dataset_version, targets)
-    if is_transformers(version):
+    missing = misfits(version, dataset_version, targets, task)
+    if is_transformers(version) and task != services.LANGUAGE:
         _check_texts(dataset_version, features)
     if missing:
         raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
@@ -72,7 +70,7 @@ def finetune(
         task=task,
         target=targets,
         features=features if is_transformers(version) else _known_features(version),
-        config={"text_encoder": PRETRAINED, **(config or {})} if is_transformers(version) else config,
+        config=_config(version, task, config),
         experiment=experiment,
         name=name,
         register_as=register_as or version.model.name,
@@ -80,6 +78,13 @@ def finetune(
         base_version=version,
         finetune=parsed.to_dict(),
     )
+
+
+def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A Hugging Face directory reads the texts of rows, unless the settings say otherwise."""
+    if is_transformers(version) and task != services.LANGUAGE:
+        return {"text_encoder": PRETRAINED, **(config or {})}
+    return config
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:
@@ -91,7 +96,7 @@ def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:
         raise ValidationError(problems) from error
 
 
-def check_base(version: ModelVersion, settings: FinetuneConfig) -> None:
+def check_base(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> None:
     """Whether the version can be fine-tuned in this way. Raises Conflict, ValidationError."""
     if is_transformers(version) and (reason := transformers_bases.why_not(version)):
         raise Conflict(f"No run can start from v{version.number}. {reason}", code="not_trainable")
@@ -104,8 +109,8 @@ def check_base(version: ModelVersion, settings: FinetuneConfig) -> None:
         raise Conflict(
             f"v{version.number} is an adapter itself; merge it into a full version first.", code="is_adapter"
         )
-    if settings.blocks and not chosen(trainable_blocks(version), settings.blocks):
-        known = ", ".join(list(trainable_blocks(version))[:20])
+    if settings.blocks and not chosen(trainable_blocks(version, task), settings.blocks):
+        known = ", ".join(list(trainable_blocks(version, task))[:20])
         raise ValidationError(
             {"blocks": ValidationError(f"None of these blocks exists. There are: {known}.", code="does_not_exist")}
         )
@@ -121,9 +126,10 @@ def is_trainable(version: ModelVersion) -> bool:
 def _task(version: ModelVersion, task: str) -> str:
     """The base's own; a model of the transformers library has none yet."""
     if is_transformers(version):
-        if task not in ("", *TASKS_FOR_TEXTS):
-            raise _invalid("task", f"This base is for {', '.join(TASKS_FOR_TEXTS)}.", "unknown_choice")
-        return task or TASKS_FOR_TEXTS[0]
+        known = transformers_bases.tasks_of(version)
+        if task not in ("", *known):
+            raise _invalid("task", f"This base is for {', '.join(known)}.", "unknown_choice")
+        return task or known[0]
     if task not in ("", version.task):
         raise _invalid("task", f"The base is a model for {version.task}; leave this out.", "not_for_base")
     return version.task
@@ -170,12 +176,11 @@ def _branch(version: ModelVersion, register_as: str) -> str:
     )
 
 
-def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str]) -> list[str]:
-    """What the data lack for the model, in words."""
+def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:
+    """What the data lack for the model, in words; ``task`` is what a Hugging Face directory is to be taught."""
     if is_transformers(version):
-        texts = [
-            column["name"] for column in data.columns if column["type"] == "text" and column["name"] not in targets
-        ]
+        taken = () if task == services.LANGUAGE else targets  # what a model is to write it also reads
+        texts = [column["name"] for column in data.columns if column["type"] == "text" and column["name"] not in taken]
         lacking = [] if texts else ["The model reads texts, and these data have no column of them besides the target."]
         return lacking + _absent(data, targets)
     types = {column["name"]: column["type"] for column in data.columns}

@@ -85,7 +85,7 @@ def test_files_come_in_parts_and_what_came_is_not_fetched_again(hub, token, trai
         import_upload(str(upload.pk))
     there = set(upload.parts.values_list("file", "number"))
     assert len(there) == 3
-    Upload.objects.filter(pk=upload.pk).update(state="queued", owner="", expires_at=None)
+    Upload.objects.filter(pk=upload.pk).update(state="queued", lease_owner="", lease_expires_at=None)
     again = ended(answer)
     assert again.state == "succeeded", again.error
     assert len(asked) == len(set(asked)) + 1 and upload.parts.count() > 10

@@ -10,7 +10,7 @@ from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
 from tests import factories
-from tests.unit.engine.transformers_bases import tiny_bert
+from tests.unit.engine.transformers_bases import tiny_bert, tiny_gpt
 from training.jobs import train
 from training.models import Run
 
@@ -50,6 +50,7 @@ def texts(organization, tmp_path):
 
 def asked(api, actor, base, data, **settings):
     body = {"dataset_version": str(data.pk), "config": QUICK, "target": "kind", "features": ["note"], **settings}
+    body = {name: value for name, value in body.items() if value is not None}
     return api(actor).post(f"/api/v1/models/{base.model_id}/finetune", body, format="json")
 
 
@@ -101,6 +102,33 @@ def test_the_outlook_tells_blocks_numbers_and_memory(bert, trainer, viewer, stra
     head = api(viewer).post(path, {"mode": "head"}, format="json").json()
     assert [block["name"] for block in head["blocks"] if block["trains"]] == ["linear"]
     assert api(stranger).post(path, {}, format="json").status_code == 404
+
+
+@pytest.fixture
+def gpt(organization, trainer, tmp_path):
+    return version_of(organization, trainer, tiny_gpt(tmp_path / "gpt"), "gpt")
+
+
+def test_a_decoder_goes_on_writing(gpt, texts, trainer, api):
+    version = tuned(api, trainer, gpt, texts, target="note", features=None, mode="lora", rank=2)
+    assert version.task == "language-model" and version.base == gpt
+    answer = PredictorCache(1 << 30).get(version.pk).predict([{"prompt": "the item", "max_tokens": 4}])
+    assert isinstance(answer[0]["text"], str)
+
+
+def test_a_decoder_may_read_texts_instead(gpt, texts, trainer, api):
+    version = tuned(api, trainer, gpt, texts, task="classification", mode="head")
+    assert version.task == "classification"
+    assert PredictorCache(1 << 30).get(version.pk).predict([{"note": "good"}])[0]["label"] in ("good", "bad")
+
+
+def test_the_outlook_of_a_decoder_depends_on_what_it_learns(gpt, viewer, api):
+    path = f"/api/v1/model-versions/{gpt.pk}/finetune-outlook"
+    writing = api(viewer).post(path, {"mode": "head"}, format="json").json()["blocks"]
+    assert {block["name"] for block in writing if block["trains"]} == {"model.transformer.h.1"}
+    reading = api(viewer).post(path, {"mode": "head", "task": "regression"}, format="json").json()["blocks"]
+    assert "encoder.sequences.model.h.1" in {block["name"] for block in reading}
+    assert {block["name"] for block in reading if block["trains"]} == {"linear"}
 
 
 def test_who_may_start_from_it(bert, texts, viewer, stranger, api, web):

@@ -31,14 +31,15 @@ def finetune_new(request: HttpRequest, version: UUID) -> HttpResponse:
     availability.require_files(found)
     data = finetuning.fitting_data(request.user, found)
     given = request.POST if request.method == "POST" else request.GET
-    form = FinetuneForm(given or None, version=found, data=data, blocks=trainable_blocks(found))
+    task = given.get("task", "")
+    form = FinetuneForm(given or None, version=found, data=data, blocks=trainable_blocks(found, task))
     if request.method == "POST" and form.is_valid() and (run := _queued(request, form, found)):
         said(request, "Queued. Training starts from the base as soon as a worker is free.")
         return redirect("run", run.pk)
     if request.method == "GET":
         form.errors.clear()
     context = {
-        "section": "models", "version": found, "model": found.model, "form": form, "data": data, "outlook": outlook(found, form.parsed()),
+        "section": "models", "version": found, "model": found.model, "form": form, "data": data, "outlook": outlook(found, form.parsed(), task),
         "checked": set(form["blocks"].value() or []),
     }  # fmt: skip
     return page(request, "training/finetune.html", context, partial="training/_finetune_form.html")
