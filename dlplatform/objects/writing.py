@@ -22,7 +22,7 @@ from django.core.files.storage import Storage
 
 from . import index
 from .ancestors import Ancestor
-from .encodings import DELTA, RAW, Bytes, Encoded, encode, shrinks
+from .encodings import DELTA, RAW, Encoded, encode, shrinks
 from .errors import MissingObject
 from .index import COMPOSITE, Scope, Superseded
 from .models import StoredObject
@@ -30,6 +30,7 @@ from .packs import SMALL, PackWriter
 from .reading import THREADS, Contents, ahead
 from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_length, regions
 from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, save_files, start_writing_back
+from .zstd import Bytes
 
 WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
