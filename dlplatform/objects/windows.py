@@ -6,7 +6,7 @@ WINDOWS, WINDOW = 4, 16 * 1024
 TRIED_WHOLE = 128 * 1024
 
 
-def windows(data: Bytes, width: int) -> Bytes:
+def windows(data: Bytes, width: int = 1) -> Bytes:
     """All of a small object; of a large one a few windows, evenly spread and aligned to items."""
     if len(data) <= TRIED_WHOLE:
         return data
