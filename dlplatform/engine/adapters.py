@@ -179,7 +179,7 @@ def _stored(part: str, tensor: Tensor, adapter: Adapter) -> Tensor:
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Take over what `save_tensors` gave. Raises PackageError for tensors that do not fit."""
-    needed = {
+    needed: dict[str, Tensor] = {
         f"{name}.{_key(part)}": parameter
         for name, adapter in adapters(network)
         for part, parameter in adapter.named_parameters()

@@ -156,7 +156,7 @@ def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetw
 
 
 def fitted_weights(
-    base: Package | TransformersBase, network: RowNetwork | LanguageNetwork, classes: Sequence[str]
+    base: Package | TransformersBase, network: nn.Module, classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A base's tensors by their names in the network, with outputs for the given classes, and the blocks that are new.
 

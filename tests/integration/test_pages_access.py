@@ -104,7 +104,7 @@ LISTS = [
     "password-change",
     "compare",
 ]
-WRITING = ["dataset-new", "run-new", "sweep-new", "model-new"]
+WRITING = ["dataset-new", "run-new", "sweep-new", "model-new", "model-import"]
 CHANGES = [
     ("run", name) for name in ("run-cancel", "run-pause", "run-resume", "run-archive", "run-restore", "run-rename")
 ] + [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from dlplatform.engine.errors import PackageError
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
 from dlplatform.engine.transformers_config import safe_config
-from tests.unit.engine.conftest import mixed_columns, read_spool
+from tests.unit.engine.conftest import ROOT, mixed_columns, read_spool
 from tests.unit.engine.test_modalities import last_events
 from tests.unit.engine.transformers_bases import TINY, tiny_bert
 
@@ -222,3 +224,12 @@ def test_shards_are_read_through_their_index(job: Callable[..., Path], bert: Pat
     AutoModel.from_pretrained(bert).save_pretrained(base, max_shard_size="10KB")
     assert len(list(base.glob("*.safetensors"))) > 1
     trained(tune(job, base, mode="head"))
+
+
+def test_processes_without_such_a_model_do_without_the_library() -> None:
+    """The warm worker imports the engine before it forks; the library would double what it holds."""
+    script = (
+        "import sys; import dlplatform.engine.run, dlplatform.engine.predict; "
+        "sys.exit(bool({'transformers', 'peft'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
