@@ -6,6 +6,7 @@ An import is an upload whose parts the worker gets itself: what was there when a
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -36,6 +37,8 @@ ENDINGS = (".json", ".safetensors", ".txt", ".md")
 MOST_LISTING = 16 * 1024 * 1024
 TOKEN_SECONDS = 24 * 3600
 MEGABYTE = 1024 * 1024
+PAUSES = (1.0, 5.0, 20.0)  # seconds before a part is asked for again
+SERVER_TROUBLE = 500
 
 
 @transaction.atomic
@@ -133,7 +136,7 @@ class Fetching:
                 place = uploads.place_of(self.upload, file, number)
                 assert place is not None
                 if (file, number) not in there:
-                    self._fetch(staged, row["path"], place)
+                    self._fetch_patiently(staged, row["path"], place)
                 self._done += place.size
                 self._tell()
 
@@ -165,6 +168,24 @@ class Fetching:
         except orjson.JSONDecodeError as error:
             raise RequestRefused("The Hub's answer is no JSON.") from error
         return found if isinstance(found, dict) else {}
+
+    def _fetch_patiently(self, staged: Any, path: str, place: Place) -> None:
+        """A connection that breaks off is tried again; what the server refuses is not."""
+        for pause in PAUSES:
+            try:
+                self._fetch(staged, path, place)
+                return
+            except RequestRefused as refused:
+                if refused.status is not None and refused.status < SERVER_TROUBLE:
+                    raise
+            self._wait(pause)
+        self._fetch(staged, path, place)
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._tell()
+            time.sleep(min(0.2, seconds))
 
     def _fetch(self, staged: Any, path: str, place: Place) -> None:
         part = staged.part(place.file, place.offset)

@@ -4,6 +4,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import StringIO
 
+import httpx
 import pytest
 from django.core.management import CommandError, call_command
 
@@ -89,6 +90,23 @@ def test_files_come_in_parts_and_what_came_is_not_fetched_again(hub, token, trai
     again = ended(answer)
     assert again.state == "succeeded", again.error
     assert len(asked) == len(set(asked)) + 1 and upload.parts.count() > 10
+
+
+def test_a_connection_that_breaks_off_is_tried_again(hub, token, trainer, api, monkeypatch):
+    monkeypatch.setattr(hub_imports, "PAUSES", (0.01, 0.01))
+    tried = []
+    write = hub_imports.Fetching._write
+
+    def breaking(self, response, part, place):
+        tried.append(place)
+        if len(tried) < 3:
+            raise httpx.ReadError("reset")
+        write(self, response, part, place)
+
+    monkeypatch.setattr(hub_imports.Fetching, "_write", breaking)
+    upload = ended(wanted(api, trainer, hub[1], token=token))
+    assert upload.state == "succeeded", upload.error
+    assert tried[0] == tried[1] == tried[2]
 
 
 @pytest.mark.parametrize(
