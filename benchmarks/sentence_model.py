@@ -86,7 +86,7 @@ def accuracy(folder: Path, model: Path, train: pa.Table, test: pa.Table, finetun
     spec = {
         "format": 1, "run": "benchmark", "attempt": 1, "task": "classification", "target": "label",
         "columns": [{"name": "text", "type": "text"}, {"name": "label", "type": "category"}], "features": ["text"],
-        "data": ["data/part.parquet"], "config": {"seed": seed, "importance": False}, "lineage": {},
+        "data": ["data/part.parquet"], "config": {"seed": seed, "importance": False, "checkpoint_seconds": 3600}, "lineage": {},
         "finetune": finetune,
     }  # fmt: skip
     (job / "spec.json").write_text(json.dumps(spec))

@@ -8,7 +8,7 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
@@ -29,7 +29,9 @@ from . import services, uploads
 from .models import RegisteredModel, Upload
 from .trees import MOST_FILES
 from .uploads import MAIN, Place
-from .workbench import Workbench
+
+if TYPE_CHECKING:  # it imports torch, which the web process does without
+    from .workbench import Workbench
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 REVISION = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,199}")
@@ -119,7 +121,7 @@ def _cipher() -> Fernet:
 class Fetching:
     """The files of an import: listed once, then fetched part by part into the upload's staging folder."""
 
-    def __init__(self, upload: Upload, bench: Workbench) -> None:
+    def __init__(self, upload: Upload, bench: "Workbench") -> None:
         self.upload = upload
         self.bench = bench
         self.source: dict[str, Any] = upload.source or {}
