@@ -21,7 +21,7 @@ from dlplatform.engine.transformers_models import parts
 NEW_CLASS_NOISE: Final = 0.01
 # Of the learning rate, for the weights of a pretrained transformer and for adapters beside them.
 PRETRAINED_RATE: Final = 0.02
-ADAPTER_RATE: Final = 0.2
+ADAPTER_RATE: Final = 0.4
 
 
 @dataclass(frozen=True)
