@@ -5,7 +5,6 @@ The library is imported when the first such network is built, so that processes 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -263,10 +262,3 @@ def try_out(network: nn.Module) -> None:
         device = next(model.parameters()).device
         with _as_package_error():
             model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device))
-
-
-def bytes_of(config: dict[str, Any], writes: bool = False) -> int:
-    """Bytes of the weights that a config describes, without making them. Raises PackageError."""
-    with torch.device("meta"):
-        network = build(config, writes)
-    return sum(4 * math.prod(each.shape) for each in network.parameters())
