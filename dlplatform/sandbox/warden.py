@@ -1,0 +1,142 @@
+"""Watches one sandbox from outside: its limits, its end, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from dlplatform.sandbox import cgroups, inside, kernel, usage
+from dlplatform.sandbox.plan import Plan
+
+VERDICT = "verdict.json"
+FAST_SECONDS, SLOW_SECONDS = 0.1, 0.5
+CROWDED = 0.8
+MEMORY, PROCESSES, DISK, TIME, SPOOL = "memory_limit", "process_limit", "disk_limit", "time_limit", "log_limit"
+
+
+def run(plan: Plan) -> int:
+    """The exit code of the program, 128 and a signal's number, or 125 when it could not be confined.
+
+    A limit that was passed is written down in ``state/verdict.json`` as {"fault": …}.
+    """
+    group = cgroups.make(Path(plan.state).parent.name[:60], plan.limits.memory, plan.limits.processes)
+    try:
+        first = _started(plan, group)
+        fault, code = _Watch(plan, group, first).until_the_end()
+    except OSError as error:
+        print(f"sandbox: {error}", flush=True)
+        return inside.UNCONFINED
+    finally:
+        group.remove()
+    if fault:
+        (Path(plan.state) / VERDICT).write_text(json.dumps({"fault": fault}))
+    return code
+
+
+def _started(plan: Plan, group: cgroups.Group) -> int:
+    """The number of the first process of the new world, which waits until it is within its limits."""
+    kernel.die_with_parent(signal.SIGKILL)
+    if os.geteuid() != 0:
+        _rule_alone()
+    kernel.unshare(kernel.CLONE_NEWPID)
+    start, go = os.pipe()
+    first = os.fork()
+    if first == 0:
+        code = inside.UNCONFINED
+        try:
+            os.close(go)
+            code = inside.first_process(plan, start)
+        finally:
+            os._exit(code)
+    os.close(start)
+    group.admit(first)
+    os.write(go, b"!")
+    os.close(go)
+    return first
+
+
+def _rule_alone() -> None:
+    """A user namespace, in which somebody who is nobody outside may make the other namespaces."""
+    user, group = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+class _Watch:
+    """Looks at a sandbox again and again: at what is cheap to see often, at the rest now and then."""
+
+    def __init__(self, plan: Plan, group: cgroups.Group, first: int) -> None:
+        self.plan = plan
+        self.group = group
+        self.first = first
+        self.began = time.monotonic()
+        self._looked = 0.0
+        signal.signal(signal.SIGTERM, self._forward)
+        signal.signal(signal.SIGUSR1, self._forward)
+
+    def _forward(self, sent: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.first, sent)
+
+    def until_the_end(self) -> tuple[str, int]:
+        """(the limit that was passed or "", exit code)."""
+        ending = os.pidfd_open(self.first)
+        waiting = select.poll()
+        waiting.register(ending, select.POLLIN)
+        fault = ""
+        while not waiting.poll(FAST_SECONDS * 1000):
+            fault = fault or self._fault()
+            if fault:
+                os.kill(self.first, signal.SIGKILL)
+        os.close(ending)
+        _, status = os.waitpid(self.first, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return fault or self._told_by_the_kernel(code), 128 - code if code < 0 else code
+
+    def _fault(self) -> str:
+        limits = self.plan.limits
+        if time.monotonic() - self.began > limits.seconds:
+            return TIME
+        if self.group.crowded():
+            return PROCESSES
+        if self.plan.spool and _size(self.plan.spool) > limits.spool:
+            return SPOOL
+        size, count = usage.files_in(self.plan.work, limits.files)
+        if size > limits.disk or count > limits.files:
+            return DISK
+        return self._slow_fault()
+
+    def _slow_fault(self) -> str:
+        """What the kernel counts for us where it lets us make groups."""
+        if time.monotonic() - self._looked < SLOW_SECONDS or (self.group.memory and self.group.processes):
+            return ""
+        self._looked = time.monotonic()
+        memory, threads = usage.processes_of(self.first)
+        if memory > self.plan.limits.memory:
+            return MEMORY
+        # The kernel counts the warden and others of our user too, so that the last few are never reached.
+        return PROCESSES if threads >= CROWDED * self.plan.limits.processes else ""
+
+    def _told_by_the_kernel(self, code: int) -> str:
+        if self.group.starved():
+            return MEMORY
+        if code == 128 + signal.SIGXCPU:
+            return TIME
+        if code == 128 + signal.SIGXFSZ:
+            return DISK
+        # One that was refused a process and ended of itself before we looked.
+        return PROCESSES if code != 0 and self.group.crowded() else ""
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
