@@ -17,15 +17,16 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
-from dlplatform.engine.job import BASE, JobSpec
+from dlplatform.engine.job import BASE, CODE, JobSpec
 from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner
-from dlplatform.engine.network import RowNetwork, build_network
+from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer
+from dlplatform.engine.user_code import CodeNetwork, load_build
 
 
 def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
@@ -51,6 +52,13 @@ def _row_learner(
     source = source_in(job_dir / "data" / IMAGES)
     known = Base(base.description, base.preprocessor) if base else None
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, tokenizer, known)
+    if spec.entry:
+        build = load_build(job_dir / CODE)
+
+        def build_own(shape: NetworkShape) -> RowNetwork:
+            return CodeNetwork(shape, build, spec.config.params)
+
+        return RowLearner(dataset, choose_device(), build=build_own), Plan()
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
     assert isinstance(base.network, RowNetwork)
@@ -86,4 +94,4 @@ def tokenizer_of(learner: Learner) -> Tokenizer | None:
 def fresh_network(learner: Learner) -> nn.Module:
     """Another network of the same shape, not initialised."""
     shape: Any = learner.network.shape
-    return LanguageNetwork(shape) if isinstance(learner, LanguageLearner) else build_network(shape)
+    return learner.build(shape) if isinstance(learner, RowLearner) else LanguageNetwork(shape)

@@ -121,7 +121,9 @@ def deny_escapes() -> bool:
     """A filter for a program of anybody: nothing that makes, joins or mounts a world of its own, and sockets within
     this machine alone, which a namespace of the network confines."""
     socket, clone, clone3 = _numbers(_WITH_CONDITIONS)
-    plain = [(number, []) for number in _numbers(tuple(name for name in _NAMES if name not in _WITH_CONDITIONS))]
+    plain: list[tuple[int, list[Rule]]] = [
+        (number, []) for number in _numbers(tuple(name for name in _NAMES if name not in _WITH_CONDITIONS))
+    ]
     first: Rule = (LOAD, 0, 0, OFFSET_OF_FIRST_ARGUMENT)
     allow, deny, unknown = ((RETURN, 0, 0, answer) for answer in (ALLOW, DENY, UNKNOWN_CALL))
     return _install(

@@ -38,8 +38,8 @@ def _show(root: Path, source: str) -> None:
     if not os.path.lexists(source) or os.path.lexists(target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.islink(source) and Path(source).parent == Path("/"):
-        target.symlink_to(os.readlink(source))  # /lib → usr/lib
+    if Path(source).is_symlink() and Path(source).parent == Path("/"):
+        target.symlink_to(Path(source).readlink())  # /lib → usr/lib
     else:
         _bind(source, target, kernel.MS_RDONLY)
 
@@ -47,7 +47,7 @@ def _show(root: Path, source: str) -> None:
 def _bind(source: str, target: Path, flags: int = 0) -> None:
     """Mount a file or folder at a place that is made when missing."""
     if not os.path.lexists(target):
-        if os.path.isdir(source):
+        if Path(source).is_dir():
             target.mkdir(parents=True)
         else:
             target.touch()
