@@ -16,6 +16,7 @@ from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
 from registry import availability
 from registry.models import ModelVersion, Ref
+from registry.own_code import brings_code
 
 from . import services
 from .experiments import experiment_named
@@ -43,6 +44,10 @@ def finetune(
     """
     require(actor, "run.write", version.model.organization)
     availability.require_files(version)
+    if brings_code(version):
+        raise ValidationError(
+            {"version": ValidationError("This model has code of its own; clone its run instead.", code="own_code")}
+        )
     parsed = parsed_settings(settings or {})
     check_base(version, parsed)
     targets = _targets(version, target)

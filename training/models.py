@@ -1,7 +1,7 @@
 """Experiments, runs, and what a run reports: events and metric points."""
 
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
@@ -9,7 +9,8 @@ from django.db.models import Q
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from datasets.models import DatasetVersion
-from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+from dlplatform.accounts.models import Organization, TenantModel, TenantQuerySet, User
+from dlplatform.accounts.roles import Scope
 from dlplatform.jobs import Job, JobQuerySet
 from registry.models import ModelVersion
 
@@ -154,6 +155,40 @@ class Trial(models.Model):
         return f"{self.sweep} #{self.number}"
 
 
+class CodeQuerySet(models.QuerySet[Any]):
+    def visible_to(self, user: User) -> Self:
+        """Members of the organization; code is shared with nobody else."""
+        if not user.is_active or (user.scopes is not None and Scope.READ not in user.scopes):
+            return self.none()
+        return self.filter(organization__memberships__user=user)
+
+
+class CodeBundle(models.Model):
+    """Files of code that somebody uploaded, named by their content; never changed."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="code_bundles")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    digest = models.CharField(max_length=64, help_text="SHA-256 over the names and hashes of the files")
+    filename = models.CharField(max_length=200, blank=True, help_text="As it was uploaded, for people")
+    tree = models.JSONField(help_text="{path: {sha256, size}}")
+
+    objects = CodeQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [models.UniqueConstraint(fields=["organization", "digest"], name="code_bundle_once")]
+
+    def __str__(self) -> str:
+        return f"{self.filename or 'code'} ({self.digest[:8]})"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry["size"] for entry in self.tree.values())
+
+
 class RunQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
     pass
 
@@ -211,6 +246,13 @@ class Run(Job):
         ModelVersion, null=True, on_delete=models.PROTECT, related_name="replays",
         help_text="The version that is trained once more, to be compared with; such a run commits nothing",
     )  # fmt: skip
+    code = models.ForeignKey(
+        CodeBundle, null=True, on_delete=models.PROTECT, related_name="runs",
+        help_text="Code of a user's own, which runs in a sandbox",
+    )  # fmt: skip
+    entry = models.CharField(
+        max_length=1000, blank=True, help_text="The file of the code to start with: model.py is an architecture"
+    )
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
     pause_requested_at = models.DateTimeField(null=True, editable=False)

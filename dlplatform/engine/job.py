@@ -20,6 +20,7 @@ OUTPUT: Final = "output"
 BASE: Final = "base"
 CHECKPOINTS: Final = "checkpoints"
 CODE: Final = "code"
+STACKS: Final = "stacks.txt"
 
 
 @dataclass(frozen=True)

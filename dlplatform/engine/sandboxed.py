@@ -5,6 +5,7 @@ An architecture trains in the engine's ordinary loop. A script is the run itself
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import runpy
 import signal
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from dlplatform.engine.denials import failure_of
 from dlplatform.engine.errors import EngineError
-from dlplatform.engine.job import CODE, SPEC
+from dlplatform.engine.job import CODE, SPEC, STACKS
 from dlplatform.engine.scripting import ScriptRun, read_raw
 
 ARCHITECTURE: Final = "model.py"
@@ -69,9 +70,12 @@ def run_script(folder: Path, spec: dict[str, Any]) -> int:
     sys.argv = [str(folder / CODE / spec["entry"])]
     sys.stdout, sys.stderr = _Lines(run, "info"), _Lines(run, "warning")
     try:
-        run.started(_environment())
-        return _run_guarded(run, spec["entry"])
+        with (folder / STACKS).open("a") as stacks:
+            faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+            run.started(_environment())
+            return _run_guarded(run, spec["entry"])
     finally:
+        faulthandler.unregister(signal.SIGUSR1)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         run.close()

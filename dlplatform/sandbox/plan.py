@@ -30,6 +30,7 @@ class Plan:
     work: str
     state: str
     user: int
+    parent: int = 0  # without whom it must not go on
     readable: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     spool: str = ""

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
@@ -113,7 +114,7 @@ class Sandbox:
         state = Path(self.plan.state)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         (state / VERDICT).unlink(missing_ok=True)
-        self.plan.write(state / PLAN)
+        replace(self.plan, parent=os.getpid()).write(state / PLAN)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-s", "-m", "dlplatform.sandbox", str(state / PLAN)],
             stdin=source, stdout=output, stderr=errors if errors is not None else output, cwd="/",

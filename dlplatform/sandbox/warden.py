@@ -41,6 +41,8 @@ def run(plan: Plan) -> int:
 def _started(plan: Plan, group: cgroups.Group) -> int:
     """The number of the first process of the new world, which waits until it is within its limits."""
     kernel.die_with_parent(signal.SIGKILL)
+    if os.getppid() != plan.parent:
+        raise OSError("who started this sandbox has died already")
     if os.geteuid() != 0:
         _rule_alone()
     kernel.unshare(kernel.CLONE_NEWPID)
