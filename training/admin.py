@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import Experiment, Run, Sweep
+from .models import CodeBundle, Experiment, Run, Sweep
 from .sweeps import services as sweeps
 
 
@@ -18,6 +18,14 @@ from .sweeps import services as sweeps
 class ExperimentAdmin(TenantAdmin):
     def change(self, actor: Any, row: Experiment, changes: dict[str, Any]) -> None:
         experiments.update_experiment(actor=actor, experiment=row, **changes)
+
+
+@admin.register(CodeBundle)
+class CodeBundleAdmin(ReadOnly):
+    list_display = ["filename", "digest", "organization", "created_by", "created_at"]
+    list_filter = ["organization"]
+    search_fields = ["filename", "digest", "id"]
+    list_select_related = ["organization", "created_by"]
 
 
 @admin.register(Sweep)

@@ -23,7 +23,7 @@ from registry import pickles, trees, unpacking
 from .models import CodeBundle
 
 ARCHITECTURE, SCRIPT, REQUIREMENTS = "model.py", "main.py", "requirements.txt"
-MOST_BYTES = 8 * 1024 * 1024
+MOST_BYTES = 7 * 1024 * 1024
 MOST_UNPACKED = 32 * 1024 * 1024
 MOST_FILES = 1_000
 MOST_REQUIREMENTS = 64 * 1024
