@@ -20,6 +20,8 @@ from .models import Run
 
 COMMAND = ("-P", "-s", "-m", "dlplatform.engine.sandboxed")
 MOST_THREADS = 8
+MOST_FILES = 100_000
+MOST_REPORTED = 64 * MIB
 MOST_STACKS = 8_000
 
 
@@ -29,6 +31,8 @@ def limits_of_code() -> Limits:
         memory=settings.SANDBOX_MEMORY_MB * MIB,
         processes=settings.SANDBOX_PROCESSES,
         disk=settings.SANDBOX_DISK_MB * MIB,
+        files=MOST_FILES,
+        spool=MOST_REPORTED,
         seconds=float(settings.SANDBOX_SECONDS),
     )
 

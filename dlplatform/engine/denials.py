@@ -14,7 +14,7 @@ from dlplatform.engine.errors import EngineError
 FOLDER: Final = "/job"  # of the run, as its own code sees it
 FORBIDDEN: Final = (
     "A sandbox has no network, no files but those of its run and of installed libraries, no other processes, and no "
-    "secrets; it writes only to /job and /tmp. The data of the run are in run.data."
+    "secrets; it writes only to /job and to a /tmp of its own. The data of the run are in run.data."
 )
 _DENIED: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTUNREACH}
 _FULL: Final = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -65,9 +65,9 @@ def _is_denied(error: BaseException) -> bool:
         return True
     if not isinstance(error, OSError):
         return False
-    elsewhere = isinstance(error.filename, str) and error.filename.startswith("/") and not _own(error.filename)
-    return error.errno in _DENIED or (error.errno in (errno.ENOENT, errno.ECONNREFUSED) and elsewhere)
+    return error.errno in _DENIED or (error.errno in (errno.ENOENT, errno.ECONNREFUSED) and _elsewhere(error.filename))
 
 
-def _own(path: str) -> bool:
-    return path.startswith((f"{FOLDER}/", "/tmp/"))  # noqa: S108 - the sandbox has one of its own
+def _elsewhere(path: object) -> bool:
+    """Whether a path that is not there lies outside the run; a socket that is not there tells no path."""
+    return path is None or (isinstance(path, str) and path.startswith("/") and not path.startswith(f"{FOLDER}/"))

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from django.conf import settings as configured
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import connection
 
 from dlplatform.accounts.models import Membership
 from registry.models import ModelVersion
@@ -36,12 +37,14 @@ def coder(trainer, organization):
 
 
 @pytest.fixture
-def small(settings):
+def small(settings, monkeypatch):
     """An installation that allows little, so that its limits are soon met."""
     settings.SANDBOX_MEMORY_MB = 512
     settings.SANDBOX_DISK_MB = 64
     settings.SANDBOX_PROCESSES = 48
-    settings.SANDBOX_SECONDS = 12
+    settings.SANDBOX_SECONDS = 20
+    monkeypatch.setattr("training.confined.MOST_FILES", 2_000)
+    monkeypatch.setattr("training.confined.MOST_REPORTED", 8 << 20)
     return settings
 
 
@@ -125,7 +128,7 @@ def test_such_a_model_answers_from_a_sandbox_and_nowhere_else(queue_code):
         answers = predictor.predict([{"length": 5.0, "width": 3.0, "colour": "red"}] * 2)
         assert len(answers) == 2 and set(answers[0]["probabilities"]) == {"a", "b", "c"}
         with pytest.raises(PredictionInputError) as refused:
-            predictor.predict([{"length": "long"}])
+            predictor.predict([{"length": "long", "width": 1.0, "colour": "red"}])
         assert refused.value.column == "length"
         assert predictor.alive
     finally:
@@ -232,11 +235,9 @@ def test_code_that_ignores_every_signal_is_cancelled_within_fifteen_seconds_with
 
 def test_nothing_of_a_sandbox_survives_its_worker(queue_code, coder):
     run = queue_code(own_code.IGNORES)
+    connection.close()
     worker = os.fork()
     if worker == 0:
-        from django.db import connections
-
-        connections.close_all()
         train(str(run.pk))
         os._exit(0)
     deadline = time.monotonic() + 30

@@ -42,11 +42,11 @@ def test_an_admin_gives_and_takes_the_permission_by_api_and_page_and_it_is_audit
     api, web, admin_user, trainer, organization
 ):
     asked = api(admin_user).post(
-        "/api/v1/organizations/lab/members", {"user": "trainer", "role": "trainer", "may_run_code": True}
+        "/api/v1/organizations/lab/members", {"user": "trainer", "role": "trainer", "may_run_code": True}, format="json"
     )
     assert asked.status_code == 200 and asked.json()["may_run_code"] is True
     assert AuditEntry.objects.filter(action="member.change", detail__may_run_code=True).exists()
-    api(admin_user).post("/api/v1/organizations/lab/members", {"user": "trainer", "role": "maintainer"})
+    api(admin_user).post("/api/v1/organizations/lab/members", {"user": "trainer", "role": "maintainer"}, format="json")
     member = Membership.objects.get(user=trainer, organization=organization)
     assert (member.role, member.may_run_code) == ("maintainer", True)
     web(admin_user).post("/members/trainer", {"role": "trainer"})
@@ -57,7 +57,7 @@ def test_an_admin_gives_and_takes_the_permission_by_api_and_page_and_it_is_audit
     assert member.may_run_code
     assert "may run own code" in web(admin_user).get("/members").content.decode()
     refused = api(trainer).post(
-        "/api/v1/organizations/lab/members", {"user": "trainer", "role": "trainer", "may_run_code": True}
+        "/api/v1/organizations/lab/members", {"user": "trainer", "role": "trainer", "may_run_code": True}, format="json"
     )
     assert refused.status_code == 403
 
@@ -95,11 +95,11 @@ def test_a_launch_without_the_permission_is_403_and_foreign_code_does_not_exist(
     dataset = factories.DatasetFactory(organization=organization)
     version = factories.DatasetVersionFactory(dataset=dataset)
     body = {"dataset_version": str(version.pk), "task": "classification", "target": "y", "code": str(bundle.pk)}
-    answer = api(maintainer).post("/api/v1/runs", body)
+    answer = api(maintainer).post("/api/v1/runs", body, format="json")
     assert answer.status_code == 403 and "permission of its own" in answer.json()["errors"][0]["detail"]
     Membership.objects.filter(user=stranger).update(may_run_code=True)
     theirs = factories.DatasetVersionFactory(dataset__organization=Membership.objects.get(user=stranger).organization)
-    answer = api(stranger).post("/api/v1/runs", body | {"dataset_version": str(theirs.pk)})
+    answer = api(stranger).post("/api/v1/runs", body | {"dataset_version": str(theirs.pk)}, format="json")
     assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "code"
     assert api(stranger).get(f"/api/v1/code/{bundle.pk}").status_code == 404
     assert web(stranger).get(f"/code/{bundle.pk}/").status_code == 404
@@ -125,7 +125,7 @@ def test_the_same_files_are_the_same_code_however_they_are_sent(api, coder):
         "target": "y",
         "entry": "x.py",
     }
-    assert client.post("/api/v1/runs", body).status_code == 400
+    assert client.post("/api/v1/runs", body, format="json").status_code == 400
 
 
 def _with_link():
