@@ -14,6 +14,7 @@ from dlplatform.engine.errors import CODES
 
 LARGEST = 2**53
 MOST_KEYS = 200
+MOST_METRICS = 500
 MOST_SETTINGS = 20_000  # characters
 SEVERITIES = ("info", "warning", "error")
 
@@ -24,18 +25,31 @@ class _Unfit(ValueError):
     """A value that no event of the engine has."""
 
 
-def vetted(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines that are events, in order, each with the fields of its type and nothing else."""
-    kept: list[dict[str, Any]] = []
-    last = 0
-    for line in lines:
+class Vetting:
+    """Of the lines of one run, those that are events, in order, each with the fields of its type and nothing else."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._keys: set[str] = set()
+
+    def __call__(self, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [event for line in lines if (event := self._vetted(line)) is not None]
+
+    def _vetted(self, line: dict[str, Any]) -> dict[str, Any] | None:
         try:
-            event = _event(line, last)
+            event = _event(line, self._last)
         except (_Unfit, KeyError, TypeError, AttributeError, RecursionError):
-            continue
-        last = event["sequence"]
-        kept.append(event)
-    return kept
+            return None
+        self._last = event["sequence"]
+        if event["type"] == "metric":
+            event["values"] = {key: value for key, value in event["values"].items() if self._knows(key)}
+        return event
+
+    def _knows(self, key: str) -> bool:
+        """Whether the metric is one of the first so many."""
+        if len(self._keys) < MOST_METRICS:
+            self._keys.add(key)
+        return key in self._keys
 
 
 def _event(line: dict[str, Any], last: int) -> dict[str, Any]:

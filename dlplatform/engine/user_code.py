@@ -149,6 +149,8 @@ class CodeNetwork(RowNetwork):
         )
         if not isinstance(made, nn.Module):
             raise EngineError("code_error", f"{FUNCTION} returned {type(made).__name__} instead of an nn.Module.")
+        if not any(parameter.requires_grad for parameter in made.parameters()):
+            raise EngineError("code_error", f"{FUNCTION} returned a module without parameters that can be trained.")
         return made
 
     @torch.no_grad()

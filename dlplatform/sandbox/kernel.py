@@ -27,13 +27,13 @@ AF_UNIX: Final = 1
 _NAMES = (
     "socket", "io_uring_setup", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd", "mount", "umount2",
     "pivot_root", "unshare", "setns", "add_key", "request_key", "keyctl", "bpf", "perf_event_open", "userfaultfd",
-    "open_by_handle_at", "clone", "clone3",
+    "open_by_handle_at", "clone", "clone3", "memfd_create", "memfd_secret", "shmget",
 )  # fmt: skip
 _NUMBERS: Final = {
     "x86_64": (0xC000003E, (41, 425, 101, 310, 311, 438, 165, 166, 155, 272, 308, 248, 249, 250, 321, 298, 323, 304,
-                            56, 435)),
+                            56, 435, 319, 447, 29)),
     "aarch64": (0xC00000B7, (198, 425, 117, 270, 271, 438, 40, 39, 41, 97, 268, 217, 218, 219, 280, 241, 282, 265,
-                             220, 435)),
+                             220, 435, 279, 447, 194)),
 }  # fmt: skip
 # Nobody who reads files for others needs these; the last four read another process of the same user.
 READING: Final = ("socket", "io_uring_setup", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd")
@@ -118,8 +118,10 @@ def deny_reading() -> bool:
 
 
 def deny_escapes() -> bool:
-    """A filter for a program of anybody: nothing that makes, joins or mounts a world of its own, and sockets within
-    this machine alone, which a namespace of the network confines."""
+    """A filter for a program of anybody: nothing that makes, joins or mounts a world of its own, no memory that is
+    counted nowhere, and sockets within this machine alone, which a namespace of the network confines."""
+    if not filters_known():
+        return False
     socket, clone, clone3 = _numbers(_WITH_CONDITIONS)
     plain: list[tuple[int, list[Rule]]] = [
         (number, []) for number in _numbers(tuple(name for name in _NAMES if name not in _WITH_CONDITIONS))

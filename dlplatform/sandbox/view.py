@@ -10,7 +10,7 @@ from dlplatform.sandbox import kernel
 from dlplatform.sandbox.plan import FOLDER, Plan, devices, libraries
 
 CLOSED = kernel.MS_NOSUID | kernel.MS_NODEV
-SCRATCH_BYTES = 1 << 30  # of /tmp and of /dev/shm, each
+SCRATCH_SHARE = 4  # part of the memory that /tmp and /dev/shm may hold, each
 # Flags that a mount was given by somebody mightier must be given again when it is changed.
 _KEPT = {2: kernel.MS_NOSUID, 4: kernel.MS_NODEV, 8: kernel.MS_NOEXEC, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 PEOPLE = "root:x:0:0::/:/sbin/nologin\nrunner:x:{user}:{user}::/tmp:/sbin/nologin\n"
@@ -73,7 +73,9 @@ def _system_folders(root: Path, plan: Plan) -> None:
         kernel.mount(device, str(target), "", kernel.MS_BIND)
     (root / "dev/shm").mkdir()
     for scratch in ("dev/shm", "tmp"):
-        kernel.mount("tmpfs", str(root / scratch), "tmpfs", CLOSED, f"size={SCRATCH_BYTES},mode=1777")
+        kernel.mount(
+            "tmpfs", str(root / scratch), "tmpfs", CLOSED, f"size={plan.limits.memory // SCRATCH_SHARE},mode=1777"
+        )
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         (root / "dev" / name).symlink_to(f"/proc/self/fd/{number}")
     (root / "dev/fd").symlink_to("/proc/self/fd")

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class _Watch:
             return TIME
         if self.group.crowded():
             return PROCESSES
-        if self.plan.spool and _size(self.plan.spool) > limits.spool:
+        if _reported(self.plan.spool) > limits.spool:
             return SPOOL
         size, count = usage.files_in(self.plan.work, limits.files)
         if size > limits.disk or count > limits.files:
@@ -137,8 +138,10 @@ class _Watch:
         return PROCESSES if code != 0 and self.group.crowded() else ""
 
 
-def _size(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0
+def _reported(spool: str) -> int:
+    """Bytes of the event stream, and of what was printed into files."""
+    printed = [about for about in (os.fstat(1), os.fstat(2)) if stat.S_ISREG(about.st_mode)]
+    size = sum({about.st_ino: about.st_size for about in printed}.values())
+    with contextlib.suppress(OSError):
+        size += os.lstat(spool).st_size if spool else 0
+    return size
