@@ -126,6 +126,7 @@ def only_one(home: Path):
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
+        os.register_at_fork(after_in_child=lock.close)  # a child that outlives us must not hold the folder
         yield
 
 

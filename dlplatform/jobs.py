@@ -247,6 +247,9 @@ class PlatformWorker(Worker):
 
     max_connection_wait_time = 2.0  # seconds between attempts while Redis is away; RQ's own is a minute
 
+    def procline(self, message: str) -> None:
+        """The title of the process stays that of its command."""
+
     def setup_work_horse_signals(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
+from setproctitle import setproctitle
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +53,54 @@ def _signal_all(family: list[psutil.Process], sent: signal.Signals) -> None:
             continue
 
 
+class Forked:
+    """A fork of this process that does ``work``, with the face of a `subprocess.Popen`.
+
+    It shares the memory of all that is imported here already, and starts without importing it again. Nothing here may
+    hold a thread or a connection by then.
+    """
+
+    def __init__(self, work: Callable[[], None], prepare: Callable[[], None], out: IO[bytes], title: str) -> None:
+        def run() -> None:
+            prepare()
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            for stream in (1, 2):
+                os.dup2(out.fileno(), stream)
+            setproctitle(title)
+            work()
+
+        self._process = multiprocessing.get_context("fork").Process(target=run)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; raises `subprocess.TimeoutExpired`."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0.0)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 @dataclass
 class Child:
-    """One supervised program and how to start it again."""
+    """One supervised program and how to start it again: ``command``, or ``work`` in a fork with that title."""
 
     name: str
     command: list[str]
@@ -61,10 +109,11 @@ class Child:
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 15.0
     environment: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | Forked | None = None
     starts: list[float] = field(default_factory=list)
     not_before: float = 0.0
     once: bool = False
+    work: Callable[[], None] | None = None
 
 
 class Supervisor:
@@ -82,37 +131,24 @@ class Supervisor:
 
     def _launch(self, child: Child) -> None:
         """In a session of its own: Ctrl-C reaches `up` alone, which then stops its children in order."""
-        parent = os.getpid()
-        ending = signal.SIGINT if child.name == "postgres" else signal.SIGTERM
         log = self.logs / f"{child.name}.log"
         _rotate(log)
         with log.open("ab") as out:
-            child.process = subprocess.Popen(
-                child.command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **child.environment},
-                user=child.user,
-                group=child.group,
-                extra_groups=[] if child.user is not None else None,
-                start_new_session=True,
-                cwd="/" if child.user is not None else None,
-                preexec_fn=lambda: die_with_parent(ending, parent),
-            )
+            child.process = _fork(child, child.work, out) if child.work else _execute(child, out)
         child.starts.append(time.monotonic())
 
     def restart_the_dead(self) -> None:
         """One look at all children; a child that keeps dying is started again more and more slowly."""
         now = time.monotonic()
         for child in self.children:
-            if child.once or child.process is None or child.process.poll() is None:
+            ended = None if child.once or child.process is None else child.process.poll()
+            if ended is None:
                 continue
             if child.not_before == 0.0:
                 recent = [start for start in child.starts if now - start < RESTART_WINDOW]
                 delay = 0.2 if len(recent) < RESTARTS_IN_WINDOW else 5.0
                 child.starts, child.not_before = recent, now + delay
-                self.say(f"{child.name} ended ({_how(child.process.returncode)}); starting it again")
+                self.say(f"{child.name} ended ({_how(ended)}); starting it again")
             elif now >= child.not_before:
                 child.not_before = 0.0
                 self._launch(child)
@@ -133,6 +169,29 @@ class Supervisor:
                 process.wait()
             _, alive = psutil.wait_procs(family, timeout=2)
             _signal_all(alive, signal.SIGKILL)
+
+
+def _fork(child: Child, work: Callable[[], None], out: IO[bytes]) -> Forked:
+    parent = os.getpid()
+    return Forked(work, lambda: die_with_parent(signal.SIGTERM, parent), out, " ".join(child.command))
+
+
+def _execute(child: Child, out: IO[bytes]) -> subprocess.Popen[bytes]:
+    parent = os.getpid()
+    ending = signal.SIGINT if child.name == "postgres" else signal.SIGTERM
+    return subprocess.Popen(
+        child.command,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **child.environment},
+        user=child.user,
+        group=child.group,
+        extra_groups=[] if child.user is not None else None,
+        start_new_session=True,
+        cwd="/" if child.user is not None else None,
+        preexec_fn=lambda: die_with_parent(ending, parent),
+    )
 
 
 def _how(code: int) -> str:

@@ -60,7 +60,7 @@ DATABASE_URL = _read(env.str, "DATABASE_URL", "postgresql://localhost:5432/dlpla
 REDIS_URL = _read(env.str, "REDIS_URL", "redis://localhost:6379/0")
 if not REDIS_URL.startswith(("redis://", "rediss://", "unix://")):
     raise ImproperlyConfigured("REDIS_URL: must be a redis:// address")
-DATABASE_POOL_SIZE = _integer("DATABASE_POOL_SIZE", 0, 0, 200)
+DATABASE_POOL_SIZE = _integer("DATABASE_POOL_SIZE", 16, 1, 200)
 MODEL_STORAGE_PATH = _read(env.str, "MODEL_STORAGE_PATH", str(DLP_HOME / "models"))
 DATASET_PATH = _read(env.str, "DATASET_PATH", str(DLP_HOME / "datasets"))
 if MODEL_STORAGE_PATH == DATASET_PATH:
@@ -164,10 +164,7 @@ if _database.get("ENGINE") != "django.db.backends.postgresql":
 _database["TEST"] = {"NAME": "test_dlplatform"}
 # Also with a pool, which would otherwise hand out the connections of a server that has restarted since.
 _database["CONN_HEALTH_CHECKS"] = True
-if DATABASE_POOL_SIZE:
-    _database["OPTIONS"] = {"pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 20}}
-else:
-    _database["CONN_MAX_AGE"] = None
+_database["CONN_MAX_AGE"] = None
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
-from dlplatform.objects.encodings import Bytes
 from dlplatform.objects.store import CorruptObject, ObjectStore
+from dlplatform.objects.zstd import Bytes
 
 BLOCK = 1024 * 1024
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")

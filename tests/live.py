@@ -122,7 +122,7 @@ class Platform:
 
 def _runs(process: psutil.Process, name: str) -> bool:
     try:
-        command = process.cmdline()
+        command = " ".join(process.cmdline()).split()  # the title of a fork is one text
     except psutil.Error:
         return False
     if name in ("postgres", "valkey"):

@@ -6,11 +6,12 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
 
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import CodeBundle, Experiment, Run, Sweep
+from .models import Accelerator, CodeBundle, Experiment, Run, Sweep
 from .sweeps import services as sweeps
 
 
@@ -89,3 +90,15 @@ class RunAdmin(ReadOnly):
     ) -> None:
         runs = queryset.select_related("experiment__organization")
         apply_to_each(request, runs, lambda run: service(actor=request.user, run=run, **more), done)
+
+
+@admin.register(Accelerator)
+class AcceleratorAdmin(ReadOnly):
+    list_display = ["name", "host", "memory", "run", "seen_at"]
+    list_filter = ["host", "name"]
+    search_fields = ["host", "name", "uuid"]
+    list_select_related = ["run"]
+
+    @admin.display(description="Memory", ordering="memory_bytes")
+    def memory(self, accelerator: Accelerator) -> str:
+        return filesizeformat(accelerator.memory_bytes)

@@ -5,6 +5,7 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from django.conf import settings
@@ -15,6 +16,7 @@ from dlplatform.sandbox.limits import MIB, Limits
 from dlplatform.sandbox.plan import FOLDER, Plan
 from dlplatform.sandbox.process import STATE, Sandbox, environment, user_for, working_folder
 
+from .accelerators.devices import files_of
 from .connection import OUTPUT_FILE
 from .models import Run
 
@@ -45,7 +47,7 @@ class SandboxConnection:
         self._sandbox: Sandbox | None = None
         self._work = Path()
 
-    def start(self, job_directory: Path) -> None:
+    def start(self, job_directory: Path, devices: Sequence[str] = ()) -> None:
         """Raises Unconfinable."""
         user = user_for(self._run.pk)
         readable = {name: job_directory / name for name in (SPEC, "data", CODE)}
@@ -58,9 +60,9 @@ class SandboxConnection:
                 state=str(job_directory / STATE),
                 user=user,
                 readable={name: str(path) for name, path in readable.items()},
-                environment=environment(settings.GPU_ENABLED, threads),
+                environment=environment(threads, devices),
                 spool=str(self._work / SPOOL),
-                gpu=settings.GPU_ENABLED,
+                devices=files_of(devices),
                 limits=limits_of_code(),
             )
         )

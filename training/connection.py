@@ -9,11 +9,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
-
-from django.conf import settings
 
 from dlplatform.processes import die_with_parent
 
@@ -23,8 +21,8 @@ OUTPUT_FILE = "output.txt"
 class Connection(Protocol):
     """What the orchestrator needs of a compute target."""
 
-    def start(self, job_directory: Path) -> None:
-        """Start the engine; returns at once."""
+    def start(self, job_directory: Path, devices: Sequence[str] = ()) -> None:
+        """Start the engine, which sees only these GPUs (UUIDs); returns at once."""
 
     def poll(self) -> int | None:
         """The exit code (negative: the signal that killed it), or None while the engine works."""
@@ -61,7 +59,7 @@ class LocalConnection:
         self._code: int | None = None
         self._directory = Path()
 
-    def start(self, job_directory: Path) -> None:
+    def start(self, job_directory: Path, devices: Sequence[str] = ()) -> None:
         import dlplatform.engine.run  # noqa: F401 - loaded here, so that the child finds it loaded
 
         self._directory = job_directory
@@ -70,7 +68,7 @@ class LocalConnection:
         if self._pid == 0:
             code = 1
             try:
-                _become_engine(job_directory, parent)
+                _become_engine(job_directory, parent, devices)
                 code = self._work(job_directory)
             except BaseException:
                 traceback.print_exc()  # into the job's output file; the exit code tells the rest
@@ -114,19 +112,15 @@ class LocalConnection:
             os.kill(self._pid, sent)
 
 
-def _become_engine(job_directory: Path, parent: int) -> None:
+def _become_engine(job_directory: Path, parent: int, devices: Sequence[str]) -> None:
     """Shed what the worker had: its session, signal handlers, environment and open files."""
     os.setsid()
     die_with_parent(signal.SIGKILL, parent)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
-    kept = {
-        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "CUDA_VISIBLE_DEVICES") if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ") if name in os.environ}
     os.environ.clear()
-    os.environ.update(kept)
-    if not settings.GPU_ENABLED:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.update(kept, CUDA_VISIBLE_DEVICES=",".join(devices))
     os.chdir(job_directory)
     output = os.open(job_directory / OUTPUT_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -259,6 +259,9 @@ class Run(Job):
     stop_after_epoch = models.PositiveIntegerField(
         null=True, help_text="Pause after so many epochs; null = train to the end"
     )
+    waits_for = models.PositiveSmallIntegerField(
+        null=True, editable=False, help_text="Devices that it waits for; null = for none"
+    )
 
     progress = models.FloatField(default=0.0)
     phase = models.CharField(max_length=60, blank=True)
@@ -436,3 +439,22 @@ class Preflight(Job):
 
     def __str__(self) -> str:
         return f"{self.task} of {', '.join(self.targets)}"
+
+
+class Accelerator(models.Model):
+    """A GPU of a worker's machine, and the claim of a run that holds it."""
+
+    host = models.CharField(max_length=120)
+    uuid = models.CharField(max_length=80)
+    name = models.CharField(max_length=120)
+    memory_bytes = models.BigIntegerField()
+    seen_at = models.DateTimeField()
+    run = models.ForeignKey(Run, null=True, on_delete=models.SET_NULL, related_name="accelerators")
+    lease_epoch = models.PositiveIntegerField(default=0, help_text="Of the run's lease; another one frees the device")
+
+    class Meta:
+        ordering = ["host", "name", "uuid"]
+        constraints = [models.UniqueConstraint(fields=["host", "uuid"], name="accelerator_once")]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.host}"

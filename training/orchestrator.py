@@ -24,6 +24,7 @@ from dlplatform.sandbox.process import WORK, Unconfinable
 from registry.packages import package_files, safe_target
 
 from . import states
+from .accelerators import leases
 from .collector import collect
 from .confined import SandboxConnection, read_plain
 from .connection import OUTPUT_FILE, Connection, LocalConnection
@@ -37,6 +38,7 @@ FIRST_POLL_SECONDS = 0.005  # until the first metric: somebody is waiting for it
 POLL_SECONDS = 0.02
 IDLE_POLL_SECONDS = 0.2
 RENEW_SECONDS = 1.0
+WAIT_SECONDS = 5.0  # between two looks for free devices; a run that ends has those who wait look at once
 CANCEL_GRACE = 4.0
 DRAIN_GRACE = 25.0
 DATABASE_PATIENCE = 120.0
@@ -72,8 +74,12 @@ class Orchestrator:
         """From the claim to the end. Never leaves an engine behind, whatever happens."""
         signal.signal(signal.SIGTERM, self._drain)
         try:
+            devices = leases.hold(self.run)
+            if devices is None:
+                states.wait(self.run, leases.wanted(self.run), delay=WAIT_SECONDS)
+                return
             self._prepare()
-            self.connection.start(self.directory)
+            self.connection.start(self.directory, devices)
             states.enter(self.run, Run.State.RUNNING)
             self._follow()
             self._patiently(self._conclude)
@@ -81,6 +87,9 @@ class Orchestrator:
             self._patiently(self._conclude_early)
         except LeaseLost:
             logger.warning("run %s is held by somebody else now; this worker stops", self.run.pk)
+        except leases.TooFew as few:
+            asked, most = few.args
+            states.end(self.run, Run.State.FAILED, states.failure("too_few_accelerators", asked=asked, most=most))
         except (MissingObject, CorruptObject) as error:
             states.end(self.run, Run.State.FAILED, states.failure("data_unavailable", reason=error))
         except Unconfinable as error:
@@ -89,6 +98,7 @@ class Orchestrator:
             states.end(self.run, Run.State.FAILED, states.failure("code_not_permitted"))
         finally:
             self.connection.kill()
+            self._patiently(lambda: leases.give_back(self.run))
 
     def _drain(self, _signal: int, _frame: Any) -> None:
         self.draining = True

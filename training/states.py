@@ -59,6 +59,10 @@ SENTENCES = {
         "The process of the code ended without a word ({how}).",
         "Read the end of the log. Code that crashes in a library, or leaves by os._exit, ends so.",
     ),
+    "too_few_accelerators": (
+        "The run asks for {asked} devices; no machine has more than {most}.",
+        "Clone the run with fewer devices, or start a worker on a machine with as many.",
+    ),
     "package_rejected": ("The finished model did not pass its check: {reason}", CODES["internal"]),
 }
 
@@ -119,6 +123,17 @@ def requeue(run: Run, *, delay: float, charge: bool, reason: str) -> None:
     append_event(run, "log", level="warning", message=reason)
     append_event(run, "state", state=Run.State.QUEUED, attempt=run.attempt)
     run.release(delay=delay, charge=charge, phase="", eta_seconds=None)
+    announce(run)
+
+
+@transaction.atomic
+def wait(run: Run, devices: int, *, delay: float) -> None:
+    """Give a run that we hold back to the queue until devices are free. That is no attempt, and told once."""
+    words = f"waiting for {devices} free device{'s' if devices > 1 else ''}"
+    if run.waits_for is None:
+        append_event(run, "log", level="info", message=f"The devices of this machine are in use; {words}.")
+        append_event(run, "state", state=Run.State.QUEUED, attempt=run.attempt - 1)
+    run.release(delay=delay, charge=False, attempt=F("attempt") - 1, waits_for=devices, phase=words)
     announce(run)
 
 

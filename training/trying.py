@@ -19,6 +19,7 @@ from dlplatform.jobs import LeaseLost
 from dlplatform.objects.errors import CorruptObject, MissingObject
 from dlplatform.objects.store import ObjectStore
 
+from .accelerators.devices import devices
 from .connection import LocalConnection
 from .models import Preflight
 from .preflights import outlook
@@ -83,7 +84,7 @@ class Trying:
 
     def _tried(self, folder: Path) -> dict[str, Any]:
         share = self._prepare(folder)
-        self.connection.start(folder)
+        self.connection.start(folder, [device.uuid for device in devices() if not device.busy][:1])
         began = time.monotonic()
         while self.connection.poll() is None:
             self._beat()

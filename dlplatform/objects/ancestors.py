@@ -2,11 +2,11 @@
 
 from contextlib import suppress
 
-from .encodings import Bytes
 from .errors import CorruptObject, MissingObject
 from .models import StoredObject
 from .reading import Contents
 from .safetensors_layout import PREFIX, Region, regions
+from .zstd import Bytes
 
 MOST_DEPTH = 8
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from django.core.files.storage import Storage
 
 from . import index
-from .encodings import Bytes, DamagedEncoding, decode
-from .errors import CorruptObject, MissingObject
+from .encodings import decode
+from .errors import CorruptObject, DamagedEncoding, MissingObject
 from .index import COMPOSITE, Scope
 from .models import StoredObject
 from .reading import THREADS, Contents, ahead
 from .safetensors_layout import SLICE
 from .storages import read_range
+from .zstd import Bytes
 
 ROWS_AT_ONCE = 1000
 GAP = 64 * 1024  # bytes between two objects that are sooner read than asked past

@@ -10,3 +10,7 @@ class CorruptObject(Exception):
 
 class MissingObject(Exception):
     """No object of that name is in the store."""
+
+
+class DamagedEncoding(ValueError):
+    """The stored bytes cannot have been written by ``encode``."""

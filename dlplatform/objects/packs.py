@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from .encodings import Bytes
+from .zstd import Bytes
 
 SMALL = 64 * 1024
 MOST_BYTES = 64 * 1000 * 1000

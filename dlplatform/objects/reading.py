@@ -10,12 +10,13 @@ from typing import TypeVar
 
 from django.core.files.storage import Storage
 
-from .encodings import Bytes, DamagedEncoding, decode
-from .errors import CorruptObject, MissingObject
+from .encodings import decode
+from .errors import CorruptObject, DamagedEncoding, MissingObject
 from .index import COMPOSITE, Scope, with_all_it_needs
 from .models import StoredObject
 from .safetensors_layout import SLICE
 from .storages import read_range
+from .zstd import Bytes
 
 THREADS = 2
 IN_FLIGHT = 3

@@ -16,13 +16,13 @@ from uuid import UUID
 from django.core.files.storage import Storage, storages
 
 from . import bulk, index
-from .encodings import Bytes
 from .errors import CorruptObject, MissingObject
 from .index import Scope, Superseded
 from .reading import Contents, LeafReader, RangeReader, unindexed_name
 from .safetensors_layout import SLICE
 from .storages import CHUNK, DurableFileStorage
 from .writing import Batch, IncomingBytes, ObjectIdentity, incoming_folder
+from .zstd import Bytes
 
 ATTEMPTS = 5
 

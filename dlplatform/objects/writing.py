@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from django.core.files.storage import Storage
 
 from . import index
 from .ancestors import Ancestor
-from .encodings import DELTA, RAW, Bytes, Encoded, encode, shrinks
+from .encodings import DELTA, RAW, Encoded, encode, shrinks
 from .errors import MissingObject
 from .index import COMPOSITE, Scope, Superseded
 from .models import StoredObject
@@ -30,8 +30,8 @@ from .packs import SMALL, PackWriter
 from .reading import THREADS, Contents, ahead
 from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_length, regions
 from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, save_files, start_writing_back
+from .zstd import Bytes
 
-WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
 
 
@@ -169,16 +169,12 @@ class Batch:
         """Two passes: hashes of the whole and of the parts, then encodings of those that the store has not yet."""
         with path.open("rb") as source, ThreadPoolExecutor(THREADS) as pool:
             before = _state(source.fileno())
-            whole = pool.submit(_hash_of_file, path)
-            ids = []
-            for region, sha256 in zip(
-                laid_out, ahead(pool, partial(_hash_of_region, source.fileno()), laid_out), strict=True
-            ):
+            whole, ids = hashlib.sha256(), []
+            for data, sha256 in ahead(pool, partial(_hashed, source.fileno()), laid_out):
+                whole.update(data)
                 ids.append(sha256)
-                self._beat(region.size)
-            while not wait([whole], WAIT_SECONDS).done:
-                self._beat(0)
-            identity = ObjectIdentity(whole.result(), size)
+                self._beat(len(data))
+            identity = ObjectIdentity(whole.hexdigest(), size)
             if not self._has(identity.sha256):
                 parts = self._add_parts(pool, source.fileno(), laid_out, ids, like)
                 row = self._row(identity.sha256, size, COMPOSITE, 0)
@@ -215,9 +211,7 @@ class Batch:
         self, source: int, ancestor: Ancestor | None, missing: tuple[str, Region]
     ) -> tuple[StoredObject, Bytes]:
         sha256, region = missing
-        data = os.pread(source, region.size, region.start)
-        if len(data) != region.size:
-            raise OSError("a file became shorter while it was being stored")
+        data = _read(source, region)
         base = ancestor.base_for(region) if ancestor else None
         base_bytes = ancestor.read(base) if ancestor and base else None
         encoded = encode(data, width=region.width, base=base_bytes)
@@ -305,10 +299,13 @@ def _state(descriptor: int) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _hash_of_file(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+def _hashed(source: int, region: Region) -> tuple[bytes, str]:
+    data = _read(source, region)
+    return data, hashlib.sha256(data).hexdigest()
 
 
-def _hash_of_region(source: int, region: Region) -> str:
-    return hashlib.sha256(os.pread(source, region.size, region.start)).hexdigest()
+def _read(source: int, region: Region) -> bytes:
+    data = os.pread(source, region.size, region.start)
+    if len(data) != region.size:
+        raise OSError("a file became shorter while it was being stored")
+    return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ class Plan:
     """``work``: the folder on this machine that becomes `/job`, the only one that can be written to.
 
     ``readable``: {name in `/job`: file or folder of this machine}. ``state``: a folder for the warden alone. ``user``:
-    the number that the program runs under; where the warden is not root, its own.
+    the number that the program runs under; where the warden is not root, its own. ``devices``: files of accelerators.
     """
 
     command: list[str]
@@ -34,7 +33,7 @@ class Plan:
     readable: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     spool: str = ""
-    gpu: bool = False
+    devices: list[str] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
 
     def write(self, path: Path) -> None:
@@ -55,8 +54,7 @@ def libraries() -> list[str]:
     return [*SYSTEM, *python, *(str(PROJECT_ROOT / name) for name in HOUSE), *SETTINGS]
 
 
-def devices(gpu: bool) -> list[str]:
-    """Devices that the program may use."""
+def devices(more: list[str]) -> list[str]:
+    """Devices that the program may use: those that hold nothing, and ``more``."""
     plain = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    accelerators = [f"/dev/{name}" for name in os.listdir("/dev") if name.startswith("nvidia")] if gpu else []  # noqa: PTH208
-    return [each for each in [*plain, *accelerators] if os.path.exists(each)]  # noqa: PTH110 - devices, not files
+    return [each for each in [*plain, *more] if Path(each).exists()]

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -48,13 +49,13 @@ def _exists(user: int) -> bool:
     return any(first <= user < first + count for first, _, count in extents)
 
 
-def environment(gpu: bool, threads: int) -> dict[str, str]:
-    """All that a program in a sandbox finds in its environment."""
+def environment(threads: int, accelerators: Sequence[str] = ()) -> dict[str, str]:
+    """All that a program in a sandbox finds in its environment. ``accelerators``: UUIDs of those that it may use."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC",  # noqa: S108 - its own
         "PYTHONPATH": str(PROJECT_ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "2",
-        **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""}),
+        "CUDA_VISIBLE_DEVICES": ",".join(accelerators),
     }  # fmt: skip
 
 

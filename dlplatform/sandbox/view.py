@@ -67,7 +67,7 @@ def _system_folders(root: Path, plan: Plan) -> None:
     # Where a container hides parts of its own /proc no other can be mounted; a program can do without.
     with contextlib.suppress(OSError):
         kernel.mount("proc", str(root / "proc"), "proc", CLOSED | kernel.MS_NOEXEC)
-    for device in devices(plan.gpu):
+    for device in devices(plan.devices):
         target = root / device.lstrip("/")
         target.touch()
         kernel.mount(device, str(target), "", kernel.MS_BIND)

@@ -53,7 +53,7 @@ class ConfinedPredictor:
             command=[sys.executable, "-P", "-s", "-m", "dlplatform.engine.answering", f"{FOLDER}/package"],
             work=str(work), state=str(self._directory / STATE), user=user,
             readable={name: str(path) for name, path in readable.items()},
-            environment=environment(False, THREADS),
+            environment=environment(THREADS),
             limits=Limits(memory=settings.SANDBOX_MEMORY_MB * MIB, disk=256 * MIB, seconds=FOREVER,
                           processes=settings.SANDBOX_PROCESSES),
         )  # fmt: skip

@@ -94,8 +94,11 @@ def test_the_project_package_is_empty_at_its_root():
 
 def test_a_pooled_connection_is_checked_before_it_is_handed_out():
     """A database that restarted leaves dead connections in the pool; a page must not fail over one."""
-    code = "import django; django.setup(); from django.db import connection; assert connection.pool._check"
-    environment = {**os.environ, "DATABASE_POOL_SIZE": "4", "DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
+    code = (
+        "import django; django.setup(); from dlplatform.management.commands.web import share_connections; "
+        "from django.db import connection; share_connections(); assert connection.pool._check"
+    )
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

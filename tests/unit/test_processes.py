@@ -1,6 +1,8 @@
 """Supervised children, and the services that `up` starts."""
 
+import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -25,6 +27,13 @@ def supervisor(tmp_path, said):
 
 def python(code):
     return [sys.executable, "-c", code]
+
+
+def wait_for(look, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_dead_child_is_started_again_and_said(supervisor, said):
@@ -62,6 +71,45 @@ def test_stopping_takes_the_whole_tree_and_uses_force_at_last(supervisor):
     supervisor.stop()
     time.sleep(0.2)
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_fork_is_a_child_like_any_other(supervisor, said, tmp_path):
+    """It has a title, a session and a log of its own, and is started again when it dies."""
+
+    def work():
+        os.write(1, f"forked {os.getsid(0) == os.getpid()}\n".encode())
+        time.sleep(60)
+
+    child = Child("forked", ["python", "manage.py", "forked"], work=work)
+    supervisor.start(child)
+    first = child.process.pid
+    wait_for(lambda: (tmp_path / "logs" / "forked.log").read_text() == "forked True\n")
+    if sys.platform == "linux":
+        assert " ".join(psutil.Process(first).cmdline()).strip() == "python manage.py forked"
+    child.process.kill()
+    assert child.process.wait(5) == -signal.SIGKILL
+    wait_for(lambda: supervisor.restart_the_dead() or child.process.pid != first)
+    assert said == ["forked ended (signal SIGKILL); starting it again"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.process.wait(0.01)
+    supervisor.stop()
+    assert child.process.poll() == -signal.SIGTERM
+
+
+def test_a_fork_that_fails_is_told_with_its_code(supervisor, tmp_path):
+    child = Child("failing", ["failing"], work=lambda: sys.exit(3), once=True)
+    supervisor.start(child)
+    assert child.process.wait(5) == 3
+
+
+def test_a_fork_does_not_hold_the_folder_of_its_parent(supervisor, tmp_path):
+    """Killed by force, `up` must be able to start again while its children are still ending."""
+    with embedded.only_one(tmp_path):
+        child = Child("lasting", ["lasting"], work=lambda: (os.write(1, b"started"), time.sleep(60)))
+        supervisor.start(child)
+        wait_for(lambda: (tmp_path / "logs" / "lasting.log").read_text() == "started")
+    with embedded.only_one(tmp_path):
+        assert child.process.poll() is None
 
 
 def test_stop_tree_of_what_is_gone_is_nothing():

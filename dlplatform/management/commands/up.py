@@ -1,14 +1,14 @@
 """`manage.py up`: everything on one machine, with one command and one Ctrl-C."""
 
+import gc
+import http.client
 import io
 import multiprocessing
-import os
 import signal
 import sys
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ class Command(BaseCommand):
         for service in _embedded_services(settings.DLP_HOME):
             _start_service(supervisor, service)
         first_admin = _prepare_database()
+        gc.collect()
+        gc.freeze()  # collections in the forks would copy the pages that they share
         for child in _own_processes():
             supervisor.start(child)
         _wait_until_ready(supervisor)
         if first_admin and settings.DLP_SAMPLES:
-            supervisor.start(Child("samples", _manage("samples"), once=True))
+            supervisor.start(_management("samples", once=True))
         address = (
             f"http://{'localhost' if settings.HOST in ('127.0.0.1', '0.0.0.0') else settings.HOST}:{settings.PORT}"  # noqa: S104
         )
@@ -125,19 +127,22 @@ def _prepare() -> str:
     return told.getvalue().strip()
 
 
-def _manage(command: str) -> list[str]:
-    return [sys.executable, str(settings.BASE_DIR / "manage.py"), command]
-
-
 def _own_processes() -> list[Child]:
     """Web, workers, scheduler, inference."""
-    pool = {"DATABASE_POOL_SIZE": os.environ.get("DATABASE_POOL_SIZE", "16")}
     return [
-        Child("web", _manage("web"), environment=pool, grace=15.0),
-        Child("worker", _manage("worker"), grace=40.0),
-        Child("scheduler", _manage("scheduler"), grace=5.0),
-        Child("serve", _manage("serve"), grace=10.0),
+        _management("web", grace=15.0),
+        _management("worker", grace=40.0),
+        _management("scheduler", grace=5.0),
+        _management("serve", grace=10.0),
     ]
+
+
+def _management(command: str, *, grace: float = 15.0, once: bool = False) -> Child:
+    """A management command as a child: a fork of this process where forking is safe, which macOS does not promise."""
+    work = partial(call_command, command) if sys.platform == "linux" else None
+    return Child(
+        command, [sys.executable, str(settings.BASE_DIR / "manage.py"), command], work=work, grace=grace, once=once
+    )
 
 
 def _wait_until_ready(supervisor: Supervisor) -> None:
@@ -145,11 +150,16 @@ def _wait_until_ready(supervisor: Supervisor) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         supervisor.restart_the_dead()
-        try:
-            request = urllib.request.Request(f"http://{host}:{settings.PORT}/readyz", headers={"Host": "localhost"})
-            with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
+        if _answers(host):
+            return
+        time.sleep(0.1)
     raise embedded.StartError(f"The web process did not become ready; see {supervisor.logs / 'web.log'}")
+
+
+def _answers(host: str) -> bool:
+    try:
+        asked = http.client.HTTPConnection(host, settings.PORT, timeout=2)
+        asked.request("GET", "/readyz", headers={"Host": "localhost"})
+        return asked.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False

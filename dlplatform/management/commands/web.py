@@ -26,6 +26,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         _raise_open_files()
+        share_connections()
         uvicorn.run(
             "dlplatform.asgi:application",
             host=settings.HOST,
@@ -46,3 +47,9 @@ def _raise_open_files() -> None:
     """As many sockets as the system allows; the usual soft limit of 1,024 is for select(), which nobody here uses."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def share_connections() -> None:
+    """A pool for the threads of this process, which would otherwise keep a connection each."""
+    pool = {"min_size": 1, "max_size": settings.DATABASE_POOL_SIZE, "timeout": 20}
+    settings.DATABASES["default"].update(CONN_MAX_AGE=0, OPTIONS={"pool": pool})

@@ -10,7 +10,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('accounts', '0002_own_code'),
-        ('training', '0007_language_models'),
+        ('training', '0008_accelerators'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

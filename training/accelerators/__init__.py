@@ -1,0 +1,1 @@
+"""The GPUs of the workers' machines: which there are, and which run holds which."""

@@ -1,0 +1,105 @@
+"""Which run computes on which GPU.
+
+A lease belongs to one claim of a run: it is worth as much as the run's own lease, and ends with it without anybody having
+to give it back. A run that has to wait for devices lets no later one pass that would take them away from it.
+"""
+
+import socket
+from datetime import timedelta
+
+from django.db import connection, transaction
+from django.db.models import Count, F, Q, QuerySet
+from django.db.models.functions import Now
+
+from dlplatform import jobs
+
+from ..models import Accelerator, Run
+from .devices import Device, devices
+
+REMEMBERED = timedelta(days=1)
+
+
+class TooFew(Exception):
+    """No machine that was seen lately has as many devices as the run asks for. ``args``: asked for, the most there are."""
+
+
+def wanted(run: Run) -> int:
+    """How many devices a run computes on where there are any."""
+    asked = run.config.get("devices")
+    return asked if isinstance(asked, int) else 1
+
+
+def hold(run: Run) -> list[str] | None:
+    """UUIDs of as many idle devices as the run asks for, held for this claim of it; None when it has to wait.
+
+    An empty list where the machine has none: the run then computes on the processor. Raises TooFew.
+    """
+    there = devices()
+    if not there:
+        _here().delete()
+        return []
+    with transaction.atomic():
+        _one_at_a_time()
+        _remember(there)
+        asked, most = wanted(run), _most_of_any_machine()
+        if asked > most:
+            raise TooFew(asked, most)
+        idle = _idle(there)
+        if len(idle) < asked or _another_waits(run, len(there)):
+            return None
+        chosen = [device.uuid for device in idle[:asked]]
+        _here().filter(uuid__in=chosen).update(run=run, lease_epoch=run.lease_epoch)
+        Run.objects.filter(pk=run.pk).update(waits_for=None)
+        return chosen
+
+
+def give_back(run: Run) -> None:
+    """Free what this claim of the run holds, and have those look again that wait for devices."""
+    if Accelerator.objects.filter(run=run, lease_epoch=run.lease_epoch).update(run=None):
+        waiting = Run.objects.filter(state=Run.State.QUEUED, waits_for__isnull=False)
+        waiting.update(not_before=None)
+        for other in waiting.order_by("queued_at"):
+            jobs.wake(other)
+
+
+def _here() -> QuerySet[Accelerator]:
+    return Accelerator.objects.filter(host=socket.gethostname())
+
+
+def _one_at_a_time() -> None:
+    """Workers of a machine choose one after the other."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"accelerators of {socket.gethostname()}"]
+        )
+
+
+def _remember(there: list[Device]) -> None:
+    """What the machine has now; a device that is gone is forgotten."""
+    host = socket.gethostname()
+    _here().exclude(uuid__in=[device.uuid for device in there]).delete()
+    Accelerator.objects.bulk_create(
+        [
+            Accelerator(host=host, uuid=device.uuid, name=device.name[:120], memory_bytes=device.memory, seen_at=Now())
+            for device in there
+        ],
+        update_conflicts=True, unique_fields=["host", "uuid"], update_fields=["name", "memory_bytes", "seen_at"],
+    )  # fmt: skip
+
+
+def _most_of_any_machine() -> int:
+    seen = Accelerator.objects.filter(seen_at__gte=Now() - REMEMBERED)
+    return max(seen.values("host").annotate(count=Count("pk")).values_list("count", flat=True), default=0)
+
+
+def _idle(there: list[Device]) -> list[Device]:
+    """Neither held by a living claim nor used by any program."""
+    living = Q(run__state__in=Run.HELD, run__lease_epoch=F("lease_epoch"))
+    held = set(_here().filter(living).values_list("uuid", flat=True))
+    return [device for device in there if not device.busy and device.uuid not in held]
+
+
+def _another_waits(run: Run, count: int) -> bool:
+    """Whether an older run waits for devices that this machine could give it."""
+    older = Run.objects.filter(state=Run.State.QUEUED, waits_for__lte=count, queued_at__lt=run.queued_at)
+    return older.exclude(pk=run.pk).exists()
