@@ -1,7 +1,7 @@
 """Experiments, runs, and what a run reports: events and metric points."""
 
 import uuid
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
@@ -9,10 +9,11 @@ from django.db.models import Q
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
 from datasets.models import DatasetVersion
-from dlplatform.accounts.models import Organization, TenantModel, TenantQuerySet, User
-from dlplatform.accounts.roles import Scope
+from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
 from dlplatform.jobs import Job, JobQuerySet
 from registry.models import ModelVersion
+
+from .code_bundles import CodeBundle as CodeBundle
 
 
 class Experiment(TenantModel):
@@ -153,40 +154,6 @@ class Trial(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sweep} #{self.number}"
-
-
-class CodeQuerySet(models.QuerySet[Any]):
-    def visible_to(self, user: User) -> Self:
-        """Members of the organization; code is shared with nobody else."""
-        if not user.is_active or (user.scopes is not None and Scope.READ not in user.scopes):
-            return self.none()
-        return self.filter(organization__memberships__user=user)
-
-
-class CodeBundle(models.Model):
-    """Files of code that somebody uploaded, named by their content; never changed."""
-
-    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="code_bundles")
-    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
-    created_at = models.DateTimeField(auto_now_add=True)
-    digest = models.CharField(max_length=64, help_text="SHA-256 over the names and hashes of the files")
-    filename = models.CharField(max_length=200, blank=True, help_text="As it was uploaded, for people")
-    tree = models.JSONField(help_text="{path: {sha256, size}}")
-
-    objects = CodeQuerySet.as_manager()
-
-    class Meta:
-        ordering = ["-created_at"]
-        constraints = [models.UniqueConstraint(fields=["organization", "digest"], name="code_bundle_once")]
-
-    def __str__(self) -> str:
-        return f"{self.filename or 'code'} ({self.digest[:8]})"
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(entry["size"] for entry in self.tree.values())
 
 
 class RunQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]

@@ -1,101 +1,30 @@
-"""Runs with code of users' own: they train and make versions; hostile ones are stopped, named, and harm nothing."""
+"""Runs with code of users' own: they train, make versions and answer; what cannot work is refused before it is queued."""
 
-import os
-import signal
-import socket
 import sys
-import time
-from pathlib import Path
 
-import psutil
+import orjson
 import pytest
 from django.conf import settings as configured
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import connection
 
 from dlplatform.accounts.models import Membership
-from registry.models import ModelVersion
 from registry.services import object_store
 from registry.serving.cache import loaded
 from tests.fixtures import own_code
+from tests.integration.coding import ended, log_of, survivors, under_way
 from training import code, services
 from training.job_directories import job_directory
-from training.jobs import train
-from training.models import MetricPoint, Run, RunEvent
+from training.models import MetricPoint, Run
+
+FORWARD_THAT_LEAVES = """def forward(self, inputs):
+        import os
+        if len(inputs["numbers"]) == 1:
+            os._exit(3)"""
 
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.skipif(sys.platform != "linux", reason="only Linux has namespaces"),
 ]
-
-
-@pytest.fixture
-def coder(trainer, organization):
-    """The trainer, with the permission."""
-    Membership.objects.filter(user=trainer, organization=organization).update(may_run_code=True)
-    return trainer
-
-
-@pytest.fixture
-def small(settings, monkeypatch):
-    """An installation that allows little, so that its limits are soon met."""
-    settings.SANDBOX_MEMORY_MB = 512
-    settings.SANDBOX_DISK_MB = 64
-    settings.SANDBOX_PROCESSES = 48
-    settings.SANDBOX_SECONDS = 20
-    monkeypatch.setattr("training.confined.MOST_FILES", 2_000)
-    monkeypatch.setattr("training.confined.MOST_REPORTED", 8 << 20)
-    return settings
-
-
-@pytest.fixture
-def queue_code(coder, organization, flowers):
-    """``queue_code(source or {path: source}, params)``: a queued run with code, on the flowers."""
-
-    def make(source, params=None, entry="", **config):
-        files = source if isinstance(source, dict) else {"main.py": source}
-        bundle = code.add_code(
-            actor=coder, organization=organization, filename="code.zip", content=own_code.zipped(files)
-        )
-        return services.create_run(
-            actor=coder, dataset_version=flowers, task="classification", target="kind", code=bundle, entry=entry,
-            config={"params": params or {}, "threads": 1, **config},
-        )  # fmt: skip
-
-    return make
-
-
-def ended(run):
-    train(str(run.pk))
-    run.refresh_from_db()
-    return run
-
-
-def log_of(run):
-    lines = RunEvent.objects.filter(run=run, type="log").order_by("sequence")
-    return "\n".join(line.payload["message"] for line in lines)
-
-
-def survivors(run):
-    """Processes that belong to the run: by their user where there is one of its own, else by their command."""
-    from dlplatform.sandbox.process import user_for
-
-    found = []
-    for process in psutil.process_iter():
-        try:
-            mine = process.uids().real == user_for(run.pk) != os.geteuid() or str(run.pk) in " ".join(process.cmdline())
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def under_way(run, step=1):
-    return lambda: MetricPoint.objects.filter(series__run=run, step__gte=step).exists()
-
-
-# --- good code --------------------------------------------------------------------------------------------
 
 
 def test_an_architecture_trains_in_the_ordinary_loop_and_comes_out_the_same_again(queue_code):
@@ -141,6 +70,28 @@ def test_such_a_model_answers_from_a_sandbox_and_nowhere_else(queue_code):
         loaded(version)
 
 
+def test_the_inference_process_answers_starts_a_dead_sandbox_again_and_survives_bad_code(queue_code):
+    from registry.serving import application
+
+    question = orjson.dumps({"instances": [{"length": 5.0, "width": 3.0, "colour": "red"}]})
+    version = ended(queue_code({"model.py": own_code.ARCHITECTURE}, epochs=2)).output_version
+    bad = own_code.ARCHITECTURE.replace("def forward(self, inputs):", FORWARD_THAT_LEAVES)
+    worse = ended(queue_code({"model.py": bad}, epochs=2)).output_version
+    try:
+        for _ in range(2):
+            status, told = application.predict(version.pk, question)
+            assert status == 200 and told["predictions"][0]["label"] in "abc"
+            predictor = application.cache.get(version.pk)
+            predictor._sandbox.kill()
+        status, told = application.predict(worse.pk, question)
+        assert status == 422 and "Its code ended" in told["detail"]
+        assert application.predict(version.pk, question)[0] == 200
+    finally:
+        for key in list(application.cache._held):
+            application.cache._let_go(key)
+    assert not list((configured.CACHE_PATH / "sandboxes").iterdir())
+
+
 def test_a_script_makes_a_version_with_its_metrics_log_and_lineage(queue_code):
     run = ended(queue_code({"main.py": own_code.SCRIPT, "requirements.txt": "torch>=2\nnumpy  # any"}, {"steps": 12}))
     assert run.state == "succeeded", (run.error, log_of(run))
@@ -180,132 +131,6 @@ def test_a_script_that_listens_is_paused_after_a_checkpoint_and_continued(queue_
     services.resume_run(actor=coder, run=run)
     assert ended(run).state == "succeeded", (run.error, log_of(run))
     assert "goes on after step" in log_of(run)
-
-
-# --- hostile code -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("attack", own_code.ATTACKS)
-def test_hostile_code_is_stopped_and_named_and_harms_nothing(queue_code, small, tmp_path, attack):
-    secret = job_directory(Run(pk=None)).parent / "other" / "secret"
-    secret.parent.mkdir(parents=True)
-    secret.write_text("SECRET_OF_ANOTHER")
-    listening = socket.create_server(("127.0.0.1", 0))
-    local = socket.socket(socket.AF_UNIX)
-    local.bind(str(Path(os.environ.get("TMPDIR", "/tmp")) / f"own-code-{os.getpid()}"))
-    source, named = own_code.ATTACKS[attack]
-    places = {
-        "secret": secret,
-        "jobs": secret.parent.parent,
-        "socket": local.getsockname(),
-        "port": listening.getsockname()[1],
-    }
-    try:
-        run = queue_code(source.format(**places))
-        began = time.monotonic()
-        ended(run)
-    finally:
-        listening.close()
-        local.close()
-        os.unlink(places["socket"])
-    assert (run.state, run.error["code"]) == ("failed", named), (run.error, log_of(run))
-    assert run.error["sentence"] and run.error["next_step"]
-    assert time.monotonic() - began < 60
-    assert "SECRET_OF_ANOTHER" not in log_of(run) and configured.SECRET_KEY not in log_of(run)
-    assert survivors(run) == [] and ModelVersion.objects.count() == 0
-    assert secret.read_text() == "SECRET_OF_ANOTHER"
-
-
-def test_code_that_ignores_every_signal_is_cancelled_within_fifteen_seconds_with_no_survivors(
-    queue_code, coder, meanwhile
-):
-    run = queue_code(own_code.IGNORES)
-    asked = []
-
-    def cancel():
-        asked.append(time.monotonic())
-        assert len(survivors(run)) >= 3
-        services.cancel_run(actor=coder, run=Run.objects.get(pk=run.pk))
-
-    meanwhile(under_way(run), cancel)
-    assert ended(run).state == "cancelled"
-    assert time.monotonic() - asked[0] < 15
-    assert survivors(run) == []
-
-
-def test_nothing_of_a_sandbox_survives_its_worker(queue_code, coder):
-    run = queue_code(own_code.IGNORES)
-    connection.close()
-    worker = os.fork()
-    if worker == 0:
-        train(str(run.pk))
-        os._exit(0)
-    deadline = time.monotonic() + 30
-    while not under_way(run)() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert survivors(run)
-    os.kill(worker, signal.SIGKILL)
-    os.waitpid(worker, 0)
-    deadline = time.monotonic() + 5
-    while survivors(run) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert survivors(run) == []
-
-
-def test_what_an_attempt_left_behind_does_not_lead_the_next_one_astray(queue_code, coder, tmp_path):
-    """Links in place of the mount points and of the spool: the worker follows none of them."""
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    run = queue_code("import os\nos._exit(3)")
-    ended(run)
-    work = job_directory(run) / "work"
-    (work / "events.jsonl").unlink(missing_ok=True)
-    for name, target in (("events.jsonl", outside / "spool"), ("stacks.txt", "/etc/passwd")):
-        (work / name).unlink(missing_ok=True)
-        (work / name).symlink_to(target)
-    for name in ("data", "code"):
-        (work / name).rmdir()
-        (work / name).symlink_to(outside)
-    (work / "spec.json").unlink()
-    (work / "spec.json").symlink_to(outside / "spec")
-    services.resume_run(actor=coder, run=run)
-    ended(run)
-    assert run.state == "failed" and list(outside.iterdir()) == []
-
-
-def test_forged_events_break_neither_the_run_nor_its_page(queue_code, web, viewer):
-    forged = """
-import json
-from dlp_run import run
-lines = [
-    [], 5, {"type": "metric"}, {"sequence": "a", "type": "log", "message": "x", "level": "info"},
-    {"sequence": 10**30, "type": "log", "level": "info", "message": "x"},
-    {"sequence": 100, "time": "soon", "type": "log", "level": "<b>", "message": "<script>alert(1)</script>\\u0000\\ud800"},
-    {"sequence": 101, "type": "started", "environment": [], "threads": 1, "device": "", "resumed_from": None,
-     "parameters": 1, "rows": {}, "config": {"params": 3}},
-    {"sequence": 102, "type": "started", "environment": {"a": {"b": "c"}}, "threads": 1, "device": "x",
-     "resumed_from": None, "parameters": 1, "rows": {"train": 1}, "config": {"params": {"p": [1]}}},
-    {"sequence": 103, "type": "metric", "step": 1, "epoch": 0, "values": {"loss": "high"}},
-    {"sequence": 104, "type": "metric", "step": 1, "epoch": 0, "values": {"loss": 1e400, "": 2}},
-    {"sequence": 105, "type": "finding", "code": "x", "severity": "y", "sentence": "z", "next_step": "", "change": [1]},
-    {"sequence": 106, "type": "state", "state": "succeeded"},
-    {"sequence": 107, "type": "failed", "code": "nonsense", "sentence": "<i>", "next_step": "", "detail": ""},
-]
-with open("/job/events.jsonl", "a") as spool:
-    for line in lines:
-        spool.write(json.dumps(line) + "\\n")
-    spool.write("[" * 100000 + "\\n")
-import os
-os._exit(1)
-"""
-    run = ended(queue_code(forged.replace("\\\\", "\\")))
-    assert run.state == "failed" and run.error["code"] == "code_error"
-    answer = web(viewer).get(f"/runs/{run.pk}/")
-    assert answer.status_code == 200
-    assert b"<script>alert" not in answer.content
-
-
-# --- who may, and what is refused before it is queued -------------------------------------------------------
 
 
 def test_no_role_implies_the_permission_and_it_can_be_taken_back(queue_code, coder, admin_user, organization, flowers):

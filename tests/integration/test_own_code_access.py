@@ -21,12 +21,6 @@ pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
-def coder(trainer, organization):
-    Membership.objects.filter(user=trainer, organization=organization).update(may_run_code=True)
-    return trainer
-
-
-@pytest.fixture
 def bundle(coder, organization):
     return code.add_code(
         actor=coder, organization=organization, filename="train.zip",
