@@ -88,10 +88,8 @@ class SandboxConnection:
             self._sandbox.kill()
 
     def fault(self) -> str:
-        """Why it did not end by itself: a limit that it passed, sandbox_unavailable, or ""."""
-        if self._sandbox is None:
-            return ""
-        return "sandbox_unavailable" if self._sandbox.unconfined else self._sandbox.fault()
+        """Why it did not end by itself, see `dlplatform.sandbox.process`."""
+        return self._sandbox.fault() if self._sandbox else ""
 
 
 def read_plain(path: Path, most: int) -> str:

@@ -24,11 +24,16 @@ class Group:
     memory: Path | None = None
     processes: Path | None = None
 
-    def admit(self, pid: int) -> None:
-        """Take in a process, and with it whatever it starts."""
-        for folder in {self.memory, self.processes} - {None}:
-            assert folder is not None
-            (folder / "cgroup.procs").write_text(str(pid))
+    def with_member(self, pid: int) -> Group:
+        """The group once it has taken in a process, and with it whatever that starts; an empty one if it cannot."""
+        try:
+            for folder in {self.memory, self.processes} - {None}:
+                assert folder is not None
+                _write(folder / "cgroup.procs", pid)
+        except OSError:
+            self.remove()
+            return Group()
+        return self
 
     def starved(self) -> bool:
         """Whether the kernel killed something here for lack of memory."""

@@ -13,31 +13,33 @@ from dlplatform.sandbox import kernel, view
 from dlplatform.sandbox.limits import Limits
 from dlplatform.sandbox.plan import Plan
 
-UNCONFINED = 125  # the exit code that says: not everything could be taken away, so nothing was started
+NOT_RUN = 125
 WORLD = kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
-def first_process(plan: Plan, start: int) -> int:
+def first_process(plan: Plan, start: int, failed: int) -> int:
     """Its exit code: that of the program, or 128 and the number of the signal that killed it.
 
-    ``start`` is a pipe: a byte means go, its end that the warden has died meanwhile. Whatever is left of the world
-    ends with this process.
+    ``start`` is a pipe: a byte means go, its end that the warden has died meanwhile. ``failed`` is one to say that not
+    everything could be taken away, so that nothing was run. Whatever is left of the world ends with this process.
     """
     kernel.die_with_parent(signal.SIGKILL)
     if os.read(start, 1) != b"!":
-        return UNCONFINED
+        return NOT_RUN
     try:
         kernel.unshare(WORLD)
         socket.sethostname("sandbox")
         view.enter(plan)
     except OSError:
         traceback.print_exc()
-        return UNCONFINED
-    _close_files()
+        os.write(failed, b"!")
+        return NOT_RUN
+    _close_files(failed)
     program = os.fork()
     if program == 0:
-        _become(plan)
+        _become(plan, failed)
+    os.close(failed)
     kernel.keep_capabilities(kernel.CAP_KILL)
     kernel.hide_memory()
     for number in FORWARDED:
@@ -54,8 +56,8 @@ def _wait_for(program: int) -> int:
             return 128 - code if code < 0 else code
 
 
-def _become(plan: Plan) -> None:
-    """Turn this fork into the program; never returns."""
+def _become(plan: Plan, failed: int) -> None:
+    """Turn this fork into the program, for which ``failed`` is closed; never returns."""
     try:
         _limit(plan.limits)
         for number in (*FORWARDED, signal.SIGINT):
@@ -74,8 +76,9 @@ def _become(plan: Plan) -> None:
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
+        os.write(failed, b"!")
     finally:
-        os._exit(UNCONFINED)
+        os._exit(NOT_RUN)
 
 
 def _limit(limits: Limits) -> None:
@@ -93,5 +96,6 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _close_files() -> None:
-    os.closerange(3, 1 << 16)
+def _close_files(but: int) -> None:
+    os.closerange(3, but)
+    os.closerange(but + 1, 1 << 16)

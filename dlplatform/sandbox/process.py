@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,9 +16,8 @@ from typing import IO, Any
 from uuid import UUID
 
 from dlplatform.sandbox import kernel
-from dlplatform.sandbox.inside import UNCONFINED
 from dlplatform.sandbox.plan import PROJECT_ROOT, Plan
-from dlplatform.sandbox.warden import VERDICT
+from dlplatform.sandbox.warden import UNCONFINED, VERDICT
 
 PLAN = "plan.json"
 STATE, WORK = "sandbox", "work"
@@ -132,10 +130,11 @@ class Sandbox:
     @property
     def unconfined(self) -> bool:
         """Whether it ended because not everything could be taken away from it: nothing was run."""
-        return self.poll() == UNCONFINED
+        return self.fault() == UNCONFINED
 
     def fault(self) -> str:
-        """The limit that it passed, or "": memory_limit, process_limit, disk_limit, time_limit, log_limit."""
+        """Why it ended otherwise than by itself: memory_limit, process_limit, disk_limit, time_limit, log_limit or
+        sandbox_unavailable; "" for all else."""
         try:
             return str(json.loads((Path(self.plan.state) / VERDICT).read_text())["fault"])
         except (OSError, ValueError, KeyError):
@@ -150,6 +149,9 @@ class Sandbox:
         """End the warden, and with it the whole world that it watches over; returns when all of it is gone."""
         if self._process is None or self.poll() is not None:
             return
-        with contextlib.suppress(ProcessLookupError):
+        self._process.send_signal(signal.SIGINT)  # it kills the world and waits for the last of it
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
             self._process.kill()
-        self._process.wait(10)
+            self._process.wait(10)

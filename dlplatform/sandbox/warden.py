@@ -19,20 +19,21 @@ FAST_SECONDS, SLOW_SECONDS = 0.1, 0.5
 CROWDED = 0.8
 COUNTING_SHARE = 9  # seconds between two counts for each that one takes
 MEMORY, PROCESSES, DISK, TIME, SPOOL = "memory_limit", "process_limit", "disk_limit", "time_limit", "log_limit"
+UNCONFINED = "sandbox_unavailable"
 
 
 def run(plan: Plan) -> int:
-    """The exit code of the program, 128 and a signal's number, or 125 when it could not be confined.
+    """The exit code of the program, or 128 and the number of the signal that killed it.
 
-    A limit that was passed is written down in ``state/verdict.json`` as {"fault": …}.
+    A limit that was passed, or that the program could not be confined and was not run, is written down in
+    ``state/verdict.json`` as {"fault": …}.
     """
     group = cgroups.make(Path(plan.state).parent.name[:60], plan.limits.memory, plan.limits.processes)
     try:
-        first = _started(plan, group)
-        fault, code = _Watch(plan, group, first).until_the_end()
+        fault, code = _watched(plan, group)
     except OSError as error:
         print(f"sandbox: {error}", flush=True)
-        return inside.UNCONFINED
+        fault, code = UNCONFINED, inside.NOT_RUN
     finally:
         group.remove()
     if fault:
@@ -40,8 +41,22 @@ def run(plan: Plan) -> int:
     return code
 
 
-def _started(plan: Plan, group: cgroups.Group) -> int:
-    """The number of the first process of the new world, which waits until it is within its limits."""
+def _watched(plan: Plan, group: cgroups.Group) -> tuple[str, int]:
+    """(fault or "", exit code) of the world from its beginning to its end."""
+    told, failed = os.pipe()
+    first, go = _started(plan, failed)
+    os.close(failed)
+    group = group.with_member(first)
+    os.write(go, b"!")
+    os.close(go)
+    fault, code = _Watch(plan, group, first).until_the_end()
+    os.set_blocking(told, False)
+    # The program itself cannot write here: its end of the pipe was closed as it began.
+    return (UNCONFINED if os.read(told, 1) else fault), code
+
+
+def _started(plan: Plan, failed: int) -> tuple[int, int]:
+    """(number of the first process of the new world, the pipe that tells it to begin)."""
     kernel.die_with_parent(signal.SIGKILL)
     if os.getppid() != plan.parent:
         raise OSError("who started this sandbox has died already")
@@ -51,17 +66,14 @@ def _started(plan: Plan, group: cgroups.Group) -> int:
     start, go = os.pipe()
     first = os.fork()
     if first == 0:
-        code = inside.UNCONFINED
+        code = inside.NOT_RUN
         try:
             os.close(go)
-            code = inside.first_process(plan, start)
+            code = inside.first_process(plan, start, failed)
         finally:
             os._exit(code)
     os.close(start)
-    group.admit(first)
-    os.write(go, b"!")
-    os.close(go)
-    return first
+    return first, go
 
 
 def _rule_alone() -> None:
@@ -84,10 +96,15 @@ class _Watch:
         self._looked = self._next_count = 0.0
         signal.signal(signal.SIGTERM, self._forward)
         signal.signal(signal.SIGUSR1, self._forward)
+        signal.signal(signal.SIGINT, self._end)
 
     def _forward(self, sent: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.first, sent)
+
+    def _end(self, _sent: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.first, signal.SIGKILL)
 
     def until_the_end(self) -> tuple[str, int]:
         """(the limit that was passed or "", exit code)."""

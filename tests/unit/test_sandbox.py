@@ -1,9 +1,12 @@
 """The parts of the sandbox that can be looked at from outside; attacks on the whole are in tests/integration."""
 
 import errno
+import json
 import os
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 import uuid
 
@@ -143,7 +146,8 @@ def test_where_no_group_can_be_made_there_is_none_and_nothing_fails(tmp_path, mo
     monkeypatch.setattr(cgroups, "ROOT", tmp_path / "none")
     group = cgroups.make("x", 1, 1)
     assert group == cgroups.Group() and not group.starved() and not group.crowded()
-    group.admit(os.getpid())
+    assert group.with_member(os.getpid()) == group
+    assert cgroups.Group(memory=tmp_path / "gone").with_member(1) == cgroups.Group()
     group.remove()
 
 
@@ -185,3 +189,21 @@ def test_what_the_kernel_refuses_is_an_error_with_its_number():
     with pytest.raises(OSError) as refused:
         kernel.mount("none", "/nowhere/at/all", "tmpfs", 0)
     assert refused.value.errno in (errno.ENOENT, errno.EPERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs a right to give up")
+def test_where_no_namespace_can_be_made_nothing_is_run_and_that_is_said(tmp_path):
+    state, work = tmp_path / "state", tmp_path / "work"
+    state.mkdir()
+    work.mkdir()
+    ran = work / "ran"
+    Plan(
+        [sys.executable, "-c", f"open({str(ran)!r}, 'w')"], str(work), str(state), os.geteuid(), parent=os.getpid()
+    ).write(state / "plan.json")
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-m", "dlplatform.sandbox", str(state / "plan.json")],
+        env={"PYTHONPATH": str(plan.PROJECT_ROOT)}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 125 and b"unshare" in done.stdout, done
+    assert json.loads((state / "verdict.json").read_text()) == {"fault": "sandbox_unavailable"}
+    assert not ran.exists()
