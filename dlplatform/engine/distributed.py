@@ -8,6 +8,7 @@ import time
 from datetime import timedelta
 from typing import Any, Final, cast
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from dlplatform.engine.processes import Processes
 TIMEOUT: Final = timedelta(minutes=5)
 MEETING: Final = timedelta(seconds=20)
 ATTEMPTS: Final = 5
+SHARE: Final = 0.5  # of a device's memory: the rest is for what a batch computes
 _WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _SPREAD: Final = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 
@@ -43,6 +45,12 @@ class Joined(Processes):
     def wrap(self, network: nn.Module) -> nn.Module:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def suited_to(self, network: nn.Module, strategy: str) -> Processes:
+        if strategy == "auto":
+            large = training_bytes(network) > SHARE * memory_of(self.device, self.world)
+            strategy = "fsdp" if told_by_leader(int(large)) else "ddp"
+        return Sharded(self.device) if strategy == "fsdp" else self
 
     def joining(self, model: nn.Module, join: bool) -> contextlib.AbstractContextManager[Any]:
         assert isinstance(model, DistributedDataParallel)
@@ -112,7 +120,22 @@ def told_by_leader(number: int) -> int:
     return told[0]
 
 
-def meet(strategy: str) -> Joined:
+def training_bytes(network: nn.Module) -> int:
+    """What weights, gradients and Adam's two moments take, all in the type of the weights."""
+    return sum(
+        parameter.numel() * parameter.element_size() * (4 if parameter.requires_grad else 1)
+        for parameter in network.parameters()
+    )
+
+
+def memory_of(device: torch.device, world: int) -> int:
+    """Bytes of the device; of main memory the part of one of the processes that share it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // world
+
+
+def meet() -> Joined:
     """Meet the other processes that the launcher started.
 
     The first meeting can fail while peers are still starting, so it is tried again with growing pauses. Raises
@@ -123,7 +146,7 @@ def meet(strategy: str) -> Joined:
     if cuda:
         torch.cuda.set_device(device)
     _meet("nccl" if cuda else "gloo", device if cuda else None)
-    return Sharded(device) if strategy == "fsdp" else Joined(device)
+    return Joined(device)
 
 
 def _meet(backend: str, device: torch.device | None) -> None:

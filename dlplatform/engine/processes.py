@@ -43,6 +43,10 @@ class Processes:
         """What is called to compute with the network, its gradients joined over the processes."""
         return network
 
+    def suited_to(self, network: nn.Module, strategy: str) -> Processes:
+        """These processes in the way that is asked for, or that the size of the network suggests (``auto``)."""
+        return self
+
     def spread(self, network: nn.Module) -> None:
         """Place another network's weights as `wrap` places those that are trained."""
 
@@ -83,7 +87,7 @@ def in_group() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(strategy: str) -> Processes:
+def join() -> Processes:
     """Meet the other processes that the launcher started; alone when there are none.
 
     Raises RuntimeError when they never meet.
@@ -92,7 +96,7 @@ def join(strategy: str) -> Processes:
         return Processes()
     from dlplatform.engine.distributed import meet
 
-    return meet(strategy)
+    return meet()
 
 
 def agreed(number: int) -> int:

@@ -24,6 +24,7 @@ from dlplatform.engine.describe import counts_of
 from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
+from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
@@ -46,10 +47,10 @@ def run_job(job_dir: Path) -> int:
     SIGTERM with a checkpoint to resume from. SIGUSR1 writes all stacks to ``stacks.txt``.
     """
     job_dir = Path(job_dir).resolve()
-    devices, strategy = _asked_for(job_dir)
+    devices = _devices(job_dir)
     if devices > 1 and not in_group():
         return _launched(job_dir, devices)
-    processes = join(strategy)
+    processes = join()
     writer = EventWriter(job_dir / SPOOL) if processes.leads else SilentWriter()
     reporter = Reporter(writer)
     try:
@@ -65,14 +66,13 @@ def run_job(job_dir: Path) -> int:
     return FINISHED
 
 
-def _asked_for(job_dir: Path) -> tuple[int, str]:
-    """(devices, strategy) of the job; what is wrong with its settings is told later, in the usual way."""
+def _devices(job_dir: Path) -> int:
+    """How many the job asks for; what is wrong with its settings is told later, in the usual way."""
     try:
-        config = read_spec(job_dir).config
+        devices = read_spec(job_dir).config.devices
     except EngineError:
-        return 1, "ddp"
-    devices = config.devices if isinstance(config.devices, int) else 1
-    return devices, "fsdp" if config.strategy == "fsdp" else "ddp"
+        return 1
+    return devices if isinstance(devices, int) else 1
 
 
 def _launched(job_dir: Path, devices: int) -> int:
@@ -127,6 +127,7 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     loaded = _latest_checkpoint(store, reporter)
     threads = pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None)
     learner, plan = learner_of(job_dir, spec, reporter, loaded)
+    processes = processes.suited_to(learner.network, _strategy(spec.config.strategy, plan, reporter))
     trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
     trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
     tokenizer = tokenizer_of(learner)
@@ -146,6 +147,16 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     metrics = save_package(job_dir, spec, trainer)
     reporter.enter("finished")
     reporter.writer.emit("finished", metrics=metrics, package=OUTPUT)
+
+
+def _strategy(asked: str, plan: Plan, reporter: Reporter) -> str:
+    """What trains in part is held whole: a part of a frozen weight would be gathered for nothing, and stages change
+    what is frozen."""
+    if plan.begins is None:
+        return asked
+    if asked == "fsdp":
+        reporter.writer.log("warning", "The base is held whole by every process: only a part of it trains.")
+    return "ddp"
 
 
 def _gathered(learner: Learner, processes: Processes) -> nn.Module:

@@ -73,9 +73,10 @@ class Trainer:
         self.state = State()
         self.network = learner.network
         self.averaged = copy.deepcopy(self.network)
+        self.plan = plan or Plan()
+        self.plan.apply(self.network, 0)
         self.model = self.processes.wrap(self.network)
         self.processes.spread(self.averaged)
-        self.plan = plan or Plan()
         self.optimizer = build_optimizer(self.network, self.config, self.plan)
         self.train_rows = learner.train_rows
         self.rows_per_epoch = min(len(rows) for rows in self.train_rows)
@@ -110,7 +111,6 @@ class Trainer:
     def try_steps(self, count: int) -> list[float]:
         """Take some steps without keeping account of them; the seconds of each."""
         order, seconds = self._epoch_order(0), []
-        self.plan.apply(self.network, 0)
         for position in range(count):
             began = time.perf_counter()
             first, last = self._edges(position % self.steps_per_epoch)
@@ -118,9 +118,17 @@ class Trainer:
             seconds.append(time.perf_counter() - began)
         return seconds
 
+    def _freeze(self, epoch: int) -> None:
+        """Freeze and unfreeze for an epoch; processes that join gradients must know which ones there will be."""
+        before = [parameter.requires_grad for parameter in self.network.parameters()]
+        self.plan.apply(self.network, epoch)
+        if before != [parameter.requires_grad for parameter in self.network.parameters()]:
+            self.model = self.network  # lets go of what joined the former ones
+            self.model = self.processes.wrap(self.network)
+
     def _run_steps(self) -> None:
         state = self.state
-        self.plan.apply(self.network, state.epoch)
+        self._freeze(state.epoch)
         order = self._epoch_order(state.epoch)
         interval = self._log_interval()
         while state.position < self.steps_per_epoch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from dlplatform.engine.dropout import Dropout, Share, sharing
@@ -109,6 +111,43 @@ def test_a_dead_launcher_leaves_no_orphans(job: Callable[..., Path]) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait(timeout=10)
     assert until(lambda: not members_of(made), 5)
+
+
+def test_the_size_of_a_model_decides_how_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlplatform.engine import distributed
+
+    network = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(100, 100))
+    network[0].requires_grad_(False)
+    assert distributed.training_bytes(network) == 10_100 * 4 * (1 + 4)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "told_by_leader", lambda number: number)
+    group = distributed.Joined(torch.device("cpu"))
+    for memory, strategy in ((10_100 * 40 - 1, "fsdp"), (10_100 * 40, "ddp")):
+        monkeypatch.setattr(distributed, "memory_of", lambda device, world, memory=memory: memory)
+        assert group.suited_to(network, "auto").strategy == strategy
+    assert group.suited_to(network, "fsdp").strategy == "fsdp"
+
+
+@pytest.mark.parametrize(
+    "finetune",
+    [{"mode": "head", "unfreeze_every": 1}, {"mode": "lora", "rank": 2}, {"mode": "full"}],
+    ids=["stages", "adapters", "full"],
+)
+def test_fine_tuning_by_two_ends_where_one_does(
+    job: Callable[..., Path], alone: Path, finetune: dict[str, Any], tmp_path: Path
+) -> None:
+    """What trains only in part is held whole by each, even where ``fsdp`` was asked for, and says so."""
+    ends = []
+    for devices in (1, 2):
+        made = job(mixed_columns(120), name=str(devices), config={**CONFIG, "devices": devices, "strategy": "fsdp"},
+                   finetune=finetune)  # fmt: skip
+        shutil.copytree(alone / "output", made / "base")
+        assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
+        ends.append(made)
+    assert losses(ends[1]) == pytest.approx(losses(ends[0]), rel=1e-6)
+    said = [event["message"] for event in read_spool(ends[1], "log") if "held whole" in event["message"]]
+    assert len(said) == (finetune["mode"] != "full")
 
 
 def test_parts_of_the_noise_make_the_whole() -> None:
