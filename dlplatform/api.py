@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import DataError
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, extend_schema, inline_serializer
@@ -13,6 +14,7 @@ from rest_framework.exceptions import (
     ErrorDetail,
     NotAuthenticated,
     NotFound,
+    PermissionDenied,
     ValidationError,
 )
 from rest_framework.pagination import CursorPagination
@@ -45,11 +47,14 @@ class Unavailable(APIException):
 
 
 class ErrorHandler(ExceptionHandler):
-    """Django's ValidationError, which services raise, becomes the API's 400 with the same fields and codes."""
+    """Django's ValidationError, which services raise, becomes the API's 400 with the same fields and codes; its
+    PermissionDenied a 403 with the same sentence."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, DjangoValidationError):
             return ValidationError(detail=error_details(exc))
+        if isinstance(exc, DjangoPermissionDenied) and exc.args:
+            return PermissionDenied(str(exc))
         if isinstance(exc, AuthenticationFailed | NotAuthenticated):
             return _unauthenticated(exc)
         return super().convert_known_exceptions(exc)

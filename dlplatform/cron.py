@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
@@ -26,6 +27,7 @@ from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
 from training import job_directories, preflights, states
+from training import reachability as code_objects
 from training.models import Preflight, Run
 from training.sweeps.waking import wake_idle_sweeps
 
@@ -91,10 +93,15 @@ class Collecting:
             connection.close()
 
 
+def models_and_code(organization: UUID) -> set[str]:
+    """Models are stored beside the code that builds some of them."""
+    return model_objects.reachable_objects(organization) | code_objects.reachable_objects(organization)
+
+
 def collect_objects() -> None:
     """Condemn and sweep the objects of every organization that no version refers to any more."""
     grace = timedelta(days=settings.OBJECT_GRACE_DAYS)
-    sources = {"models": model_objects.reachable_objects, "datasets": dataset_objects.reachable_objects}
+    sources = {"models": models_and_code, "datasets": dataset_objects.reachable_objects}
     for storage, reachable_objects in sources.items():
         collection.remove_abandoned(storage, grace=grace)
         for organization in Organization.objects.values_list("pk", flat=True):
@@ -117,6 +124,7 @@ TICKS = (
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
     Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
     Tick("forget preflights", 3600, preflights.forget_preflights),
+    Tick("forget unused code", 3600, code_objects.forget_unused_code),
     Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),

@@ -64,8 +64,18 @@ def recognise(directory: Path) -> Contents:
 
 
 def _package(directory: Path) -> Contents:
-    """What ``model.json`` says, as far as pages and forms may rely on it: whoever sent it may have written anything."""
+    """A package of ours, as far as pages and forms may rely on it: whoever sent it may have written anything."""
     description = package.verify(directory)
+    if package.runs_code(description):
+        raise PackageError(
+            "The package brings code of its own. Code is run only from runs that were launched here with it; upload "
+            "the weights alone, or launch a run with the code."
+        )
+    return described(description)
+
+
+def described(description: dict[str, Any]) -> Contents:
+    """What a checked ``model.json`` says, as far as it can be relied on."""
     output = {name: value for name, value in description["output"].items() if _is_plain(value)}
     target = description.get("target")
     signature = {

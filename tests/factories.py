@@ -14,7 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from training.models import Experiment, Preflight, Run, Sweep, Trial
+from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
 
@@ -90,6 +90,16 @@ class ExperimentFactory(factory.django.DjangoModelFactory):
 
     organization = factory.SubFactory(OrganizationFactory)
     name = factory.Sequence(lambda number: f"experiment {number}")
+
+
+class CodeBundleFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = CodeBundle
+
+    organization = factory.SubFactory(OrganizationFactory)
+    filename = "train.zip"
+    digest = factory.Sequence(lambda number: f"{number:064x}")
+    tree = {"main.py": {"sha256": "a" * 64, "size": 10}}
 
 
 class RunFactory(factory.django.DjangoModelFactory):

@@ -11,7 +11,7 @@ from django.template.defaultfilters import filesizeformat
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import Accelerator, Experiment, Run, Sweep
+from .models import Accelerator, CodeBundle, Experiment, Run, Sweep
 from .sweeps import services as sweeps
 
 
@@ -19,6 +19,14 @@ from .sweeps import services as sweeps
 class ExperimentAdmin(TenantAdmin):
     def change(self, actor: Any, row: Experiment, changes: dict[str, Any]) -> None:
         experiments.update_experiment(actor=actor, experiment=row, **changes)
+
+
+@admin.register(CodeBundle)
+class CodeBundleAdmin(ReadOnly):
+    list_display = ["filename", "digest", "organization", "created_by", "created_at"]
+    list_filter = ["organization"]
+    search_fields = ["filename", "digest", "id"]
+    list_select_related = ["organization", "created_by"]
 
 
 @admin.register(Sweep)

@@ -21,7 +21,7 @@ from dlplatform.api import PagedView, boolean_parameter, documented, whole_param
 
 from . import doctor, experiments, services
 from .curves import curves
-from .models import Experiment, MetricSeries, Run
+from .models import CodeBundle, Experiment, MetricSeries, Run
 from .records import log_lines
 from .serializers import (
     ExperimentIn,
@@ -133,6 +133,10 @@ class RunsView(PagedView):
         wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
         if identifier := wanted.pop("experiment", None):
             wanted["experiment"] = experiment_named(request.user, identifier)
+        if identifier := wanted.pop("code", None):
+            wanted["code"] = code_named(request.user, identifier)
+        elif wanted.get("entry"):
+            raise ValidationError({"code": ValidationError("Name the code that holds the entry.", code="required")})
         run = services.create_run(actor=request.user, **wanted)
         return Response(RunDetail(run).data, status=201)
 
@@ -264,6 +268,14 @@ def dataset_version_named(user: User, identifier: UUID) -> DatasetVersion:
             {"dataset_version": ValidationError("There is no dataset version with this id.", code="does_not_exist")}
         )
     return version
+
+
+def code_named(user: User, identifier: UUID) -> CodeBundle:
+    """Raises ValidationError for what is not there or not visible."""
+    found = CodeBundle.objects.visible_to(user).select_related("organization").filter(pk=identifier).first()
+    if found is None:
+        raise ValidationError({"code": ValidationError("There is no code with this id.", code="does_not_exist")})
+    return found
 
 
 def experiment_named(user: User, identifier: UUID) -> Experiment:

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, finetune_api, lineage_api, preflight_api, replay_api
+from . import api, code_api, finetune_api, lineage_api, preflight_api, replay_api
 from .sweeps import api as sweeps
 
 urlpatterns = [
@@ -15,6 +15,8 @@ urlpatterns = [
     path("runs/<uuid:run>/pause", api.RunPauseView.as_view()),
     path("runs/<uuid:run>/resume", api.RunResumeView.as_view()),
     path("runs/<uuid:run>/clone", api.RunCloneView.as_view()),
+    path("code", code_api.CodesView.as_view()),
+    path("code/<uuid:code>", code_api.CodeView.as_view()),
     path("sweeps", sweeps.SweepsView.as_view()),
     path("sweeps/<uuid:sweep>", sweeps.SweepView.as_view()),
     path("sweeps/<uuid:sweep>/cancel", sweeps.SweepCancelView.as_view()),

@@ -8,12 +8,13 @@ from django.db import transaction
 
 from dlplatform.engine.description import read_description
 from dlplatform.engine.events import SPOOL
-from dlplatform.engine.job import OUTPUT
+from dlplatform.engine.job import CODE, OUTPUT
 from registry import services as registry
 from registry.models import ModelVersion, Ref, RegisteredModel
 
 from .certifying import certify
 from .models import MetricSeries, Run
+from .outputs import code_tree, examined
 from .records import append_event
 from .states import announce
 
@@ -29,6 +30,8 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion 
     from dlplatform.engine.package import is_adapter, verify
 
     package = directory / OUTPUT
+    if run.code_id:
+        return collect_foreign(run, package, metrics)
     verify(package)
     description = read_description(package)
     evaluation = json.loads((package / "evaluation.json").read_text())
@@ -59,13 +62,39 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion 
             parents=_parents(run, model),
             base=run.base_version if is_adapter(description) else None,
         )
-        _final_series(run, metrics)
-        append_event(run, "state", state=Run.State.SUCCEEDED, output_version=str(version.pk))
-        run.finish(
-            Run.State.SUCCEEDED, output_version=version, metrics=metrics, evaluation=evaluation, progress=1.0,
-            eta_seconds=0.0, phase="", error=None,
+        _succeed(run, version, metrics, evaluation)
+    return version
+
+
+def _succeed(run: Run, version: ModelVersion, metrics: dict[str, Any], evaluation: dict[str, Any] | None) -> None:
+    _final_series(run, metrics)
+    append_event(run, "state", state=Run.State.SUCCEEDED, output_version=str(version.pk))
+    run.finish(
+        Run.State.SUCCEEDED, output_version=version, metrics=metrics, evaluation=evaluation, progress=1.0,
+        eta_seconds=0.0, phase="", error=None,
+    )  # fmt: skip
+    announce(run)
+
+
+def collect_foreign(run: Run, package: Path, metrics: dict[str, Any]) -> ModelVersion:
+    """As `collect`, for a run whose code could write anything. Raises PackageError, LeaseLost."""
+    assert run.code is not None
+    output = examined(run, package)
+    found = output.contents
+    organization = run.experiment.organization
+    earlier = registry.earlier_files(organization=organization, name=run.register_as)
+    tree = registry.store_directory(organization.pk, package, like=earlier)
+    tree = {path: entry for path, entry in tree.items() if not path.startswith(f"{CODE}/")} | code_tree(run.code)
+    with transaction.atomic():
+        assert run.created_by is not None
+        model = registry.model_named(actor=run.created_by, organization=organization, name=run.register_as)
+        version = registry.commit_version(
+            actor=run.created_by, model=model, tree=tree, task=found.task, signature=found.signature, metrics=metrics,
+            lineage=found.lineage | lineage(run, {"config": run.config}) | {"code": output.lineage},
+            message=f"Run {run.name}", dataset_version=run.dataset_version, branch=run.branch,
+            parents=_parents(run, model),
         )  # fmt: skip
-        announce(run)
+        _succeed(run, version, metrics, output.evaluation)
     return version
 
 

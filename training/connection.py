@@ -36,6 +36,9 @@ class Connection(Protocol):
     def kill(self) -> None:
         """End the engine and everything it started, at once."""
 
+    def fault(self) -> str:
+        """The limit for which it was stopped, where it works within limits; "" otherwise."""
+
 
 def train(job_directory: Path) -> int:
     """All of a job; see `dlplatform.engine.run.run_job`."""
@@ -89,6 +92,9 @@ class LocalConnection:
         time.sleep(0.5)
         stacks = self._directory / "stacks.txt"
         return stacks.read_text(errors="replace")[-8000:] if stacks.exists() else ""
+
+    def fault(self) -> str:
+        return ""
 
     def kill(self) -> None:
         if self.poll() is not None or self._pid is None:

@@ -17,6 +17,7 @@ from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
 from registry import availability, transformers_bases
 from registry.models import ModelVersion, Ref
+from registry.own_code import brings_code
 from registry.transformers_bases import is_transformers
 
 from . import services
@@ -48,6 +49,10 @@ def finetune(
     """
     require(actor, "run.write", version.model.organization)
     availability.require_files(version)
+    if brings_code(version):
+        raise ValidationError(
+            {"version": ValidationError("This model has code of its own; clone its run instead.", code="own_code")}
+        )
     parsed = parsed_settings(settings or {})
     check_base(version, parsed, task)
     task = _task(version, task)

@@ -13,6 +13,8 @@ from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
 from dlplatform.jobs import Job, JobQuerySet
 from registry.models import ModelVersion
 
+from .code_bundles import CodeBundle as CodeBundle
+
 
 class Experiment(TenantModel):
     """A named group of runs."""
@@ -211,6 +213,13 @@ class Run(Job):
         ModelVersion, null=True, on_delete=models.PROTECT, related_name="replays",
         help_text="The version that is trained once more, to be compared with; such a run commits nothing",
     )  # fmt: skip
+    code = models.ForeignKey(
+        CodeBundle, null=True, on_delete=models.PROTECT, related_name="runs",
+        help_text="Code of a user's own, which runs in a sandbox",
+    )  # fmt: skip
+    entry = models.CharField(
+        max_length=1000, blank=True, help_text="The file of the code to start with: model.py is an architecture"
+    )
     cloned_from = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="clones")
     archived_at = models.DateTimeField(null=True, blank=True)
     pause_requested_at = models.DateTimeField(null=True, editable=False)

@@ -12,6 +12,7 @@ from dlplatform.jobs import LeaseLost
 
 from .models import Run
 from .records import append_spool
+from .vetting import Vetting
 
 BATCH_BYTES = 4 * 1024 * 1024
 
@@ -21,6 +22,7 @@ class Monitor:
 
     def __init__(self, run: Run, directory: Path) -> None:
         self.run = run
+        self._vetting = Vetting() if run.code_id else None
         self.spool = directory / SPOOL
         self.offset = 0
         self.finished: dict[str, Any] | None = None
@@ -38,6 +40,8 @@ class Monitor:
             self.offset, found = offset, True
 
     def _ship(self, lines: list[dict[str, Any]]) -> None:
+        if self._vetting:
+            lines = self._vetting(lines)
         for line in lines:
             self._notice(line)
         fresh = [line for line in lines if line["sequence"] > self.run.spool_sequence]
@@ -45,6 +49,8 @@ class Monitor:
             return
         self._heard = time.monotonic()
         columns = summary(fresh)
+        if self._vetting:
+            columns.pop("failures", None)  # anybody can say that there is a checkpoint
         with transaction.atomic():
             last = append_spool(self.run, fresh)
             if columns:

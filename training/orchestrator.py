@@ -15,16 +15,19 @@ from django.db import connection as database
 
 from datasets.images import records_of
 from datasets.ingestion.leakage import leakage_warnings
+from dlplatform.accounts.access import may_run_code
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.job import BASE, SPEC
+from dlplatform.engine.job import BASE, CODE, SPEC
 from dlplatform.jobs import LeaseLost
 from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
+from dlplatform.sandbox.process import WORK, Unconfinable
 from registry.packages import package_files, safe_target
 
 from . import states
 from .accelerators import leases
 from .collector import collect
-from .connection import Connection, LocalConnection
+from .confined import SandboxConnection, read_plain
+from .connection import OUTPUT_FILE, Connection, LocalConnection
 from .job_directories import job_directory
 from .models import Run
 from .monitor import Monitor
@@ -40,20 +43,26 @@ CANCEL_GRACE = 4.0
 DRAIN_GRACE = 25.0
 DATABASE_PATIENCE = 120.0
 INTERRUPTED = 75
+LAST_WORDS = 2_000
 
 
 class Interrupted(Exception):
     """A cancel was asked for, or the worker is to end, before the engine was started."""
 
 
+class NotPermitted(Exception):
+    """Who launched the run may not run their own code any more."""
+
+
 class Orchestrator:
     """Works on one claimed run. Every write to the row carries the epoch of the claim."""
 
-    def __init__(self, run: Run, connect: Callable[[], Connection] = LocalConnection) -> None:
+    def __init__(self, run: Run, connect: Callable[[], Connection] | None = None) -> None:
         self.run = run
         self.directory = job_directory(run)
-        self.connection = connect()
-        self.monitor = Monitor(run, self.directory)
+        self.connection = connect() if connect else connection_for(run)
+        self.work_directory = self.directory / WORK if run.code_id else self.directory
+        self.monitor = Monitor(run, self.work_directory)
         self.cancelled = False
         self.draining = False
         self.stalled = False
@@ -83,6 +92,10 @@ class Orchestrator:
             states.end(self.run, Run.State.FAILED, states.failure("too_few_accelerators", asked=asked, most=most))
         except (MissingObject, CorruptObject) as error:
             states.end(self.run, Run.State.FAILED, states.failure("data_unavailable", reason=error))
+        except Unconfinable as error:
+            states.end(self.run, Run.State.FAILED, states.failure("sandbox_unavailable", reason=f" ({error})"))
+        except NotPermitted:
+            states.end(self.run, Run.State.FAILED, states.failure("code_not_permitted"))
         finally:
             self.connection.kill()
             self._patiently(lambda: leases.give_back(self.run))
@@ -94,6 +107,7 @@ class Orchestrator:
 
     def _prepare(self) -> None:
         """Write the job directory; what an earlier attempt left there is kept and resumed from."""
+        self._require_permission()
         (self.directory / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
         version = self.run.dataset_version
         store = ObjectStore("datasets", version.dataset.organization_id)
@@ -106,6 +120,7 @@ class Orchestrator:
             self._renew()
         self._fetch_images(store)
         self._fetch_base()
+        self._fetch_code()
         spec = self._spec(parts)
         temporary = self.directory / f".{SPEC}"
         temporary.write_text(json.dumps(spec))
@@ -122,6 +137,21 @@ class Orchestrator:
             if not path.exists() or path.stat().st_size != entry["size"]:
                 store.fetch(entry["sha256"], path)
             self._beat(1)
+
+    def _require_permission(self) -> None:
+        """To run code of one's own; it may have been taken back since the run was queued."""
+        run = self.run
+        if run.code_id and (run.created_by is None or not may_run_code(run.created_by, run.experiment.organization)):
+            raise NotPermitted
+
+    def _fetch_code(self) -> None:
+        """The code that the run brings."""
+        code = self.run.code
+        if code is None:
+            return
+        store = ObjectStore("models", code.organization_id)
+        for name, entry in code.tree.items():
+            store.fetch(entry["sha256"], safe_target(self.directory / CODE, name))
 
     def _fetch_images(self, store: ObjectStore) -> None:
         """The files of the version's images, if the run learns from a column of them; whole ones stay."""
@@ -163,6 +193,7 @@ class Orchestrator:
                 **({"base_version": str(run.base_version_id)} if run.base_version_id else {}),
             },
             **({"finetune": run.finetune} if run.finetune else {}),
+            **({"entry": run.entry} if run.code_id else {}),
             **({"stop_after_epoch": run.stop_after_epoch} if run.stop_after_epoch else {}),
         }
 
@@ -257,6 +288,7 @@ class Orchestrator:
     def _conclude(self) -> None:
         """One of: succeeded, cancelled, paused, back to the queue, failed."""
         code = self.connection.poll()
+        fault = self.connection.fault()
         if code == 0 and self.monitor.finished:
             self._succeed(self.monitor.finished["metrics"])
         elif self.cancelled or self.run.pause_requested_at or self._reached_its_stop(code) or self.draining:
@@ -265,14 +297,25 @@ class Orchestrator:
             states.requeue(
                 self.run, delay=0, charge=False, reason="What it was stopped for was taken back; it goes on."
             )
+        elif fault:
+            self._tell_the_end()
+            states.end(self.run, Run.State.FAILED, states.failure(fault, **_allowed()))
         elif self.stalled:
             self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
         elif self.monitor.failed:
             error = {key: str(self.monitor.failed[key]) for key in ("code", "sentence", "next_step")}
             states.end(self.run, Run.State.FAILED, error)
+        elif self.run.code_id and code != -signal.SIGKILL:
+            self._tell_the_end()
+            states.end(self.run, Run.State.FAILED, states.failure("code_died", how=_how(code)))
         else:
             self._log("error", f"The training process ended without a word ({_how(code)}).")
             self._retry_or_fail(states.failure("crash_loop", attempts=self.run.attempt))
+
+    def _tell_the_end(self) -> None:
+        """What the program wrote past its log, such as the last words of a library."""
+        if words := read_plain(self.directory / OUTPUT_FILE, LAST_WORDS).strip():
+            self._log("error", words)
 
     def _conclude_early(self, code: int | None = None) -> None:
         """What was asked for while there was more to do: the end, a pause, or another worker."""
@@ -292,7 +335,7 @@ class Orchestrator:
         if not self.doubted:
             self._doubt()
         try:
-            collect(run, self.directory, metrics)
+            collect(run, self.work_directory, metrics)
         except PackageError as error:
             states.end(run, Run.State.FAILED, states.failure("package_rejected", reason=error))
             return
@@ -307,6 +350,17 @@ class Orchestrator:
             self.run, delay=delay, charge=True,
             reason=f"Attempt {self.run.attempt} of {self.run.max_attempts} failed; trying again from the last checkpoint.",
         )  # fmt: skip
+
+
+def connection_for(run: Run) -> Connection:
+    """A sandbox for a run with code of a user's own; else the engine as a fork of this process."""
+    return SandboxConnection(run) if run.code_id else LocalConnection()
+
+
+def _allowed() -> dict[str, Any]:
+    """What a run with code may use, for sentences about it."""
+    return {"memory": settings.SANDBOX_MEMORY_MB, "processes": settings.SANDBOX_PROCESSES,
+            "disk": settings.SANDBOX_DISK_MB, "seconds": settings.SANDBOX_SECONDS, "reason": ""}  # fmt: skip
 
 
 def _how(code: int | None) -> str:

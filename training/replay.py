@@ -29,6 +29,8 @@ def replay(*, actor: User, version: ModelVersion) -> Run:
     original = made_by(version)
     if original is None:
         raise Conflict("No run here made this version, so there is nothing to train again.", code="no_run")
+    if original.code_id is not None:
+        raise Conflict("The run had code of its own; clone it to run it again.", code="own_code")
     if unfinished(version) is not None:
         raise Conflict("A replay of this version is under way already.", code="in_progress")
     run = clone_run(

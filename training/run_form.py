@@ -1,5 +1,6 @@
 """The form of a new run, generated from the engine's own description of its settings."""
 
+import json
 from typing import Any
 
 from django import forms
@@ -10,7 +11,8 @@ from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine import fields as engine
 from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 
-from .models import Experiment, Run
+from .code import ARCHITECTURE, SCRIPT
+from .models import CodeBundle, Experiment, Run
 from .services import LANGUAGE, LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 
 FEW_CLASSES = 20
@@ -76,6 +78,38 @@ def _settings() -> dict[str, SettingField]:
     return fields
 
 
+def _settings_of_code(code: CodeBundle) -> dict[str, forms.Field]:
+    """The file to start with and its params in place of an architecture and its settings."""
+    python = [name for name in sorted(code.tree) if name.endswith(".py")]
+    first = next((name for name in (SCRIPT, ARCHITECTURE) if name in python), python[0])
+    own: dict[str, forms.Field] = {
+        "entry": forms.ChoiceField(
+            label="Start with", choices=[(name, name) for name in python], initial=first,
+            help_text="model.py is an architecture in the ordinary loop; any other file is a training script.",
+        ),
+        "code_params": forms.CharField(
+            label="Parameters", required=False, max_length=20_000, widget=forms.Textarea({"rows": 3}),
+            help_text='A JSON object, such as {"width": 64}: arguments of build, or run.params of a script.',
+        ),
+    }  # fmt: skip
+    shared: dict[str, forms.Field] = dict(_settings())
+    without = ("config.architecture", "config.devices", "config.strategy", "config.folds")
+    return own | {
+        name: field for name, field in shared.items() if name not in without and not name.startswith("config.params.")
+    }
+
+
+def read_params(text: Any) -> tuple[dict[str, Any], str]:
+    """(the JSON object in a text, what is wrong with it)."""
+    if not text or not str(text).strip():
+        return {}, ""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return {}, f"This is no JSON: {str(error)[:200]}."
+    return (found, "") if isinstance(found, dict) else ({}, 'Write a JSON object, such as {"width": 64}.')
+
+
 def ready_versions(organization: Organization) -> Any:
     return (
         DatasetVersion.objects.filter(
@@ -138,10 +172,18 @@ class RunForm(forms.Form):
         required=False, max_length=120, label="Register the model as", help_text="Blank: the dataset's name."
     )
 
-    def __init__(self, *args: Any, organization: Organization, version: DatasetVersion, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        organization: Organization,
+        version: DatasetVersion,
+        code: CodeBundle | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.version = version
-        self.fields.update(_settings())
+        self.code = code
+        self.fields.update(_settings() if code is None else _settings_of_code(code))
         self._choose("dataset_version", _version_choices(organization, version))
         self._choose("target", _targets(version))
         self._choose("more_targets", _targets(version))
@@ -157,11 +199,11 @@ class RunForm(forms.Form):
 
     @property
     def basic(self) -> list[forms.BoundField]:
-        return [self[f"config.{one.name}"] for one in FIELDS if one.type != "params" and not one.advanced]
+        return [self[name] for one in FIELDS if not one.advanced and (name := f"config.{one.name}") in self.fields]
 
     @property
     def advanced(self) -> list[forms.BoundField]:
-        plain = [f"config.{one.name}" for one in FIELDS if one.type != "params" and one.advanced]
+        plain = [name for one in FIELDS if one.advanced and (name := f"config.{one.name}") in self.fields]
         return [self[name] for name in plain + [name for name in self.fields if name.startswith("config.params.")]]
 
     @property
@@ -197,7 +239,15 @@ class RunForm(forms.Form):
             value = field.to_python(self[name].value())
             if value is not None:
                 (params if name.startswith("config.params.") else config)[name.rpartition(".")[2]] = value
+        if self.code is not None:
+            params = read_params(self["code_params"].value())[0]
         return {**config, **({"params": params} if params else {})}
+
+    def clean_code_params(self) -> str:
+        text: str = self.cleaned_data["code_params"]
+        if fault := read_params(text)[1]:
+            raise forms.ValidationError(fault)
+        return text
 
     def choices(self) -> dict[str, Any]:
         """Arguments of the service, but for the experiment."""
@@ -215,6 +265,7 @@ class RunForm(forms.Form):
             "config": self.config(),
             "name": given["name"],
             "register_as": given["register_as"],
+            **({"code": self.code, "entry": given["entry"]} if self.code else {}),
         }
 
 
@@ -246,6 +297,7 @@ def initial_of_clone(run: Run) -> dict[str, Any]:
         initial["features"] = run.features
     initial |= {"experiment": str(run.experiment_id), "register_as": run.register_as}
     defaults = {one.name: one.default for one in FIELDS}
+    initial |= {"entry": run.entry, "code_params": json.dumps(run.config.get("params", {}))} if run.code_id else {}
     for name, value in run.config.items():
         if name != "params" and value != defaults.get(name):
             initial[f"config.{name}"] = _text(value)

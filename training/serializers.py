@@ -55,6 +55,15 @@ class RunIn(Strict):
         allow_blank=True,
         help_text="Model that gets the result; default: the dataset's name",
     )
+    code = serializers.UUIDField(
+        required=False, allow_null=True,
+        help_text="Code of your own (`POST /code`), which runs in a sandbox; `config.params` go to it",
+    )  # fmt: skip
+    entry = SafeCharField(
+        max_length=1000, required=False, allow_blank=True,
+        help_text="File of the code to start with: model.py is an architecture, any other a script; default: main.py or "
+        "model.py, whichever there is",
+    )  # fmt: skip
 
 
 class RunChanges(Strict):
@@ -96,10 +105,11 @@ class RunDetail(RunOut):
         source="trial.sweep_id", default=None, allow_null=True, help_text="That it is a trial of"
     )
     replays = serializers.UUIDField(source="replays_id", allow_null=True)
+    code = serializers.UUIDField(source="code_id", allow_null=True, help_text="Code of a user's own that it runs")
 
     class Meta(RunOut.Meta):
         fields = [
-            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "replays", "features", "config", "register_as", "environment", "evaluation", "warnings",
+            *RunOut.Meta.fields, "targets", "branch", "base_version", "finetune", "replays", "code", "entry", "features", "config", "register_as", "environment", "evaluation", "warnings",
             "heartbeat_at", "last_sequence", "cloned_from", "archived_at", "reason", "stop_after_epoch", "sweep",
         ]  # fmt: skip
 

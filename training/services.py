@@ -11,21 +11,23 @@ from django.utils import timezone
 from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts import audit
-from dlplatform.accounts.access import require
+from dlplatform.accounts.access import require, require_code
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
-from dlplatform.engine.fields import PRETRAINED
+from dlplatform.engine.fields import CODE, PRETRAINED
 from registry.models import ModelVersion
 
 from . import states
+from .code import ARCHITECTURE, check_requirements, entry_of
 from .experiments import DEFAULT_EXPERIMENT, experiment_named
-from .models import Experiment, Run, Trial
+from .models import CodeBundle, Experiment, Run, Trial
 from .records import append_event
 
 LANGUAGE = "language-model"
 LEAST_ROWS = 10
 MOST_CLASSES = 1000
+LONGEST_SILENCE = 86_400.0  # seconds
 TARGET_TYPES = {
     "classification": {"category", "boolean", "integer", "text", "number"},
     "regression": {"number", "integer"},
@@ -53,12 +55,14 @@ def create_run(
     trial: Trial | None = None,
     stop_after_epoch: int | None = None,
     replays: ModelVersion | None = None,
+    code: CodeBundle | None = None,
+    entry: str = "",
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
     ``target`` is one column, or several for regression and multilabel. With ``base_version`` the run starts from that
     model, as ``finetune`` says (see `training.finetuning`). A run of a sweep belongs to its ``trial`` and pauses after
-    ``stop_after_epoch`` epochs.
+    ``stop_after_epoch`` epochs. With ``code`` it runs in a sandbox, and starts with the file ``entry``.
     """
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     organization = dataset_version.dataset.organization
@@ -73,7 +77,9 @@ def create_run(
                 )
             }
         )
-    settings = check(dataset_version, task, targets, features, config or {})
+    if code is not None:
+        entry = check_code(actor, experiment, code, entry, task, finetune)
+    settings = check(dataset_version, task, targets, features, config or {}, entry)
     if settings.get("text_encoder") == PRETRAINED and base_version is None:
         fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
         raise _invalid("config.text_encoder", fix, "needs_base")
@@ -96,12 +102,32 @@ def create_run(
         trial=trial,
         stop_after_epoch=stop_after_epoch,
         replays=replays,
+        code=code,
+        entry=entry,
     )
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)
     jobs.enqueue(run)
     states.announce(run)
     return run
+
+
+def check_code(
+    actor: User, experiment: Experiment, code: CodeBundle, entry: str, task: str, finetune: dict[str, Any] | None
+) -> str:
+    """The file that the run starts with. PermissionDenied and ValidationError otherwise."""
+    require_code(actor, experiment.organization)
+    if code.organization_id != experiment.organization_id:
+        raise _invalid("code", "The code and the data belong to different organizations.", "invalid")
+    if finetune is not None:
+        raise _invalid("code", "A fine-tuning run starts from a model and has no code of its own.", "not_for_finetune")
+    entry = entry_of(code, entry)
+    if entry == ARCHITECTURE and task == LANGUAGE:
+        raise _invalid(
+            "code", "An architecture of one's own predicts from rows; use a script for texts.", "not_for_task"
+        )
+    check_requirements(code)
+    return entry
 
 
 def features_by_default(version: DatasetVersion, targets: Sequence[str], task: str = "") -> list[str] | None:
@@ -122,9 +148,17 @@ def _next_name(version: DatasetVersion, experiment: Experiment) -> str:
 
 
 def check(
-    version: DatasetVersion, task: str, targets: Sequence[str], features: Sequence[str] | None, config: dict[str, Any]
+    version: DatasetVersion,
+    task: str,
+    targets: Sequence[str],
+    features: Sequence[str] | None,
+    config: dict[str, Any],
+    entry: str = "",
 ) -> dict[str, Any]:
-    """The complete configuration of a run that can start; ValidationError with every problem otherwise."""
+    """The complete configuration of a run that can start; ValidationError with every problem otherwise.
+
+    ``entry`` is the file that a run with code starts with; its params are for the code to know.
+    """
     if version.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
     problems: dict[str, ValidationError] = {}
@@ -140,6 +174,9 @@ def check(
             f"{version.rows} rows are too few to learn from; at least {LEAST_ROWS} are needed.", code="too_few_rows"
         )
     parsed: dict[str, Any] = {}
+    config, fault = _with_architecture(config, entry)
+    if fault:
+        problems["config.architecture"] = fault
     try:
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
@@ -147,6 +184,17 @@ def check(
     if problems:
         raise ValidationError(problems)
     return parsed
+
+
+def _with_architecture(config: dict[str, Any], entry: str) -> tuple[dict[str, Any], ValidationError | None]:
+    """The settings of a run with code; a script decides for itself how long it is silent."""
+    if not entry:
+        absent = ValidationError("Give the code to run as `code`, or choose another architecture.", code="code_missing")
+        return config, absent if config.get("architecture") == CODE else None
+    if config.get("architecture", CODE) not in (CODE, "auto"):
+        return config, ValidationError("The code is the architecture; leave this setting out.", code="not_for_code")
+    patient = {} if entry == ARCHITECTURE else {"stall_timeout": LONGEST_SILENCE}
+    return {**patient, **config, "architecture": CODE}, None
 
 
 def _targets_fault(
@@ -259,6 +307,8 @@ def resume_run(*, actor: User, run: Run, stop_after_epoch: int | None = None) ->
     With ``stop_after_epoch`` it pauses again after so many epochs; without, it trains to the end.
     """
     require(actor, "run.write", run)
+    if run.code_id is not None:
+        require_code(actor, run.experiment.organization)
     run = Run.objects.select_for_update(of=("self",)).get(pk=run.pk)
     if run.state not in RESUMABLE:
         raise Conflict(
@@ -288,6 +338,8 @@ def clone_run(*, actor: User, run: Run, **changes: Any) -> Run:
         "branch": run.branch,
         "base_version": run.base_version,
         "finetune": run.finetune,
+        "code": run.code,
+        "entry": run.entry,
     }
     config = run.config | changes.pop("config", {})
     return create_run(actor=actor, config=config, cloned_from=run, **(choices | changes))

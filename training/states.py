@@ -30,6 +30,35 @@ SENTENCES = {
         "The worker was lost {attempts} times in a row.",
         "Check the machine's memory and the worker's log, then resume.",
     ),
+    "memory_limit": (
+        "The code used more than the {memory:,} MB of memory that a run may use, and was stopped.",
+        CODES["memory_limit"],
+    ),
+    "process_limit": (
+        "The code started more than the {processes} processes and threads that a run may have, and was stopped.",
+        CODES["process_limit"],
+    ),
+    "disk_limit": (
+        "The code wrote more than the {disk:,} MB, or more files, than a run may write, and was stopped.",
+        CODES["disk_limit"],
+    ),
+    "time_limit": (
+        "The code ran longer than the {seconds:,} seconds that a run may take, and was stopped.",
+        "Train in fewer steps, or save a checkpoint in time; whoever runs the platform can allow more.",
+    ),
+    "log_limit": ("The code reported more than a run may report, and was stopped.", "Log and print less often."),
+    "sandbox_unavailable": (
+        "The code was not run: the worker's machine cannot confine it{reason}.",
+        "Start the worker on Linux with the right to make namespaces (docs/own-code.md), then resume.",
+    ),
+    "code_not_permitted": (
+        "Whoever launched the run may not run their own code here any more.",
+        "Have somebody with the permission launch it.",
+    ),
+    "code_died": (
+        "The process of the code ended without a word ({how}).",
+        "Read the end of the log. Code that crashes in a library, or leaves by os._exit, ends so.",
+    ),
     "too_few_accelerators": (
         "The run asks for {asked} devices; no machine has more than {most}.",
         "Clone the run with fewer devices, or start a worker on a machine with as many.",

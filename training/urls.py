@@ -4,6 +4,7 @@ from django.urls import path
 
 from .lineage.relations import KINDS
 from .views import (
+    code,
     compare,
     experiments,
     finetune,
@@ -32,6 +33,8 @@ urlpatterns = [
     path("runs/<uuid:run>/restore", run.run_restore, name="run-restore"),
     path("runs/<uuid:run>/rename", run.run_rename, name="run-rename"),
     path("runs/<uuid:run>/relaunch", run.run_relaunch, name="run-relaunch"),
+    path("code/new", code.code_new, name="code-new"),
+    path("code/<uuid:code>/", code.code_page, name="code"),
     path("preflights", preflights.preflight_new, name="preflight-new"),
     path("preflights/<uuid:preflight>", preflights.preflight_part, name="preflight"),
     path("model-versions/<uuid:version>/replays", replays.version_replays, name="version-replays"),

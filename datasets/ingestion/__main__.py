@@ -5,7 +5,6 @@ Limits are set, and network and privileges given up, before any decoder is impor
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
@@ -14,8 +13,7 @@ import sys
 from typing import Any
 
 from datasets.ingestion.confinement import confine
-
-PR_SET_PDEATHSIG = 1
+from dlplatform.sandbox import kernel
 
 
 def main() -> int:
@@ -51,7 +49,7 @@ def _read_from(job: dict[str, Any], paths: list[str]) -> None:
 def _die_with_parent(parent: int) -> None:
     """Linux only: elsewhere the parent's kill of the process group has to do."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(1)
 

@@ -76,6 +76,22 @@ def require(user: User, action: str, obj: Any) -> None:
         raise PermissionDenied(f"This needs the role {rule.role.value} in the organization.")
 
 
+def may_run_code(user: User, organization: Organization) -> bool:
+    """Whether the person may run code of their own there: a flag that no role and no superuser has by itself."""
+    flagged = Membership.objects.filter(user=user, organization=organization, may_run_code=True)
+    return user.is_active and flagged.exists() and may(user, "run.write", organization)
+
+
+def require_code(user: User, organization: Organization) -> None:
+    """Raise PermissionDenied unless the person may launch runs there, and such that run their own code."""
+    require(user, "run.write", organization)
+    if not may_run_code(user, organization):
+        raise PermissionDenied(
+            f"Running your own code is a permission of its own, which you do not have in {organization.name}: an admin "
+            "gives it to you on the page of members."
+        )
+
+
 class DeclaredPolicy(BasePermission):
     """Default deny on the API: a view says in ``policy`` which action each method needs.
 

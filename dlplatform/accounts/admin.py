@@ -16,7 +16,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors
 
-from . import services
+from . import audit, services
 from .models import ApiKey, AuditEntry, Membership, Organization, User
 
 admin.site.unregister(Group)
@@ -119,6 +119,18 @@ class OrganizationAdmin(ModelAdmin):
     list_display = ["name", "slug", "created_at"]
     search_fields = ["name", "slug"]
     inlines = [MembershipInline]
+
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        """Members that were changed here stand in the audit log as those changed by an admin of the organization."""
+        super().save_formset(request, form, formset, change)
+        if formset.model is not Membership:
+            return
+        for verb, rows in (("add", formset.new_objects), ("change", [row for row, _ in formset.changed_objects])):
+            for row in rows:
+                audit.record(
+                    request.user, f"member.{verb}", row, row.organization, user=row.user.username, role=row.role,
+                    may_run_code=row.may_run_code,
+                )  # fmt: skip
 
 
 @admin.register(ApiKey)

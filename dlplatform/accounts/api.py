@@ -42,7 +42,7 @@ KEY = {
 ORGANIZATION = {
     "id": "0f1e…", "slug": "main", "name": "Main", "created_at": "2026-11-20T09:30:00Z", "role": "admin",
 }  # fmt: skip
-MEMBER = {"user": "maria", "role": "trainer", "created_at": "2026-11-20T09:30:00Z"}
+MEMBER = {"user": "maria", "role": "trainer", "may_run_code": False, "created_at": "2026-11-20T09:30:00Z"}
 
 
 class LoginThrottle(AnonRateThrottle):
@@ -203,6 +203,7 @@ class MembersView(PagedView):
             organization=organization,
             username=given.validated_data["user"],
             role=given.validated_data["role"],
+            may_run_code=given.validated_data["may_run_code"],
         )
         return Response(MemberOut(membership).data)
 

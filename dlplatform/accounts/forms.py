@@ -39,6 +39,9 @@ class MemberForm(forms.Form):
         widget=forms.TextInput({"autocomplete": "off"}),
     )
     role = forms.ChoiceField(choices=Role.choices, initial=Role.TRAINER)
+    may_run_code = forms.BooleanField(
+        required=False, label="May run their own code", help_text="In a sandbox. No role implies it."
+    )
 
 
 class ApiKeyForm(forms.Form):

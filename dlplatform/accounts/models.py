@@ -51,6 +51,9 @@ class Membership(models.Model):
     organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="memberships")
     user = models.ForeignKey(User, on_delete=models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=20, choices=Role.choices, default=Role.VIEWER)
+    may_run_code = models.BooleanField(
+        default=False, help_text="May run code of their own here; no role, not even admin, implies it"
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

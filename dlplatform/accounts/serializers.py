@@ -62,6 +62,10 @@ class OrganizationOut(serializers.ModelSerializer):
 class MemberIn(Strict):
     user = SafeCharField(max_length=150, help_text="Username")
     role = serializers.ChoiceField(choices=Role.choices, help_text="viewer, trainer, maintainer or admin")
+    may_run_code = serializers.BooleanField(
+        required=False, allow_null=True, default=None,
+        help_text="Whether they may run code of their own; left out: as it is, for a new member no",
+    )  # fmt: skip
 
 
 class MemberOut(serializers.ModelSerializer):
@@ -69,7 +73,7 @@ class MemberOut(serializers.ModelSerializer):
 
     class Meta:
         model = Membership
-        fields = ["user", "role", "created_at"]
+        fields = ["user", "role", "may_run_code", "created_at"]
 
 
 class MeOut(serializers.Serializer):

@@ -31,8 +31,13 @@ def create_organization(*, actor: User, name: str, slug: str | None = None) -> O
 
 
 @transaction.atomic
-def set_member(*, actor: User, organization: Organization, username: str, role: str) -> Membership:
-    """Add a person to the organization or change their role; the last admin stays admin."""
+def set_member(
+    *, actor: User, organization: Organization, username: str, role: str, may_run_code: bool | None = None
+) -> Membership:
+    """Add a person to the organization or change their role; the last admin stays admin.
+
+    ``may_run_code``: whether they may run code of their own; None leaves it as it is, for a new member at no.
+    """
     require(actor, "organization.manage", organization)
     user = User.objects.filter(username=username, is_active=True).first()
     if user is None:
@@ -44,11 +49,13 @@ def set_member(*, actor: User, organization: Organization, username: str, role: 
     if membership and membership.role == Role.ADMIN and role != Role.ADMIN:
         _keep_an_admin(organization, user)
     membership, created = Membership.objects.update_or_create(
-        organization=organization, user=user, defaults={"role": Role(role)}
-    )
+        organization=organization, user=user,
+        defaults={"role": Role(role), **({} if may_run_code is None else {"may_run_code": may_run_code})},
+    )  # fmt: skip
     audit.record(
-        actor, "member.add" if created else "member.change", membership, organization, user=username, role=role
-    )
+        actor, "member.add" if created else "member.change", membership, organization, user=username, role=role,
+        may_run_code=membership.may_run_code,
+    )  # fmt: skip
     return membership
 
 

@@ -75,9 +75,10 @@ def members(request: HttpRequest) -> HttpResponse:
 
 
 def _added(request: HttpRequest, organization: Organization, form: MemberForm) -> bool:
-    name, role = form.cleaned_data["user"], form.cleaned_data["role"]
+    given = form.cleaned_data
+    name, role, code = given["user"], given["role"], given["may_run_code"]
     try:
-        services.set_member(actor=request.user, organization=organization, username=name, role=role)
+        services.set_member(actor=request.user, organization=organization, username=name, role=role, may_run_code=code)
     except ValidationError as error:
         add_errors(form, error)
         return False
@@ -88,12 +89,14 @@ def _added(request: HttpRequest, organization: Organization, form: MemberForm) -
 @require_POST
 def member(request: HttpRequest, username: str) -> HttpResponse:
     organization = organization_or_404(request)
-    form = MemberForm({"user": username, "role": request.POST.get("role")})
+    form = MemberForm({**request.POST.dict(), "user": username})
     with refusals_as_messages(request):
         if not form.is_valid():
             raise ValidationError("Choose one of the roles.")
-        role = form.cleaned_data["role"]
-        services.set_member(actor=request.user, organization=organization, username=username, role=role)
+        role, code = form.cleaned_data["role"], form.cleaned_data["may_run_code"]
+        services.set_member(
+            actor=request.user, organization=organization, username=username, role=role, may_run_code=code
+        )
         said(request, f"{username} is {role} now.")
     return redirect("members")
 

@@ -8,6 +8,7 @@ _NAMES = {
     "tabm": "TabM, an efficient ensemble of networks with piecewise-linear embeddings and a linear path",
     "mlp": "a multilayer perceptron",
     "linear": "a linear model",
+    "code": "an architecture of its own, in `code/model.py`",
 }
 _ENCODERS = {"resnet": "a small ResNet over images", "convnext": "a small ConvNeXt over images"}
 

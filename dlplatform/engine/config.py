@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from dlplatform.engine.fields import ARCHITECTURES, ENCODER_PARAMS, FIELDS, PARAMS, Field
+from dlplatform.engine.fields import ARCHITECTURES, CODE, ENCODER_PARAMS, FIELDS, PARAMS, Field
 from dlplatform.engine.schema import TASKS
 
 Auto = Literal["auto"]
@@ -78,13 +78,27 @@ def parse_config(raw: dict[str, Any], task: str) -> TrainingConfig:
     if task not in TASKS:
         problems.append(("task", "unknown_choice", f"The task must be one of: {', '.join(TASKS)}."))
     values = parse_fields(raw, FIELDS, "", problems)
-    known = (*PARAMS[values.get("architecture", "auto")], *ENCODER_PARAMS)
-    if isinstance(params := values.get("params", {}), dict):
+    architecture = values.get("architecture", "auto")
+    known = (*PARAMS.get(architecture, ()), *ENCODER_PARAMS)
+    if isinstance(params := values.get("params", {}), dict) and architecture != CODE:
         values["params"] = parse_fields(params, known, "params.", problems)
-    problems += _task_problems(values, task)
+    problems += _code_problems(values, task) if architecture == CODE else _task_problems(values, task)
     if problems:
         raise ConfigError(problems)
     return TrainingConfig(**values)
+
+
+def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
+    """What one's own code cannot have. Its params are JSON of any kind."""
+    problems: list[Problem] = []
+    if values.get("devices", "auto") not in ("auto", 1):
+        problems.append(("devices", "not_for_code", "devices is 1 for your own code; remove it."))
+    if values.get("folds", "auto") not in ("auto", 1):
+        problems.append(("folds", "not_for_code", "folds is 1 for your own code; remove it."))
+    bad = [name for name in values.get("params", {}) if not isinstance(name, str) or not name.isidentifier()]
+    if bad:
+        problems.append(("params", "invalid", f"params.{str(bad[0])[:80]} cannot be the name of an argument."))
+    return problems
 
 
 def describe_fields() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.fields import ENCODER_PARAMS, PARAMS, PRETRAINED, SEQUENTIAL
+from dlplatform.engine.fields import CODE, ENCODER_PARAMS, PARAMS, PRETRAINED, SEQUENTIAL
 
 SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
@@ -38,14 +38,13 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     deep = size.images + (size.texts if text_encoder in SEQUENTIAL else 0)
     architecture = _architecture(config, size, deep)
     config = replace(config, architecture=architecture, text_encoder=text_encoder)
-    set_params = {name: value for name, value in _set_only(config.params).items() if name in known_params(architecture)}
-    params = {**_default_params(architecture, size), **_encoder_params(config, size), **set_params}
-    # A deep encoder is one network for all rows, so nothing can be cross-fitted beside it.
-    folds = 1 if deep else _folds(config, size)
+    # A deep encoder, or a network of somebody's own, is one for all rows: nothing can be cross-fitted beside it.
+    folds = 1 if deep or architecture == CODE else _folds(config, size)
+    params = config.params if architecture == CODE else _params(config, size, folds)
     epochs: int = _or(config.epochs, _epochs_of(text_encoder, deep, size.rows))
     return replace(
         config,
-        params={**params, **_members(params, folds)},
+        params=params,
         image_encoder=_or(config.image_encoder, "resnet"),
         augmentation=_or(config.augmentation, "shift"),
         folds=folds,
@@ -57,6 +56,14 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
         early_stopping=_or(config.early_stopping, max(8, min(30, math.ceil(epochs / 4)))),
         label_smoothing=_or(config.label_smoothing, 0.0),
     )
+
+
+def _params(config: TrainingConfig, size: Size, folds: int) -> dict[str, Any]:
+    """The params of one of the engine's own architectures."""
+    known = known_params(config.architecture)
+    given = {name: value for name, value in _set_only(config.params).items() if name in known}
+    params = {**_default_params(config.architecture, size), **_encoder_params(config, size), **given}
+    return {**params, **_members(params, folds)}
 
 
 def known_params(architecture: str) -> set[str]:

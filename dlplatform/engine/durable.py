@@ -64,6 +64,17 @@ def manifest_of(files: Mapping[str, bytes], extra: Mapping[str, Any]) -> dict[st
     return {"format": 1, **extra, "files": entries}
 
 
+def manifest_of_directory(directory: Path, extra: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The manifest, and its SHA-256, of the files that a directory holds already."""
+    files = {
+        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = to_json({"format": 1, **extra, "files": files})
+    return manifest, hashlib.sha256(manifest).hexdigest()
+
+
 def commit_directory(target: Path, files: Mapping[str, bytes], extra: Mapping[str, Any]) -> str:
     """Write a directory of files so that it is whole or absent; an older one of that name is replaced.
 
@@ -74,7 +85,10 @@ def commit_directory(target: Path, files: Mapping[str, bytes], extra: Mapping[st
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, content in files.items():
+        (temporary / name).parent.mkdir(parents=True, exist_ok=True)
         write_file(temporary / name, content)
+    for folder in {(temporary / name).parent for name in files} - {temporary}:
+        sync_directory(folder)
     manifest = to_json(manifest_of(files, extra))
     write_file(temporary / MANIFEST, manifest)
     sync_directory(temporary)
@@ -101,7 +115,7 @@ def check_manifest(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     for name, entry in manifest["files"].items():
         path = directory / name
-        if path.parent != directory or not path.is_file() or path.is_symlink():
+        if ".." in path.parts or not path.is_relative_to(directory) or not path.is_file() or path.is_symlink():
             raise ValueError(f"{name} is missing.")
         if path.stat().st_size != entry.get("size"):
             raise ValueError(f"{name} has {path.stat().st_size} bytes instead of {entry.get('size')}.")

@@ -18,6 +18,12 @@ CODES: Final[dict[str, str]] = {
     "single_class": "Choose a target with at least two different values, or add rows of another class.",
     "too_few_rows": "Add rows that have a value in the target column.",
     "checkpoint_corrupt": "Start the run again from the beginning.",
+    "code_error": "Correct the code at the line that the log names, upload it again and start a new run.",
+    "code_missing": "Upload code that holds the file and the function that the run starts with.",
+    "memory_limit": "Use less memory: smaller batches, fewer copies of the data, or a smaller model.",
+    "process_limit": "Start fewer processes and threads, and let no process start others without end.",
+    "disk_limit": "Write less to the folder of the run: fewer checkpoints, smaller outputs.",
+    "not_permitted": "Leave out what the sandbox forbids; the data of the run are in run.data.",
     "interrupted": "Start the engine on the same job directory to go on from the last checkpoint.",
     "internal": "Report this failure with the run's log.",
 }

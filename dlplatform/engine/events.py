@@ -7,6 +7,7 @@ is the TypedDict below. The file is append-only; a restart goes on after the las
 from __future__ import annotations
 
 import os
+import stat
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 
 SPOOL: Final = "events.jsonl"
 SYNC_SECONDS: Final = 1.0
+LONGEST_LINE: Final = 64 << 20
 
 
 class Started(TypedDict):
@@ -117,19 +119,28 @@ def read_events(path: Path, offset: int = 0, limit: int = 8 << 20) -> tuple[list
     """Complete lines of a spool from a byte offset on, and the offset to go on from.
 
     Reads at most about ``limit`` bytes. A torn last line is left for the next call; a missing file is an
-    empty one; a complete line that is not a JSON object is skipped.
+    empty one, and so is what is no plain file; a complete line that is not a JSON object is skipped.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_plain) as file:
             file.seek(offset)
             content = file.read(limit)
             if len(content) == limit and b"\n" not in content:
-                content += file.readline()
-    except FileNotFoundError:
+                content += file.readline(LONGEST_LINE)
+    except OSError:
         return [], offset
     end = content.rfind(b"\n") + 1
     parsed = (_parse(line) for line in content[:end].splitlines())
     return [event for event in parsed if event is not None], offset + end
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Where a stranger's code works, there may be a link or a pipe in place of the file. Raises OSError then."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(f"{path} is no plain file")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

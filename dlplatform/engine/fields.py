@@ -31,6 +31,7 @@ class Field:
 
 
 ARCHITECTURES: Final = ("auto", "tabm", "mlp", "linear")
+CODE: Final = "code"  # the architecture of a run that brings its own; its params are for it to know
 IMAGE_ENCODERS: Final = ("resnet", "convnext")
 TEXT_ENCODERS: Final = ("hashed", "transformer")
 PRETRAINED: Final = "pretrained"  # that of the base which a run starts from; nothing that can be had without one
@@ -41,7 +42,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("architecture", "choice", "auto",
           "The network over all inputs: tabm (an efficient ensemble with numeric embeddings, the strongest on "
           "tables), mlp (a plain multilayer perceptron) or linear. auto: tabm for tables, mlp when images or "
-          "long texts come with other columns, linear when they are alone.", choices=ARCHITECTURES),
+          "long texts come with other columns, linear when they are alone.", choices=ARCHITECTURES, words=(CODE,)),
     Field("params", "params", {}, "Settings of the architecture itself.", advanced=True),
     Field("image_encoder", "choice", "auto", "The network that looks at images: a small ResNet or a ConvNeXt.",
           choices=("auto", *IMAGE_ENCODERS)),

@@ -10,6 +10,7 @@ import orjson
 
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.fields import CODE as OWN_CODE
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import COLUMN_TYPES, TASKS, Column
 
@@ -18,6 +19,8 @@ SPEC: Final = "spec.json"
 OUTPUT: Final = "output"
 BASE: Final = "base"
 CHECKPOINTS: Final = "checkpoints"
+CODE: Final = "code"
+STACKS: Final = "stacks.txt"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class JobSpec:
     lineage: dict[str, Any] = field(default_factory=dict)
     stop_after_epoch: int | None = None
     finetune: FinetuneConfig | None = None
+    entry: str = ""  # the file of the folder `code` that the run starts with, if it has code of its own
 
     @property
     def target_name(self) -> str:
@@ -68,6 +72,7 @@ def read_spec(job_dir: Path) -> JobSpec:
         lineage=raw.get("lineage") or {},
         stop_after_epoch=raw.get("stop_after_epoch"),
         finetune=_finetune(raw.get("finetune")),
+        entry=_entry(raw, task),
     )
 
 
@@ -132,6 +137,13 @@ def _data_files(job_dir: Path, names: Any) -> tuple[Path, ...]:
         if not path.is_relative_to(root) or not path.is_file():
             raise EngineError("bad_data", f"The data file {path.name} is not in the job directory.")
     return paths
+
+
+def _entry(raw: dict[str, Any], task: str) -> str:
+    entry = str(raw.get("entry") or "")
+    if bool(entry) != ((raw.get("config") or {}).get("architecture") == OWN_CODE):
+        raise EngineError("bad_config", "The architecture “code” and code go together; the job has only one of them.")
+    return entry
 
 
 def _finetune(raw: Any) -> FinetuneConfig | None:

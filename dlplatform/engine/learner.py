@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from dlplatform.engine.augmentation import augment
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
 from dlplatform.engine.dropout import Share, sharing
+from dlplatform.engine.fields import CODE
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
 from dlplatform.engine.statistics import fit_statistics
@@ -94,14 +95,18 @@ class Learner(ABC):
 
 
 def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -> NetworkShape:
-    """The shape of the network that the settings and the inputs ask for; ``transformer`` reads the texts, if given."""
+    """The shape of the network that the settings and the inputs ask for; ``transformer`` reads the texts, if given.
+
+    The params of somebody's own code are for that code alone.
+    """
     config, groups = dataset.config, dataset.split.groups
-    params = {name: config.params[name] for name in _CONFIG_OF_SHAPE if name in config.params}
+    known = {} if config.architecture == CODE else config.params
+    params = {name: known[name] for name in _CONFIG_OF_SHAPE if name in known}
     sizes = dataset.preprocessor.sizes()
     return NetworkShape(
         architecture=config.architecture,
         groups=groups,
-        members=config.params.get("members", groups) // groups,
+        members=known.get("members", groups) // groups,
         outputs=dataset.target.outputs,
         inputs=sizes,
         kind=dataset.target.kind,
@@ -111,12 +116,16 @@ def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -
     )
 
 
-def new_network(dataset: Dataset, transformer: dict[str, Any] | None = None) -> RowNetwork:
+def new_network(
+    dataset: Dataset,
+    transformer: dict[str, Any] | None = None,
+    build: Callable[[NetworkShape], RowNetwork] = build_network,
+) -> RowNetwork:
     """A network for the data with statistics fitted to them and weights from the seed."""
     shape = network_shape(dataset, transformer)
     numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
     statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
-    network = build_network(shape)
+    network = build(shape)
     network.initialise(statistics, dataset.config.seed)
     return network
 
@@ -126,12 +135,19 @@ class RowLearner(Learner):
 
     network: RowNetwork
 
-    def __init__(self, dataset: Dataset, device: torch.device, network: RowNetwork | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device,
+        network: RowNetwork | None = None,
+        build: Callable[[NetworkShape], RowNetwork] = build_network,
+    ) -> None:
+        self.build = build
         self.dataset = dataset
         self.config = dataset.config
         self.device = device
         self.begins_trained = network is not None
-        self.network = network if network is not None else new_network(dataset)
+        self.network = network if network is not None else new_network(dataset, build=build)
         self.network.to(device).train()
         self.objective = self._new_objective()
         self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device)

@@ -17,11 +17,11 @@ from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
-from dlplatform.engine.job import BASE, JobSpec
+from dlplatform.engine.job import BASE, CODE, JobSpec
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
-from dlplatform.engine.network import RowNetwork, build_network
+from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
@@ -29,6 +29,7 @@ from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
+from dlplatform.engine.user_code import CodeNetwork, load_build
 
 Started = package.Package | TransformersBase | None
 
@@ -68,6 +69,8 @@ def _row_learner(
     if isinstance(base, TransformersBase):
         fitted = base.text_tokenizer()
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
+    if spec.entry:
+        return _own_learner(job_dir, spec, dataset), Plan()
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
     if isinstance(base, TransformersBase):
@@ -79,6 +82,16 @@ def _row_learner(
     network.load_state_dict({**network.state_dict(), **weights})
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network), plan
+
+
+def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset) -> RowLearner:
+    """Of the network that somebody's own code builds."""
+    build = load_build(job_dir / CODE)
+
+    def build_own(shape: NetworkShape) -> RowNetwork:
+        return CodeNetwork(shape, build, spec.config.params)
+
+    return RowLearner(dataset, choose_device(), build=build_own)
 
 
 def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
@@ -142,4 +155,4 @@ def tokenizer_of(learner: Learner) -> Tokenizer | None:
 def fresh_network(learner: Learner) -> nn.Module:
     """Another network of the same shape, not initialised."""
     shape: Any = learner.network.shape
-    return language_network(shape) if isinstance(learner, LanguageLearner) else build_network(shape)
+    return learner.build(shape) if isinstance(learner, RowLearner) else language_network(shape)

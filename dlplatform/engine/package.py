@@ -28,8 +28,10 @@ from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
+from dlplatform.engine.fields import CODE as OWN_CODE
 from dlplatform.engine.finetune_config import parse_finetune
 from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
+from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
@@ -41,6 +43,7 @@ from dlplatform.engine.transformers_config import checked, longest_text
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
+from dlplatform.engine.user_code import CodeNetwork, load_build
 
 WEIGHTS: Final = "model.safetensors"
 LANGUAGE: Final = "language-model"
@@ -104,9 +107,19 @@ def read_base(directory: Path) -> Package | TransformersBase:
     return load(directory) if ours else transformers_models.read_base(directory)
 
 
-def load(directory: Path) -> Package:
-    """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError."""
+def runs_code(description: dict[str, Any]) -> bool:
+    """Whether the network is built by code that came with the package."""
+    return bool(description["architecture"].get("architecture") == OWN_CODE)
+
+
+def load(directory: Path, *, sandboxed: bool = False) -> Package:
+    """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError.
+
+    Code that came with the package is run only where the caller says that this process is a sandbox.
+    """
     description = verify(directory)
+    if runs_code(description) and not sandboxed:
+        raise PackageError("The model is built by code of its own, which is run only in a sandbox.")
     network = _built(directory, description)
     if is_adapter(description):
         _load_adapter(directory, description, network)
@@ -131,12 +144,26 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _built(directory: Path, description: dict[str, Any]) -> RowNetwork | LanguageNetwork:
     """The network that a description promises, not initialised."""
     if description["task"] == LANGUAGE:
-        shape = LanguageShape.from_dict(description["architecture"])
-        tokenizer = _tokenizer(directory, description)
-        if tokenizer is None or (shape.transformer is None and tokenizer.size != shape.vocabulary):
-            raise PackageError(f"The tokenizer does not fit the vocabulary that {MODEL} describes.")
-        return language_network(shape)
-    return build_network(_shape(directory, description))
+        return _built_to_write(directory, description)
+    shape = _shape(directory, description)
+    if runs_code(description):
+        return _built_by_its_code(directory, description, shape)
+    return build_network(shape)
+
+
+def _built_to_write(directory: Path, description: dict[str, Any]) -> LanguageNetwork:
+    shape = LanguageShape.from_dict(description["architecture"])
+    tokenizer = _tokenizer(directory, description)
+    if tokenizer is None or (shape.transformer is None and tokenizer.size != shape.vocabulary):
+        raise PackageError(f"The tokenizer does not fit the vocabulary that {MODEL} describes.")
+    return language_network(shape)
+
+
+def _built_by_its_code(directory: Path, description: dict[str, Any], shape: NetworkShape) -> CodeNetwork:
+    try:
+        return CodeNetwork(shape, load_build(directory / CODE), description.get("config", {}).get("params", {}))
+    except EngineError as error:
+        raise PackageError(error.sentence) from error
 
 
 def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetwork | LanguageNetwork) -> None:
@@ -189,10 +216,13 @@ def verify(directory: Path) -> dict[str, Any]:
     _check_files(directory)
     description = read_description(directory)
     _require_weights(directory, (weights_file(description),))
-    expected = _expected_tensors(directory, description)
     header = read_header(directory / weights_file(description))
-    if not is_adapter(description):
-        _compare(expected, header)
+    if runs_code(description):
+        _shape(directory, description)  # which tensors there should be only its code knows
+    else:
+        expected = _expected_tensors(directory, description)
+        if not is_adapter(description):
+            _compare(expected, header)
     if (directory / MANIFEST).exists():
         try:
             check_manifest(directory)
@@ -309,7 +339,7 @@ def _shape(directory: Path, description: dict[str, Any]) -> NetworkShape:
         preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PackageError(f"{MODEL} does not describe a network of this platform.") from error
-    if shape.architecture not in ARCHITECTURES or shape.architecture == "auto":
+    if shape.architecture not in (*ARCHITECTURES[1:], OWN_CODE):
         raise PackageError(f"The architecture {str(shape.architecture)[:40]!r} is unknown.")
     _check_limits(shape)
     columns = [(each.column.name, each.column.type) for each in preprocessor.codings]

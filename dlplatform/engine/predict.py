@@ -28,13 +28,14 @@ from dlplatform.engine.writer import Writer
 class Predictor:
     """A loaded model package. Safe to share between threads that only predict."""
 
-    def __init__(self, directory: Path, images: Path | None = None) -> None:
-        """Verify and load a package. ``images``: where tables' images lie, as in a job directory.
+    def __init__(self, directory: Path, images: Path | None = None, *, sandboxed: bool = False) -> None:
+        """Verify and load a package. ``images``: where tables' images lie, as in a job directory. ``sandboxed``: this
+        process is a sandbox, in which code that came with the package may be run.
 
         Raises PackageError.
         """
         self._source: Source = source_in(images) if images else bytes
-        loaded = package.load(Path(directory))
+        loaded = package.load(Path(directory), sandboxed=sandboxed)
         self.description = loaded.description
         self.writer: Writer | None = None
         if isinstance(loaded.network, LanguageNetwork):

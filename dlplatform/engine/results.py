@@ -15,12 +15,13 @@ from dlplatform.engine.describe import describe_language_model, describe_model
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.evaluation import evaluate
 from dlplatform.engine.importance import permutation_importance
-from dlplatform.engine.job import BASE, OUTPUT, JobSpec
+from dlplatform.engine.job import BASE, CODE, OUTPUT, JobSpec
 from dlplatform.engine.language_learner import LanguageLearner
 from dlplatform.engine.learner import RowLearner, Values
 from dlplatform.engine.learning import fresh_network, tokenizer_of
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.training import Trainer
+from dlplatform.engine.user_code import files_of
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def save_package(job_dir: Path, spec: JobSpec, trainer: Trainer) -> Values:
     tokenizer = tokenizer_of(learner)
     extra = {TOKENIZER: tokenizer.to_json().encode()} if tokenizer else {}
     tensors = merged(learner.network)
+    if spec.entry:
+        extra |= {f"{CODE}/{name}": content for name, content in files_of(job_dir / CODE).items()}
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # a module may share some
     if spec.finetune and spec.finetune.mode == "lora":
         classes = results.description["output"].get("classes", [])
         base, _ = package.fitted_weights(package.read_base(job_dir / BASE), fresh_network(learner), classes)

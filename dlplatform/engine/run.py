@@ -25,7 +25,7 @@ from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
 from dlplatform.engine.finetuning import Plan
-from dlplatform.engine.job import CHECKPOINTS, OUTPUT, JobSpec, read_spec
+from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
 from dlplatform.engine.processes import Processes, in_group, join, tell_outcome
@@ -38,7 +38,6 @@ from dlplatform.engine.training import Trainer
 FINISHED: Final = 0
 FAILED: Final = 1
 INTERRUPTED: Final = 75
-STACKS: Final = "stacks.txt"
 
 
 def run_job(job_dir: Path) -> int:

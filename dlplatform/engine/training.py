@@ -26,6 +26,7 @@ from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.optimization import build_optimizer, learning_rate
 from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import INTERVAL, Reporter
+from dlplatform.engine.user_code import CodeNetwork
 
 # Seconds between two checkpoints at least, and the share of the time they may take.
 MINIMUM_GAP: Final = 1.0
@@ -283,6 +284,9 @@ class Trainer:
     def _follow(self, keep: float) -> None:
         for average, current in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
             average.lerp_(current, 1 - keep)
+        if isinstance(self.network, CodeNetwork):  # the engine's own layers keep no statistics of batches
+            for kept, moved in zip(self.averaged.buffers(), self.network.buffers(), strict=True):
+                kept.copy_(moved)
 
     def _judge(self, loss: float) -> bool:
         """Remember the weights if this epoch is the best so far."""

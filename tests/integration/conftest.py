@@ -11,10 +11,11 @@ import pytest
 from django.db import connection
 
 from datasets.models import DatasetVersion
-from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.models import Membership, Organization, User
 from dlplatform.valkey import shared_connection
 from tests import factories
-from training import services
+from tests.fixtures import own_code
+from training import code, services
 from training.models import Run
 
 # One thread: this process may have used torch before, and a fork does not inherit its pool of threads.
@@ -88,3 +89,27 @@ def meanwhile() -> Callable[..., threading.Thread]:
     yield start
     for thread in started:
         thread.join(30)
+
+
+@pytest.fixture
+def coder(trainer, organization):
+    """The trainer, with the permission."""
+    Membership.objects.filter(user=trainer, organization=organization).update(may_run_code=True)
+    return trainer
+
+
+@pytest.fixture
+def queue_code(coder, organization, flowers):
+    """``queue_code(source or {path: source}, params)``: a queued run with code, on the flowers."""
+
+    def make(source, params=None, entry="", **config):
+        files = source if isinstance(source, dict) else {"main.py": source}
+        bundle = code.add_code(
+            actor=coder, organization=organization, filename="code.zip", content=own_code.zipped(files)
+        )
+        return services.create_run(
+            actor=coder, dataset_version=flowers, task="classification", target="kind", code=bundle, entry=entry,
+            config={"params": params or {}, "threads": 1, **config},
+        )  # fmt: skip
+
+    return make

@@ -32,6 +32,7 @@ def rows(organization, trainer):
     factories.RefFactory(version=model_version)
     sweep = factories.SweepFactory(experiment=experiment, dataset_version=version, created_by=trainer)
     factories.TrialFactory(sweep=sweep, number=0)
+    code = factories.CodeBundleFactory(organization=organization, created_by=trainer)
     preflight = factories.PreflightFactory(dataset_version=version)
     key = factories.ApiKeyFactory(user=trainer)
     merge = factories.MergeFactory(model=model, ours=model_version, theirs=model_version, dataset_version=version)
@@ -40,7 +41,7 @@ def rows(organization, trainer):
     return {
         "<uuid:dataset>": dataset.pk, "<int:number>": 1, "<uuid:experiment>": experiment.pk, "<uuid:run>": run.pk,
         "<uuid:model>": model.pk, "<uuid:version>": model_version.pk, "<slug:kind>": "alias", "<str:name>": "production",
-        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<uuid:preflight>": preflight.pk, "<uuid:sweep>": sweep.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<str:sha256>": "a" * 64, "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
+        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<uuid:preflight>": preflight.pk, "<uuid:code>": code.pk, "<uuid:sweep>": sweep.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<str:sha256>": "a" * 64, "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
     }  # fmt: skip
 
 

@@ -49,7 +49,11 @@ def things(organization, trainer):
     upload = factories.UploadFactory(
         model=model, message=HOSTILE, created_by=trainer, files=[{"path": HOSTILE, "size": 10, "sha256": None}]
     )
+    code = factories.CodeBundleFactory(
+        organization=organization, filename=HOSTILE, tree={HOSTILE: {"sha256": "a" * 64, "size": 1}}, created_by=trainer
+    )
     return {
+        "code": code,
         "dataset": dataset,
         "version": version,
         "run": run,
@@ -85,6 +89,7 @@ def pages_of(things):
         reverse("dataset", args=[dataset]) + "?tab=rows", reverse("dataset", args=[dataset]) + "?tab=usage",
         reverse("model", args=[model]), reverse("model-version", args=[version]),
         reverse("upload", args=[things["upload"].pk]),
+        reverse("code", args=[things["code"].pk]), reverse("code-lineage", args=[things["code"].pk]),
         reverse("sweep", args=[things["sweep"].pk]), reverse("sweep", args=[things["sweep"].pk]) + "?sort=-schedule",
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),

@@ -1,11 +1,14 @@
 """What this machine has, as its driver tells it. Asking initialises nothing on a device, so that a fork stays safe."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import pynvml
 from django.conf import settings
+
+SHARED_FILES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,19 @@ def devices() -> list[Device]:
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def files_of(uuids: Sequence[str]) -> list[str]:
+    """The device files through which a program reaches these GPUs, and no others."""
+    if not uuids:
+        return []
+    pynvml.nvmlInit()
+    try:
+        minors = [pynvml.nvmlDeviceGetMinorNumber(pynvml.nvmlDeviceGetHandleByUUID(uuid)) for uuid in uuids]
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return [*SHARED_FILES, *(f"/dev/nvidia{minor}" for minor in minors)]
 
 
 def _described(handle: object) -> Device:

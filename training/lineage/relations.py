@@ -17,9 +17,9 @@ from django.urls import reverse
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import User
 from registry.models import ModelVersion, VersionParent
-from training.models import Run
+from training.models import CodeBundle, Run
 
-DATASET_VERSION, RUN, MODEL_VERSION = "dataset-version", "run", "model-version"
+DATASET_VERSION, RUN, MODEL_VERSION, CODE = "dataset-version", "run", "model-version", "code"
 Visible = Mapping[str, QuerySet[Any]]
 
 
@@ -85,6 +85,7 @@ KINDS = {
             MODEL_VERSION, "Model version", ModelVersion, "models", "model",
             ("number", "model__name"), lambda version: reverse("model-version", args=[version.pk]),
         ),
+        Kind(CODE, "Code", CodeBundle, "runs", "", ("filename", "digest"), lambda code: reverse("code", args=[code.pk])),
     )
 }  # fmt: skip
 
@@ -117,6 +118,9 @@ RELATIONS = (
     ),
     Relation(
         ("input",), DATASET_VERSION, RUN, lambda visible, ids: Run.objects.all(), "dataset_version_id", "id", "-created_at"
+    ),
+    Relation(
+        ("code",), CODE, RUN, lambda visible, ids: Run.objects.filter(code__isnull=False), "code_id", "id", "-created_at"
     ),
     Relation(
         ("output",), RUN, MODEL_VERSION, lambda visible, ids: Run.objects.all(), "id", "output_version_id", "-created_at"

@@ -9,14 +9,14 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 
 from datasets.models import DatasetVersion
-from dlplatform.accounts.access import require, visible_or_404
+from dlplatform.accounts.access import may_run_code, require, require_code, visible_or_404
 from dlplatform.accounts.models import Organization
 from dlplatform.accounts.pages import no_organization, organization_of, said
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
 from training import experiments, services
 from training.estimate import estimate
-from training.models import Experiment, Run
+from training.models import CodeBundle, Experiment, Run
 from training.run_form import RunForm, initial_of, initial_of_clone, suggested_version
 
 
@@ -27,19 +27,21 @@ def run_new(request: HttpRequest) -> HttpResponse:
         return no_organization(request)
     require(request.user, "run.write", organization)
     clone = run_to_clone(request)
+    code = code_for(request, clone)
     version = version_for(request, organization, clone)
     if version is None:
         return render(request, "training/run_new_empty.html", {"section": "runs"})
     if request.method == "POST":
-        form = RunForm(request.POST, organization=version.dataset.organization, version=version)
+        form = RunForm(request.POST, organization=version.dataset.organization, version=version, code=code)
         run = _queued(request, form, clone) if form.is_valid() else None
         if run:
             said(request, "Queued. Training starts as soon as a worker is free.")
             return redirect("run", run.pk)
     else:
         initial = initial_for(request, version, clone)
-        form = RunForm(initial=initial, organization=version.dataset.organization, version=version)
+        form = RunForm(initial=initial, organization=version.dataset.organization, version=version, code=code)
     context = {"section": "runs", "form": form, "clone": clone, "version": version, "estimate": _estimate(form)}
+    context |= {"code": code, "may_run_code": may_run_code(request.user, version.dataset.organization)}
     return page(request, "training/run_new.html", context, partial="training/_run_form.html")
 
 
@@ -54,6 +56,18 @@ def version_for(request: HttpRequest, organization: Organization, clone: Run | N
         return clone.dataset_version
     suggested = suggested_version(organization)
     return rows.get(pk=suggested.pk) if suggested else None
+
+
+def code_for(request: HttpRequest, clone: Run | None) -> CodeBundle | None:
+    """The code to launch: the chosen one, else the clone's; Http404 or PermissionDenied for whom it is not."""
+    wanted = (request.POST or request.GET).get("code")
+    if not wanted:
+        found = clone.code if clone and not request.POST else None
+    else:
+        found = visible_or_404(CodeBundle.objects.select_related("organization"), request.user, pk=uuid_of(wanted))
+    if found is not None:
+        require_code(request.user, found.organization)
+    return found
 
 
 def version_of_form(request: HttpRequest) -> DatasetVersion:
@@ -75,7 +89,7 @@ def run_to_clone(request: HttpRequest) -> Run | None:
     wanted = request.GET.get("clone")
     if not wanted:
         return None
-    rows = Run.objects.select_related("experiment", "dataset_version__dataset__organization")
+    rows = Run.objects.select_related("experiment", "code__organization", "dataset_version__dataset__organization")
     return visible_or_404(rows, request.user, pk=uuid_of(wanted))
 
 
@@ -88,7 +102,7 @@ def initial_for(request: HttpRequest, version: DatasetVersion, clone: Run | None
     target = given.get("target", "")
     task = given.get("task", "") if same_data and given.get("shown_target") == target else ""
     initial = initial_of(version, target, task)
-    kept = ("experiment", "new_experiment", "name", "register_as")
+    kept = ("experiment", "new_experiment", "name", "register_as", "entry", "code_params")
     initial |= {name: value for name, value in given.items() if name in kept or name.startswith("config.")}
     initial["more_targets"] = given.getlist("more_targets") if same_data else []
     if same_data and (chosen := given.getlist("features")):
@@ -126,5 +140,7 @@ def experiment_for(request: HttpRequest, form: RunForm) -> Experiment | None:
 
 def _estimate(form: RunForm) -> str:
     task, target = form["task"].value(), form["target"].value()
+    if form.code is not None:
+        return f"{form.code} runs in a sandbox; how long it takes only it knows."
     found = estimate(form.version, task or "", target or "", form.chosen_features(), form.config())
     return found.words if found else ""

@@ -24,6 +24,7 @@ from training.writings import writings_of
 
 LOG_SHOWN = 500
 LOG_PAGE = 2000
+MOST_FILES = 20
 LOGGED = ("log", "checkpoint", "state")
 TOLD_ELSEWHERE = {"settings", "rows", "parameters", "resumed_from", "device", "threads"}
 PARTS = {"state": "training/_run_state.html", "results": "training/_run_results.html",
@@ -40,6 +41,7 @@ def run_or_404(request: HttpRequest, identifier: UUID) -> Run:
         "cloned_from",
         "trial__sweep",
         "replays__model",
+        "code",
     ).defer("dataset_version__profile", "dataset_version__problems", "dataset_version__columns")
     return visible_or_404(rows, request.user, pk=identifier)
 
@@ -95,6 +97,7 @@ def _surroundings(run: Run) -> dict[str, Any]:
     facts = started.payload if started else {}
     return {
         "started": facts,
+        "code_files": sorted(run.code.tree)[:MOST_FILES] if run.code else [],
         "environment": _environment(run, facts),
         "settings": settings_of(run, facts.get("config") or {}),
         "log": [log_line(event) for event in lines],

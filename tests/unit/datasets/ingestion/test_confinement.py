@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from datasets.ingestion import confinement, isolation
+from datasets.ingestion import isolation
 from datasets.ingestion.isolation import ingest_in_child
 from datasets.ingestion.limits import Limits
+from dlplatform.sandbox import kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel of this system has no such confinement")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user to give up")
@@ -40,6 +41,7 @@ def in_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest
         package = tmp_path / "impostor" / "datasets" / "ingestion"
         package.mkdir(parents=True)
         (package.parent / "__init__.py").touch()
+        (tmp_path / "impostor" / "dlplatform").symlink_to(isolation.PROJECT_ROOT / "dlplatform")
         for name in ("__init__.py", "__main__.py", "confinement.py"):
             shutil.copy(REAL / name, package)
         lines = "".join(f"    {line}\n" for line in body.splitlines())
@@ -75,7 +77,7 @@ def test_the_child_reaches_no_socket(in_the_child: Any, tmp_path: Path) -> None:
 def test_the_child_has_no_privileges_and_gains_none(in_the_child: Any) -> None:
     status = in_the_child("outcome = dict(line.split(':', 1) for line in open('/proc/self/status'))")
     kept = int(status["CapEff"], 16) | int(status["CapPrm"], 16)
-    assert kept & ~(1 << confinement.CAP_DAC_OVERRIDE) == 0
+    assert kept & ~(1 << kernel.CAP_DAC_OVERRIDE) == 0
     assert kept == 0 or os.geteuid() == 0
     assert status["NoNewPrivs"].strip() == "1"
 
@@ -95,11 +97,11 @@ def _alone(tmp_path: Path, body: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("step", "answer"), [("_leave_network", "ENETUNREACH"), ("_deny_calls", "EACCES")])
+@pytest.mark.parametrize(("step", "answer"), [("_leave_network", "ENETUNREACH"), ("kernel.deny_reading", "EACCES")])
 def test_either_means_alone_takes_the_network_away(tmp_path: Path, step: str, answer: str) -> None:
     body = (
-        "confinement._drop_capabilities(libc)\n" if step == "_deny_calls" else ""
-    ) + f"held = confinement.{step}(libc)\nprint(json.dumps([held, attempt(socket.AF_INET, ('127.0.0.1', 9))]))"
+        "confinement._drop_capabilities()\n" if step == "kernel.deny_reading" else ""
+    ) + f"held = confinement.{step}()\nprint(json.dumps([held, attempt(socket.AF_INET, ('127.0.0.1', 9))]))"
     held, outcome = _alone(tmp_path, body)
     if not held:
         pytest.skip(f"the kernel of this machine refuses {step}")
@@ -122,7 +124,7 @@ except OSError as error:
     found = errno.errorcode[error.errno]
 open("part-00000.parquet", "w").close()
 print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups(), open(path).read(), found]))"""
-    nobody = [confinement.NOBODY] * 3
+    nobody = [kernel.NOBODY] * 3
     assert _alone(tmp_path, body) == [nobody, nobody, [], "the upload", "EACCES"]
     isolation._take_back(tmp_path / "work")
     assert (tmp_path / "work").stat().st_uid == 0
