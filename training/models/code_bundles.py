@@ -1,4 +1,4 @@
-"""The rows of users' code; part of `training.models`."""
+"""Code that users uploaded."""
 
 import uuid
 from typing import Any, Self
