@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from dlplatform.engine.checkpoints import CheckpointStore
-from dlplatform.engine.network import Batch, TabularNetwork, build_network
+from dlplatform.engine.network import Batch, RowNetwork, build_network
 from dlplatform.engine.run import prepare_arrays
 from dlplatform.engine.training import Trainer
 
@@ -58,12 +58,12 @@ class BareLoop:
     """What one writes by hand for this one network and data, with nothing around it."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.network: TabularNetwork = build_network(trainer.network.shape)
+        self.network: RowNetwork = build_network(trainer.network.shape)
         self.network.load_state_dict(trainer.network.state_dict())
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
-        self.numbers, self.target = trainer.tensors.numbers, trainer.tensors.target
-        self.categories, self.tokens = trainer.tensors.categories, trainer.tensors.tokens
-        self.train_rows, self.validation_rows = trainer.train_rows, trainer.validation_rows
+        self.numbers, self.target = trainer.learner.tensors.numbers, trainer.learner.tensors.target
+        self.categories, self.tokens = trainer.learner.tensors.categories, trainer.learner.tensors.tokens
+        self.train_rows, self.validation_rows = trainer.train_rows, trainer.learner.validation_rows
         self.rows = trainer.rows_per_epoch
         self.batch_size = -(-self.rows // trainer.steps_per_epoch)
 

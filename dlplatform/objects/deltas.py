@@ -58,7 +58,7 @@ def _zeroed(way: int, data: Bytes, base: Bytes, width: int, most: float) -> Byte
     return None if rest is None else prefix + rest
 
 
-def _difference(data: Bytes, base: Bytes, width: int, most: float) -> bytes | None:
+def _difference(data: Bytes, base: Bytes, width: int, most: float) -> Bytes | None:
     """The smallest difference unless it takes more than ``most`` bytes; windows tell most of those that would."""
     sample, base_sample = windows(data, width), windows(base, width)
     ways = (0, SUBTRACTED) if width in UNSIGNED and len(data) % width == 0 else (0,)
@@ -72,7 +72,7 @@ def _difference(data: Bytes, base: Bytes, width: int, most: float) -> bytes | No
     return made if len(made) <= most else None
 
 
-def _delta_by(way: int, data: Bytes, base: Bytes, width: int) -> bytes:
+def _delta_by(way: int, data: Bytes, base: Bytes, width: int) -> Bytes:
     """All items grouped, or the few that differ with their places, whatever is smaller."""
     difference = _subtracted(data, base, width) if way == SUBTRACTED else _xored(data, base)
     sparse = _sparse(difference, width, way)

@@ -20,16 +20,28 @@ FLAGS = 0xF0  # beside the width, for whoever groups
 Plane = NDArray[np.uint8]
 
 
-def group(data: Bytes, width: int, flags: int = 0) -> bytes:
-    """Prefix, then every plane with its length, then the bytes that fill no item."""
+def group(data: Bytes, width: int, flags: int = 0) -> Bytes:
+    """Prefix, then every plane with its length, then the bytes that fill no item.
+
+    Each plane is gathered where it is to lie, and gives way to its compressed form if that is shorter.
+    """
     items = len(data) // width
-    body, tail = memoryview(data)[: items * width], memoryview(data)[items * width :]
-    planes = np.ascontiguousarray(np.frombuffer(body, np.uint8).reshape(items, width).T)
-    parts: list[Bytes] = [PREFIX.pack(width | flags, items)]
-    for one in planes:
-        packed = packed_plane(one)
-        parts += [LENGTH.pack(len(packed)), packed]
-    return b"".join([*parts, tail])
+    grid = np.frombuffer(data, np.uint8, items * width).reshape(items, width)
+    out = np.empty(PREFIX.size + width * (LENGTH.size + items) + len(data) - items * width, np.uint8)
+    PREFIX.pack_into(out.data, 0, width | flags, items)
+    position = PREFIX.size
+    for column in range(width):
+        start = position + LENGTH.size
+        flat = out[start : start + items]
+        flat[:] = grid[:, column]
+        packed = packed_plane(flat)
+        if len(packed) < items:
+            flat[: len(packed)] = np.frombuffer(packed, np.uint8)
+        LENGTH.pack_into(out.data, position, len(packed))
+        position = start + len(packed)
+    end = position + len(data) - items * width
+    out[position:end] = np.frombuffer(data, np.uint8)[items * width :]
+    return out[:end].data
 
 
 def packed_plane(flat: Plane) -> Bytes:
