@@ -19,6 +19,7 @@ from setproctitle import setproctitle
 logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGINT, signal.SIGTERM)
 RESTART_WINDOW = 60.0
 RESTARTS_IN_WINDOW = 5
 
@@ -64,15 +65,21 @@ class Forked:
         def run() -> None:
             prepare()
             os.setsid()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in ENDING:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             for stream in (1, 2):
                 os.dup2(out.fileno(), stream)
             setproctitle(title)
             work()
 
         self._process = multiprocessing.get_context("fork").Process(target=run)
-        self._process.start()
+        # Until the child has let go of our handlers, a request to end would reach these and be lost.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         assert self._process.pid is not None
         self.pid = self._process.pid
 

@@ -122,12 +122,13 @@ class Platform:
 
 def _runs(process: psutil.Process, name: str) -> bool:
     try:
-        command = " ".join(process.cmdline()).split()  # the title of a fork is one text
+        command = process.cmdline()
     except psutil.Error:
         return False
     if name in ("postgres", "valkey"):
         return bool(command) and name in Path(command[0].split(":")[0]).name
-    return command[-1:] == [name] or command[-2:-1] == [name]
+    words = " ".join(command).split()  # the title of a fork is one text
+    return name in words[-2:]
 
 
 def _is_engine(process: psutil.Process, home: Path) -> bool:

@@ -96,6 +96,15 @@ def test_a_fork_is_a_child_like_any_other(supervisor, said, tmp_path):
     assert child.process.poll() == -signal.SIGTERM
 
 
+def test_a_fork_that_is_asked_to_end_at_once_ends(supervisor):
+    """Before it has let go of the handlers that it inherits, the request would be lost, and the stop take its grace."""
+    for number in range(10):
+        child = Child(f"brief-{number}", ["brief"], work=lambda: time.sleep(60), once=True)
+        supervisor.start(child)
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(10) == -signal.SIGTERM
+
+
 def test_a_fork_that_fails_is_told_with_its_code(supervisor, tmp_path):
     child = Child("failing", ["failing"], work=lambda: sys.exit(3), once=True)
     supervisor.start(child)
