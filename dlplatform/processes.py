@@ -148,8 +148,8 @@ class Supervisor:
         """One look at all children; a child that keeps dying is started again more and more slowly."""
         now = time.monotonic()
         for child in self.children:
-            ended = None if child.once or child.process is None else child.process.poll()
-            if ended is None:
+            ended = child.process.poll() if child.process else None  # also of what runs once: it leaves a zombie else
+            if ended is None or child.once:
                 continue
             if child.not_before == 0.0:
                 recent = [start for start in child.starts if now - start < RESTART_WINDOW]
