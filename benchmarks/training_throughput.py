@@ -109,6 +109,7 @@ def compare(name: str, repetitions: int, threads: int, job_dir: Path) -> dict[st
                 loop.run_epoch()
             if repetition:
                 seconds[kind].append((time.perf_counter() - began) / epochs)
+    trainer.store.wait()  # a checkpoint may still be on its way into the folder that goes away
     ratios = np.array(seconds["bare"]) / np.array(seconds["engine"])
     groups = trainer.network.shape.groups
     return {

@@ -21,16 +21,22 @@ def log_of(run):
 
 
 def survivors(run):
-    """Processes that belong to the run: by their user where there is one of its own, else by their command."""
-    found = []
+    """Processes that belong to the run: by their user where there is one of its own, else by their command, and all below."""
+    found = set()
     for process in psutil.process_iter():
         try:
             mine = process.uids().real == user_for(run.pk) != os.geteuid() or str(run.pk) in " ".join(process.cmdline())
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            found |= {process, *process.children(recursive=True)} if mine else set()
         except psutil.Error:
             continue
-    return found
+    return [process for process in found if _lives(process)]
+
+
+def _lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def under_way(run, step=1):
