@@ -30,6 +30,14 @@ def processes_of(first: int) -> tuple[int, int]:
         root = psutil.Process(first)
         for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                memory += process.memory_info().rss
+                memory += _memory_of(process)
                 threads += process.num_threads()
     return memory, threads
+
+
+def _memory_of(process: psutil.Process) -> int:
+    """What is shared with forks counts once among them, where that can be read."""
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.AccessDenied:
+        return int(process.memory_info().rss)
