@@ -48,22 +48,10 @@ def finetune(
     on main if the base is its head, else on a branch of its own.
     """
     require(actor, "run.write", version.model.organization)
-    availability.require_files(version)
-    if brings_code(version):
-        raise ValidationError(
-            {"version": ValidationError("This model has code of its own; clone its run instead.", code="own_code")}
-        )
     parsed = parsed_settings(settings or {})
-    check_base(version, parsed, task)
-    task = _task(version, task)
-    if not is_transformers(version) and features is not None:
-        raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
-    targets = _targets(version, target)
-    missing = misfits(version, dataset_version, targets, task)
-    if is_transformers(version) and task != services.LANGUAGE:
-        _check_texts(dataset_version, features)
-    if missing:
-        raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
+    _require_usable(version, parsed, task)
+    task, targets = _task(version, task), _targets(version, target)
+    _require_fit(version, dataset_version, task, targets, features)
     organization = version.model.organization
     if experiment is None:
         experiment = experiment_named(
@@ -83,6 +71,31 @@ def finetune(
         base_version=version,
         finetune=parsed.to_dict(),
     )
+
+
+def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
+    """Raises Conflict or ValidationError for what no run can start from."""
+    availability.require_files(version)
+    if brings_code(version):
+        raise _invalid("version", "This model has code of its own; clone its run instead.", "own_code")
+    check_base(version, settings, task)
+
+
+def _require_fit(
+    version: ModelVersion,
+    dataset_version: DatasetVersion,
+    task: str,
+    targets: Sequence[str],
+    features: Sequence[str] | None,
+) -> None:
+    """Raises ValidationError where the data are not what the base reads."""
+    if not is_transformers(version) and features is not None:
+        raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
+    missing = misfits(version, dataset_version, targets, task)
+    if is_transformers(version) and task != services.LANGUAGE:
+        _check_texts(dataset_version, features)
+    if missing:
+        raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
 
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -1,4 +1,5 @@
-"""The model package: a directory of JSON, safetensors and text; nothing in it can run code.
+"""The model package: a directory of JSON, safetensors and text. Code is in it only when its architecture is somebody's
+own, and is loaded only in a sandbox.
 
 ``verify`` trusts nothing: it checks the files, the header of the weights and the shapes that ``model.json``
 promises before anything of their size is allocated.
@@ -27,19 +28,20 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
 from dlplatform.engine.errors import EngineError, PackageError
-from dlplatform.engine.fields import ARCHITECTURES, IMAGE_ENCODERS
+from dlplatform.engine.fields import ARCHITECTURES
 from dlplatform.engine.fields import CODE as OWN_CODE
 from dlplatform.engine.finetune_config import parse_finetune
 from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
 from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
-from dlplatform.engine.preprocessing import SPECIAL, Preprocessor
+from dlplatform.engine.preprocessing import Preprocessor
+from dlplatform.engine.shape_limits import check_limits
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import CONFIG as TRANSFORMERS_CONFIG
-from dlplatform.engine.transformers_config import checked, longest_text
+from dlplatform.engine.transformers_config import checked
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
@@ -52,7 +54,6 @@ CARD: Final = "README.md"
 EVALUATION: Final = "evaluation.json"
 MAXIMUM_BYTES: Final = 16 << 30
 MAXIMUM_HEADER: Final = 16 << 20
-MAXIMUM_DIMENSION: Final = 1 << 24
 _UNSAFE_SUFFIXES: Final = frozenset(
     {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".so", ".h5"}
 )
@@ -341,7 +342,7 @@ def _shape(directory: Path, description: dict[str, Any]) -> NetworkShape:
         raise PackageError(f"{MODEL} does not describe a network of this platform.") from error
     if shape.architecture not in (*ARCHITECTURES[1:], OWN_CODE):
         raise PackageError(f"The architecture {str(shape.architecture)[:40]!r} is unknown.")
-    _check_limits(shape)
+    check_limits(shape)
     columns = [(each.column.name, each.column.type) for each in preprocessor.codings]
     if columns != [(each["name"], each["type"]) for each in description["inputs"]]:
         raise PackageError("The input schema and the preprocessing name different columns.")
@@ -358,49 +359,6 @@ def _outputs(description: dict[str, Any]) -> int:
         return 1
     classes = description["output"].get("classes")
     return len(classes) if isinstance(classes, list) and len(set(map(str, classes))) == len(classes) else -1
-
-
-def _check_limits(shape: NetworkShape) -> None:
-    limits = {
-        "groups": (shape.groups, 1, 16),
-        "members": (shape.members, 1, 4096),
-        "outputs": (shape.outputs, 1, 1 << 16),
-        "layers": (shape.layers, 0, 64),
-        "width": (shape.width, 0, 1 << 16),
-        "bins": (shape.bins, 0, 4096),
-        "image_width": (shape.image_width, 0, 4096),
-        "image_depth": (shape.image_depth, 0, 64),
-        "text_width": (shape.text_width, 0, 1 << 14),
-        "text_layers": (shape.text_layers, 0, 128),
-        "text_heads": (shape.text_heads, 0, 1 << 10),
-        "sequence_length": (shape.inputs.sequence_length, 0, 1 << 16),
-        "image_size": (shape.inputs.image_size, 0, 4096),
-        "image_channels": (shape.inputs.image_channels, 0, 3),
-        "embedding_size": (shape.embedding_size, 0, 4096),
-        "numbers": (shape.inputs.numbers, 0, 1 << 20),
-        "texts": (shape.inputs.texts, 0, 1 << 12),
-        "vocabulary": (sum(shape.inputs.vocabularies, 0), 0, MAXIMUM_DIMENSION),
-        "vocabularies": (min(shape.inputs.vocabularies, default=SPECIAL), SPECIAL, MAXIMUM_DIMENSION),
-    }
-    for name, (value, low, high) in limits.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
-    _check_encoders(shape)
-    if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
-        raise PackageError(f"{MODEL} gives an impossible dropout.")
-
-
-def _check_encoders(shape: NetworkShape) -> None:
-    """Encoders of images and texts, where there are such inputs."""
-    inputs = shape.inputs
-    deep = bool(inputs.images or inputs.sequences)
-    known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
-    texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
-    if shape.transformer is not None:
-        texts = bool(inputs.sequences) and inputs.sequence_length <= longest_text(checked(shape.transformer).config)
-    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
-    if not (known and texts and sized) or (deep and shape.groups != 1):
-        raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
 
 
 def _check_values(network: RowNetwork | LanguageNetwork) -> None:

@@ -1,0 +1,58 @@
+"""How large a network a package may describe: checked before anything of that size is allocated."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from dlplatform.engine.description import MODEL
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.fields import IMAGE_ENCODERS
+from dlplatform.engine.network import NetworkShape
+from dlplatform.engine.preprocessing import SPECIAL
+from dlplatform.engine.transformers_config import checked, longest_text
+
+MAXIMUM_DIMENSION: Final = 1 << 24
+
+
+def check_limits(shape: NetworkShape) -> None:
+    """Raises PackageError, which names the number that is out of range."""
+    limits = {
+        "groups": (shape.groups, 1, 16),
+        "members": (shape.members, 1, 4096),
+        "outputs": (shape.outputs, 1, 1 << 16),
+        "layers": (shape.layers, 0, 64),
+        "width": (shape.width, 0, 1 << 16),
+        "bins": (shape.bins, 0, 4096),
+        "image_width": (shape.image_width, 0, 4096),
+        "image_depth": (shape.image_depth, 0, 64),
+        "text_width": (shape.text_width, 0, 1 << 14),
+        "text_layers": (shape.text_layers, 0, 128),
+        "text_heads": (shape.text_heads, 0, 1 << 10),
+        "sequence_length": (shape.inputs.sequence_length, 0, 1 << 16),
+        "image_size": (shape.inputs.image_size, 0, 4096),
+        "image_channels": (shape.inputs.image_channels, 0, 3),
+        "embedding_size": (shape.embedding_size, 0, 4096),
+        "numbers": (shape.inputs.numbers, 0, 1 << 20),
+        "texts": (shape.inputs.texts, 0, 1 << 12),
+        "vocabulary": (sum(shape.inputs.vocabularies, 0), 0, MAXIMUM_DIMENSION),
+        "vocabularies": (min(shape.inputs.vocabularies, default=SPECIAL), SPECIAL, MAXIMUM_DIMENSION),
+    }
+    for name, (value, low, high) in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
+    _check_encoders(shape)
+    if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
+        raise PackageError(f"{MODEL} gives an impossible dropout.")
+
+
+def _check_encoders(shape: NetworkShape) -> None:
+    """Encoders of images and texts, where there are such inputs."""
+    inputs = shape.inputs
+    deep = bool(inputs.images or inputs.sequences)
+    known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
+    texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
+    if shape.transformer is not None:
+        texts = bool(inputs.sequences) and inputs.sequence_length <= longest_text(checked(shape.transformer).config)
+    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
+    if not (known and texts and sized) or (deep and shape.groups != 1):
+        raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
