@@ -10,6 +10,7 @@ from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
 from tests import factories
 from tests.integration.conftest import QUICK, flower_rows
+from tests.integration.training_by_api import trained_version
 from training.finetuning import fitting_data
 from training.jobs import train
 from training.models import Run
@@ -36,11 +37,7 @@ def tuned(api, actor, base, data, **settings):
         f"/api/v1/models/{base.model_id}/finetune",
         {"dataset_version": str(data.pk), "config": {"epochs": 2, "threads": 1}, **settings}, format="json",
     )  # fmt: skip
-    assert answer.status_code == 201, answer.content
-    train(answer.json()["id"])
-    run = Run.objects.get(pk=answer.json()["id"])
-    assert run.state == "succeeded", run.error
-    return ModelVersion.objects.select_related("model", "base").get(pk=run.output_version_id)
+    return trained_version(answer)
 
 
 @pytest.mark.parametrize("mode", ["full", "head"])

@@ -10,8 +10,8 @@ from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
 from tests import factories
+from tests.integration.training_by_api import trained_version
 from tests.unit.engine.transformers_bases import tiny_bert, tiny_gpt
-from training.jobs import train
 from training.models import Run
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -55,12 +55,7 @@ def asked(api, actor, base, data, **settings):
 
 
 def tuned(api, actor, base, data, **settings) -> ModelVersion:
-    answer = asked(api, actor, base, data, **settings)
-    assert answer.status_code == 201, answer.content
-    train(answer.json()["id"])
-    run = Run.objects.get(pk=answer.json()["id"])
-    assert run.state == "succeeded", run.error
-    return ModelVersion.objects.select_related("model", "base").get(pk=run.output_version_id)
+    return trained_version(asked(api, actor, base, data, **settings))
 
 
 @pytest.mark.parametrize("mode", ["full", "head"])
