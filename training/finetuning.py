@@ -15,6 +15,7 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
+from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.models import ModelVersion, Ref
 from registry.own_code import brings_code
@@ -100,6 +101,9 @@ def _require_fit(
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
     """A Hugging Face directory reads the texts of rows, unless the settings say otherwise."""
+    own = SENSES if not is_transformers(version) else ("text_model",)
+    if given := next((name for name in own if (config or {}).get(name)), None):
+        raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     if is_transformers(version) and task != services.LANGUAGE:
         return {"text_encoder": PRETRAINED, **(config or {})}
     return config

@@ -16,6 +16,7 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
 from dlplatform.engine.fields import CODE, PRETRAINED
+from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
 
 from . import states
@@ -181,9 +182,29 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
+    problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
     return parsed
+
+
+def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:
+    """The types of the columns that are learned from."""
+    names = features or [name for name in columns if name not in targets]
+    return {columns[name] for name in names if name in columns}
+
+
+def _model_faults(config: dict[str, Any], task: str, types: set[str]) -> dict[str, ValidationError]:
+    """Architectures of the transformers library without a column that they could read."""
+    wanted = {name: sense for name, sense in SENSES.items() if config.get(name) and task != LANGUAGE}
+    return {
+        f"config.{name}": ValidationError(
+            f"{name} reads columns of the type {sense}, and none of the features is one; add one or remove it.",
+            code="unread",
+        )
+        for name, sense in wanted.items()
+        if sense not in types
+    }
 
 
 def _with_architecture(config: dict[str, Any], entry: str) -> tuple[dict[str, Any], ValidationError | None]:

@@ -22,6 +22,7 @@ from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
+from dlplatform.engine.preprocessing import read_as
 from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
@@ -29,6 +30,7 @@ from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
+from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.engine.user_code import CodeNetwork, load_build
 
 Started = package.Package | TransformersBase | None
@@ -45,6 +47,7 @@ def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded 
 
 def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
     base = package.read_base(job_dir / BASE) if spec.finetune else None
+    _check_models(spec, base)
     if isinstance(base, package.Package) and base.description["task"] != spec.task:
         raise EngineError("bad_config", f"The base is a model for {base.description['task']}, not for {spec.task}.")
     table = read_table(spec.data, [*spec.targets, *spec.features])
@@ -59,13 +62,20 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
     return learner, plan
 
 
+def _check_models(spec: JobSpec, base: Started) -> None:
+    """A base has its networks; only one that reads texts leaves images to be looked at by another."""
+    for name in SENSES if base is not None else ():
+        if getattr(spec.config, name) and (name == "text_model" or isinstance(base, package.Package)):
+            raise EngineError("bad_config", f"The base brings its own network, so {name} has no place.", "Remove it.")
+
+
 def _row_learner(
     job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: Started
 ) -> tuple[Learner, Plan]:
     source = source_in(job_dir / "data" / IMAGES)
     spec = _reading_as(spec, base)
     known = Base(base.description, base.preprocessor) if isinstance(base, package.Package) else None
-    fitted = read_tokenizer(tokenizer) if tokenizer else None
+    fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
     if isinstance(base, TransformersBase):
         fitted = base.text_tokenizer()
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
@@ -98,7 +108,8 @@ def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
     """The job with the text encoder that the base has. Raises EngineError ``bad_config`` without one."""
     shape = base.description["architecture"] if isinstance(base, package.Package) else {}
     if isinstance(base, TransformersBase) or shape.get("transformer"):
-        return replace(spec, config=replace(spec.config, text_encoder="pretrained"))
+        fresh = isinstance(base, package.Package) and shape["transformer"].get("fresh")
+        return replace(spec, config=replace(spec.config, text_encoder="transformer" if fresh else "pretrained"))
     if base is None and spec.config.text_encoder == "pretrained":
         fix = "Fine-tune a version that holds a transformers model, or choose another text encoder."
         raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
@@ -112,9 +123,7 @@ def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
         raise EngineError("bad_data", "The base reads texts, and none of the features is one.", "Add a text column.")
     if sizes.sequence_length > most:
         raise EngineError("bad_config", f"The base reads {most} tokens at most.", f"Set text_length to {most} or less.")
-    network = new_network(dataset, base.transformer.to_dict())
-    try_out(network)
-    return network
+    return new_network(dataset, base.transformer.to_dict())
 
 
 def _language_learner(

@@ -171,6 +171,34 @@ def test_a_transformers_base_is_exact_after_kills(job: Callable[..., Path], tmp_
     assert metric_points(broken) == metric_points(whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "image", "language"])
+def test_architectures_that_start_from_nothing_are_exact_after_kills(job: Callable[..., Path], kind: str) -> None:
+    config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 12}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+    def make(name: str) -> Path:
+        if kind == "image":
+            vit = {"model_type": "vit", **sizes, "patch_size": 4, "hidden_dropout_prob": 0.1}
+            return image_job(job, 40, name, config={**config, "image_model": vit, "image_size": 16})
+        if kind == "text":
+            return job(texts(40), name=name, config={**config, "text_model": {"model_type": "bert", **sizes}})
+        settings = {**config, "text_model": {"model_type": "llama", **sizes}, "text_length": 16}
+        return job(
+            {"review": texts(40)["review"]}, name=name, task="language-model", target="review", config=settings
+        )
+
+    whole, broken = make("whole"), make("broken")
+    assert start_engine(whole).wait(timeout=180) == 0
+
+    assert run_with_kills(broken, kills=KILLS, seed=len(kind)) >= 1
+
+    assert [event["resumed_from"] for event in read_spool(broken, "started")][-1]
+    for path in (whole / "output").iterdir():
+        assert (broken / "output" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert metric_points(broken) == metric_points(whole)
+
+
 def test_a_damaged_checkpoint_is_skipped(job: Callable[..., Path]) -> None:
     whole = job(classification_columns(60), name="whole", config=CONFIG)
     broken = job(classification_columns(60), name="broken", config=CONFIG)
