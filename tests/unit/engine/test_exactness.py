@@ -184,9 +184,7 @@ def test_architectures_that_start_from_nothing_are_exact_after_kills(job: Callab
         if kind == "text":
             return job(texts(40), name=name, config={**config, "text_model": {"model_type": "bert", **sizes}})
         settings = {**config, "text_model": {"model_type": "llama", **sizes}, "text_length": 16}
-        return job(
-            {"review": texts(40)["review"]}, name=name, task="language-model", target="review", config=settings
-        )
+        return job({"review": texts(40)["review"]}, name=name, task="language-model", target="review", config=settings)
 
     whole, broken = make("whole"), make("broken")
     assert start_engine(whole).wait(timeout=180) == 0
