@@ -24,7 +24,8 @@ from registry.transformers_bases import is_transformers
 from . import services
 from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
-from .models import Experiment, Run
+from .models import Experiment, Preflight, Run
+from .preflights import request_preflight
 
 
 def finetune(
@@ -48,30 +49,46 @@ def finetune(
     of their own, Hugging Face directories: by default classification from all columns but the target. By default the result goes to the base's own model:
     on main if the base is its head, else on a branch of its own.
     """
+    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    if experiment is None:
+        experiment = experiment_named(
+            actor=actor, organization=version.model.organization, name=f"Fine-tuning {version.model.name}"[:120]
+        )
+    return services.create_run(
+        actor=actor, experiment=experiment, name=name, register_as=register_as or version.model.name,
+        branch=branch or _branch(version, register_as), **chosen,
+    )  # fmt: skip
+
+
+def request_finetune_preflight(
+    *, actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None = None,
+    config: dict[str, Any] | None = None, task: str = "", target: str | Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+) -> Preflight:  # fmt: skip
+    """Take two steps of the run that `finetune` would queue with the same choices, whose errors are the same."""
+    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    return request_preflight(actor=actor, **chosen)
+
+
+def _choices(
+    actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None,
+    config: dict[str, Any] | None, task: str, target: str | Sequence[str] | None, features: Sequence[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the run of a fine-tuning is, checked. Errors name the field and the fix."""
     require(actor, "run.write", version.model.organization)
     parsed = parsed_settings(settings or {})
     _require_usable(version, parsed, task)
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
-    organization = version.model.organization
-    if experiment is None:
-        experiment = experiment_named(
-            actor=actor, organization=organization, name=f"Fine-tuning {version.model.name}"[:120]
-        )
-    return services.create_run(
-        actor=actor,
-        dataset_version=dataset_version,
-        task=task,
-        target=targets,
-        features=features if is_transformers(version) else _known_features(version),
-        config=_config(version, task, config),
-        experiment=experiment,
-        name=name,
-        register_as=register_as or version.model.name,
-        branch=branch or _branch(version, register_as),
-        base_version=version,
-        finetune=parsed.to_dict(),
-    )
+    return {
+        "dataset_version": dataset_version,
+        "task": task,
+        "target": targets,
+        "features": features if is_transformers(version) else _known_features(version),
+        "config": _config(version, task, config),
+        "base_version": version,
+        "finetune": parsed.to_dict(),
+    }
 
 
 def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:

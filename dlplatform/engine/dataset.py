@@ -123,7 +123,7 @@ def _check_rows(rows: int, target: str) -> None:
 
 
 def _size(target: Target, spec: JobSpec) -> Size:
-    rows = len(target.values)
+    rows = max(len(target.values), spec.rows)
     smallest = int(np.bincount(target.values).min()) if target.is_class else rows
     types = [column.type for column in spec.features]
     return Size(rows, smallest, len(types), images=types.count("image"), texts=types.count("text"))

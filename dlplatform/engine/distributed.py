@@ -124,6 +124,13 @@ def told_by_leader(number: int) -> int:
     return told[0]
 
 
+def largest_of_all(number: int) -> int:
+    """The largest number that a process of the group has, in every one of them."""
+    found: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(found, number)
+    return max(found)
+
+
 def training_bytes(network: nn.Module) -> int:
     """What weights, gradients and Adam's two moments take, all in the type of the weights."""
     return sum(

@@ -65,7 +65,7 @@ def read_corpus(
     held, learnt = _split([pieces for _, pieces in found], spec.config)
     fitted = base[0] if base else _tokenizer(spec.config, learnt, tokenizer)
     encoded = [[encode_document(fitted, pieces) for pieces in part] for part in (learnt, held)]
-    size = sum(len(tokens) for tokens, _ in encoded[0])
+    size = sum(len(tokens) for tokens, _ in encoded[0]) * max(len(texts), spec.rows) // len(texts)
     config = settle(spec.config, size, base[1] if base else None)
     assert isinstance(config.text_length, int)
     train, validation = (pack(part, config.text_length, beat) for part in encoded)
