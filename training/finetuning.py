@@ -18,10 +18,11 @@ from dlplatform.engine.schema import reads
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.models import ModelVersion, Ref
-from registry.own_code import brings_code
+from registry.own_code import brings_code, is_trusted
 from registry.transformers_bases import is_transformers
 
 from . import services
+from .code import ARCHITECTURE, bundle_of
 from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
 from .models import Experiment, Preflight, Run
@@ -88,15 +89,30 @@ def _choices(
         "config": _config(version, task, config),
         "base_version": version,
         "finetune": parsed.to_dict(),
+        **({"code": bundle_of(actor, version), "entry": ARCHITECTURE} if brings_code(version) else {}),
     }
 
 
 def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
     """Raises Conflict or ValidationError for what no run can start from."""
     availability.require_files(version)
-    if brings_code(version):
-        raise _invalid("version", "This model has code of its own; clone its run instead.", "own_code")
     check_base(version, settings, task)
+    if brings_code(version):
+        _require_own_tunable(version, settings)
+
+
+def _require_own_tunable(version: ModelVersion, settings: FinetuneConfig) -> None:
+    """What goes beyond the ordinary for a network that is built by code of its own."""
+    if version.lineage["code"].get("entry") != ARCHITECTURE or not is_trusted(version):
+        raise _invalid("version", "This model has code of its own; clone its run instead.", "own_code")
+    if settings.mode == "lora":
+        fix = "Adapters are for networks of the platform and of transformers; take full or head for your own architecture."
+        raise _invalid("mode", fix, "not_for_code")
+    if settings.mode == "head" and not settings.blocks:
+        known = ", ".join(list(trainable_blocks(version))[:20])
+        raise _invalid(
+            "blocks", f"Which blocks answer only the code knows; name those that train. There are: {known}.", "required"
+        )
 
 
 def _require_fit(
@@ -118,7 +134,7 @@ def _require_fit(
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
     """A Hugging Face directory reads the texts of rows, unless the settings say otherwise."""
-    own = SENSES if not is_transformers(version) else ("text_model",)
+    own = (*SENSES, *(("params",) if brings_code(version) else ())) if not is_transformers(version) else ("text_model",)
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     if is_transformers(version) and task != services.LANGUAGE:

@@ -106,7 +106,13 @@ def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
     """What one's own code cannot have. Its params are JSON of any kind."""
     problems: list[Problem] = []
     if values.get("devices", "auto") not in ("auto", 1):
-        problems.append(("devices", "not_for_code", "devices is 1 for your own code; remove it."))
+        problems.append(
+            (
+                "devices",
+                "not_for_code",
+                "devices is 1 for your own code: its sandbox has no network over which processes could meet; remove it.",
+            )
+        )
     if values.get("folds", "auto") not in ("auto", 1):
         problems.append(("folds", "not_for_code", "folds is 1 for your own code; remove it."))
     bad = [name for name in values.get("params", {}) if not isinstance(name, str) or not name.isidentifier()]

@@ -33,7 +33,9 @@ def launch(job_dir: Path, processes: int, module: str = "dlplatform.engine", res
     started again.
     """
     (job_dir / OUTCOME).unlink(missing_ok=True)
-    os.environ["PYTHONPATH"] = str(HOUSE)  # the processes start in the job directory, with no other word of where we are
+    os.environ["PYTHONPATH"] = str(
+        HOUSE
+    )  # the processes start in the job directory, with no other word of where we are
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dlplatform.engine import package
@@ -31,7 +32,7 @@ from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
 from dlplatform.engine.transformers_settings import SENSES
-from dlplatform.engine.user_code import CodeNetwork, load_build
+from dlplatform.engine.user_code import CodeNetwork, load_build, started_from
 
 Started = package.Package | TransformersBase | None
 
@@ -46,7 +47,7 @@ def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded 
 
 
 def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
-    base = package.read_base(job_dir / BASE) if spec.finetune else None
+    base = package.read_base(job_dir / BASE, sandboxed=bool(spec.entry)) if spec.finetune else None
     _check_models(spec, base)
     if isinstance(base, package.Package) and base.description["task"] != spec.task:
         raise EngineError("bad_config", f"The base is a model for {base.description['task']}, not for {spec.task}.")
@@ -80,7 +81,7 @@ def _row_learner(
         fitted = base.text_tokenizer()
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
     if spec.entry:
-        return _own_learner(job_dir, spec, dataset), Plan()
+        return _own_learner(job_dir, spec, dataset, base)
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
     if isinstance(base, TransformersBase):
@@ -94,14 +95,24 @@ def _row_learner(
     return RowLearner(dataset, choose_device(), network), plan
 
 
-def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset) -> RowLearner:
-    """Of the network that somebody's own code builds."""
+def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) -> tuple[RowLearner, Plan]:
+    """Of the network that somebody's own code builds, new or with the weights of a version that the code built."""
     build = load_build(job_dir / CODE)
 
     def build_own(shape: NetworkShape) -> RowNetwork:
-        return CodeNetwork(shape, build, spec.config.params)
+        return CodeNetwork(shape, build, dataset.config.params)
 
-    return RowLearner(dataset, choose_device(), build=build_own)
+    if base is None or spec.finetune is None:
+        return RowLearner(dataset, choose_device(), build=build_own), Plan()
+    if not isinstance(base, package.Package) or not isinstance(base.network, CodeNetwork):
+        raise EngineError("bad_config", "The base was not built by this code.", "Fine-tune it without code.")
+    if spec.finetune.mode == "lora":
+        raise EngineError("bad_config", "mode lora is not for networks of one's own.", "Take mode full or head.")
+    torch.manual_seed(spec.config.seed)  # what the base does not give begins as the code says
+    network = build_own(replace(base.network.shape, outputs=dataset.target.outputs))
+    fresh = started_from(network, base.network)
+    plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
+    return RowLearner(dataset, choose_device(), network, build_own), plan
 
 
 def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
