@@ -48,11 +48,11 @@ def weights(version):
     ("settings", "trained"),
     [({"mode": "full"}, None), ({"mode": "head", "blocks": ["model.body.4"]}, {"model.body.4"})],
 )
-def test_an_own_architecture_is_fine_tuned_in_its_sandbox(base, flowers, coder, settings, trained):
-    run = tuned(coder, base, flowers, **settings)
+def test_an_own_architecture_is_fine_tuned_in_its_sandbox(base, flowers, coder, how, trained):
+    run = tuned(coder, base, flowers, **how)
     assert run.state == "succeeded", (run.error, log_of(run))
     version = run.output_version
-    assert list(version.parents.all()) == [base] and version.lineage["finetune"]["mode"] == settings["mode"]
+    assert list(version.parents.all()) == [base] and version.lineage["finetune"]["mode"] == how["mode"]
     assert version.lineage["base"]["id"] == str(base.pk) and version.tree["code/model.py"] == base.tree["code/model.py"]
     before, after = weights(base), weights(version)
     changed = {name for name in before if not before[name].equal(after[name])}
@@ -87,7 +87,7 @@ def test_a_paused_fine_tune_goes_on_to_the_same_bytes(base, flowers, coder):
 
 
 @pytest.mark.parametrize(
-    ("settings", "config", "field"),
+    ("how", "config", "field"),
     [
         ({"mode": "lora"}, {}, "mode"),
         ({"mode": "head"}, {}, "blocks"),
@@ -96,9 +96,9 @@ def test_a_paused_fine_tune_goes_on_to_the_same_bytes(base, flowers, coder):
         ({"mode": "full"}, {"devices": 2}, "config.devices"),
     ],
 )
-def test_what_is_not_for_own_code_is_named(base, flowers, coder, settings, config, field):
+def test_what_is_not_for_own_code_is_named(base, flowers, coder, how, config, field):
     with pytest.raises(ValidationError) as refused:
-        finetuning.finetune(actor=coder, version=base, dataset_version=flowers, settings=settings, config=config)
+        finetuning.finetune(actor=coder, version=base, dataset_version=flowers, settings=how, config=config)
     assert field in refused.value.message_dict
     assert Run.objects.count() == 1
 
