@@ -7,12 +7,15 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
+PIECE = 64 * 1024
+
+Bytes = bytes | bytearray | memoryview
 
 
 def to_json(value: Any) -> bytes:
@@ -39,10 +42,21 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_pieces(file: IO[bytes], content: Bytes) -> None:
+    """Write to an open file, a little at a time.
+
+    Larger writes make Linux cache them in larger pages: those are what a virtual machine gives back to its host while
+    they are free, and fetching them again made 500 MB take 0.8 s to 1.5 s instead of 0.2 s.
+    """
+    view = memoryview(content)
+    for start in range(0, len(view), PIECE):
+        file.write(view[start : start + PIECE])
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write and fsync; not atomic by itself (see `write_atomically` and `commit_directory`)."""
     with path.open("wb") as file:
-        file.write(content)
+        write_pieces(file, content)
         file.flush()
         os.fsync(file.fileno())
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from django.core.files.storage import Storage
 
+from dlplatform.engine.durable import write_pieces
+
 from . import index
 from .encodings import decode
 from .errors import CorruptObject, DamagedEncoding, MissingObject
@@ -110,7 +112,8 @@ def _write(path: Path, data: Bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as out:
+            write_pieces(out, data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import IO
 from django.core.files.base import File
 from django.core.files.storage import FileSystemStorage, Storage
 
-CHUNK = 4 * 1024 * 1024
+CHUNK = 1024 * 1024
 WRITE_BACK = 8 * 1024 * 1024
 UPLOADS = 4
 FSYNCS = 4  # at a time: the file system joins what waits together into one commit

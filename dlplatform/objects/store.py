@@ -15,6 +15,8 @@ from uuid import UUID
 
 from django.core.files.storage import Storage, storages
 
+from dlplatform.engine.durable import write_pieces
+
 from . import bulk, index
 from .errors import CorruptObject, MissingObject
 from .index import Scope, Superseded
@@ -211,4 +213,4 @@ def _verified(sha256: str, pieces: Iterator[Bytes]) -> Iterator[Bytes]:
 
 def copy_chunks(chunks: Iterator[Bytes], out: BinaryIO | IO[bytes]) -> None:
     for chunk in chunks:
-        out.write(chunk)
+        write_pieces(out, chunk)

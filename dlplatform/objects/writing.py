@@ -21,6 +21,8 @@ from typing import Self
 
 from django.core.files.storage import Storage
 
+from dlplatform.engine.durable import write_pieces
+
 from . import index
 from .ancestors import Ancestor
 from .encodings import DELTA, RAW, Encoded, encode, shrinks
@@ -69,7 +71,7 @@ class IncomingBytes:
 
     def write(self, chunk: bytes | bytearray | memoryview) -> None:
         self._hash.update(chunk)
-        self._file.write(chunk)
+        write_pieces(self._file, chunk)
         self.size += len(chunk)
         self._behind.reached(self.size)
 
@@ -260,7 +262,7 @@ class Batch:
         descriptor, path = tempfile.mkstemp(dir=self.folder)
         self._written.append((Path(path), name))
         with os.fdopen(descriptor, "wb") as out:
-            out.write(payload)
+            write_pieces(out, payload)
             out.flush()
             start_writing_back(out.fileno(), 0, len(payload))
 
