@@ -24,17 +24,23 @@ def job_directory(run: Run) -> Path:
 
 def fetch_base(base: ModelVersion | None, directory: Path, beat: Beat) -> None:
     """The package that a fine-tuning starts from, into the folder of its job; files that are there stay."""
-    for name, entry in package_files(base) if base is not None else ():
+    if base is None:
+        return
+    store = ObjectStore("models", base.model.organization_id)
+    for name, entry in package_files(base):
         path = safe_target(directory / BASE, name)
         if not path.exists() or path.stat().st_size != entry["size"]:
-            ObjectStore("models", base.model.organization_id).fetch(entry["sha256"], path)
+            store.fetch(entry["sha256"], path)
         beat(1)
 
 
 def fetch_code(code: CodeBundle | None, directory: Path) -> None:
     """The code of a user's own, into the folder of its job."""
-    for name, entry in code.tree.items() if code is not None else ():
-        ObjectStore("models", code.organization_id).fetch(entry["sha256"], safe_target(directory / CODE, name))
+    if code is None:
+        return
+    store = ObjectStore("models", code.organization_id)
+    for name, entry in code.tree.items():
+        store.fetch(entry["sha256"], safe_target(directory / CODE, name))
 
 
 def sweep_job_directories(age: timedelta) -> int:

@@ -99,7 +99,7 @@ def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) 
     """Of the network that somebody's own code builds, new or with the weights of a version that the code built."""
     build = load_build(job_dir / CODE)
 
-    def build_own(shape: NetworkShape) -> RowNetwork:
+    def build_own(shape: NetworkShape) -> CodeNetwork:
         return CodeNetwork(shape, build, dataset.config.params)
 
     if base is None or spec.finetune is None:

@@ -45,7 +45,7 @@ def weights(version):
 
 
 @pytest.mark.parametrize(
-    ("settings", "trained"),
+    ("how", "trained"),
     [({"mode": "full"}, None), ({"mode": "head", "blocks": ["model.body.4"]}, {"model.body.4"})],
 )
 def test_an_own_architecture_is_fine_tuned_in_its_sandbox(base, flowers, coder, how, trained):
