@@ -53,8 +53,7 @@ def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SI
     """Start the engine again and again, each time sending a signal after a new checkpoint; returns the
     number of signals that ended it: one that comes as it ends by itself does not count."""
     chance = random.Random(seed)
-    delivered = 0
-    for _ in range(kills + 20):
+    for delivered in range(kills + 20):
         spool = job_dir / "events.jsonl"
         before = spool.read_bytes().count(CHECKPOINT) if spool.exists() else 0
         process = start_engine(job_dir)
@@ -66,7 +65,6 @@ def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SI
         if code == 0:
             return delivered
         assert code in (-signal.SIGKILL, 75)
-        delivered += 1
     raise AssertionError("the run never ended")
 
 
