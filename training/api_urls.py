@@ -30,5 +30,6 @@ urlpatterns = [
     path("model-versions/<uuid:version>/replays", replay_api.CertificatesView.as_view()),
     path("models/<uuid:model>/finetune", finetune_api.FinetuneView.as_view()),
     path("model-versions/<uuid:version>/finetune-outlook", finetune_api.OutlookView.as_view()),
+    path("model-versions/<uuid:version>/finetune-preflight", finetune_api.FinetunePreflightView.as_view()),
     path("lineage/<str:kind>/<uuid:id>", lineage_api.LineageView.as_view()),
 ]

@@ -17,8 +17,10 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require_code
 from dlplatform.accounts.models import Organization, User
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.job import CODE
 from dlplatform.objects.store import ObjectStore
 from registry import pickles, trees, unpacking
+from registry.models import ModelVersion
 
 from .models import CodeBundle
 
@@ -101,6 +103,16 @@ def digest_of(tree: dict[str, dict[str, Any]]) -> str:
     """The SHA-256 that stands for all files and their names."""
     canonical = json.dumps({name: entry["sha256"] for name, entry in tree.items()}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def bundle_of(actor: User, version: ModelVersion) -> CodeBundle:
+    """The code that built a version, kept again if it was forgotten meanwhile. Raises PermissionDenied."""
+    organization = version.model.organization
+    require_code(actor, organization)
+    prefix = f"{CODE}/"
+    tree = {path.removeprefix(prefix): entry for path, entry in version.tree.items() if path.startswith(prefix)}
+    kept = {name: {"sha256": entry["sha256"], "size": entry["size"]} for name, entry in tree.items()}
+    return _recorded(actor, organization, kept, ARCHITECTURE)
 
 
 # --- before a run is queued -------------------------------------------------------------------------------

@@ -76,11 +76,14 @@ def _succeed(run: Run, version: ModelVersion, metrics: dict[str, Any], evaluatio
     announce(run)
 
 
-def collect_foreign(run: Run, package: Path, metrics: dict[str, Any]) -> ModelVersion:
+def collect_foreign(run: Run, package: Path, metrics: dict[str, Any]) -> ModelVersion | None:
     """As `collect`, for a run whose code could write anything. Raises PackageError, LeaseLost."""
     assert run.code is not None
     output = examined(run, package)
     found = output.contents
+    if run.replays_id:
+        certify(run, package, output.description, metrics, output.evaluation)
+        return None
     organization = run.experiment.organization
     earlier = registry.earlier_files(organization=organization, name=run.register_as)
     tree = registry.store_directory(organization.pk, package, like=earlier)

@@ -7,18 +7,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 
 from dlplatform.engine.events import SPOOL
-from dlplatform.engine.job import CODE, SPEC, STACKS
+from dlplatform.engine.job import BASE, CODE, SPEC, STACKS
 from dlplatform.sandbox.limits import MIB, Limits
 from dlplatform.sandbox.plan import FOLDER, Plan
 from dlplatform.sandbox.process import STATE, Sandbox, environment, user_for, working_folder
 
 from .accelerators.devices import files_of
 from .connection import OUTPUT_FILE
-from .models import Run
+from .models import Preflight, Run
 
 COMMAND = ("-P", "-s", "-m", "dlplatform.engine.sandboxed")
 MOST_THREADS = 8
@@ -39,10 +40,16 @@ def limits_of_code() -> Limits:
     )
 
 
+def allowed_to_code() -> dict[str, Any]:
+    """The same, for sentences about it."""
+    return {"memory": settings.SANDBOX_MEMORY_MB, "processes": settings.SANDBOX_PROCESSES,
+            "disk": settings.SANDBOX_DISK_MB, "seconds": settings.SANDBOX_SECONDS, "reason": ""}  # fmt: skip
+
+
 class SandboxConnection:
     """The engine, and the user's code in it, as a program of its own in a sandbox of its own."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run | Preflight) -> None:
         self._run = run
         self._sandbox: Sandbox | None = None
         self._work = Path()
@@ -50,7 +57,8 @@ class SandboxConnection:
     def start(self, job_directory: Path, devices: Sequence[str] = ()) -> None:
         """Raises Unconfinable."""
         user = user_for(self._run.pk)
-        readable = {name: job_directory / name for name in (SPEC, "data", CODE)}
+        there = (SPEC, "data", CODE, BASE)
+        readable = {name: job_directory / name for name in there if (job_directory / name).exists()}
         self._work = working_folder(job_directory, user, readable)
         threads = self._run.config.get("threads") or min(MOST_THREADS, os.cpu_count() or 1)
         self._sandbox = Sandbox(

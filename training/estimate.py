@@ -28,7 +28,7 @@ JUDGED_RUNS = 5
 class Estimate:
     rows: int
     features: int
-    parameters: int
+    parameters: int | None  # None where the transformers library decides: a pre-flight counts them
     seconds: float
     measured: bool
 
@@ -36,8 +36,9 @@ class Estimate:
     def words(self) -> str:
         """Honest about its precision: an upper bound that early stopping usually undercuts."""
         ground = "from recent runs here" if self.measured else "a first guess, without runs to go by"
+        sized = f"about {_round(self.parameters)} parameters, " if self.parameters is not None else ""
         return (
-            f"{counted(self.rows, 'row')} × {counted(self.features, 'feature')}, about {_round(self.parameters)} parameters, "
+            f"{counted(self.rows, 'row')} × {counted(self.features, 'feature')}, {sized}"
             f"at most about {_time(self.seconds)} of training ({ground}; early stopping usually ends sooner)."
         )
 
@@ -65,7 +66,9 @@ def estimate(
     return Estimate(
         rows=rows,
         features=len(features),
-        parameters=_parameters(resolved, len(features), _inputs(version, features, resolved), outputs),
+        parameters=None
+        if parsed.text_model or parsed.image_model
+        else _parameters(resolved, len(features), _inputs(version, features, resolved), outputs),
         seconds=epochs * rows * values / speed,
         measured=measured,
     )

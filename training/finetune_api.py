@@ -18,6 +18,7 @@ from registry.models import ModelVersion, Ref, RegisteredModel
 from . import finetuning
 from .api import RUN, dataset_version_named, experiment_named
 from .finetune_outlook import Outlook, outlook
+from .preflight_api import PREFLIGHT, PreflightOut
 from .serializers import RunDetail, TargetField
 
 SETTINGS = ("mode", "adapter", "rank", "alpha", "unfreeze_every", "layer_decay", "blocks")
@@ -52,8 +53,9 @@ class OutlookIn(SettingsIn):
     )
 
 
-class FinetuneIn(SettingsIn):
-    version = serializers.UUIDField(required=False, help_text="Default: production, else the head of main")
+class ChoicesIn(SettingsIn):
+    """What is learnt from a base, and how."""
+
     dataset_version = serializers.UUIDField(help_text="Data with the columns that the model reads")
     task = serializers.CharField(
         max_length=40, required=False, allow_blank=True,
@@ -66,6 +68,10 @@ class FinetuneIn(SettingsIn):
         help_text="For a base that is a Hugging Face directory: columns to read; default: all but the target",
     )  # fmt: skip
     config = serializers.DictField(required=False, help_text="Settings of the training; every key has a good default")
+
+
+class FinetuneIn(ChoicesIn):
+    version = serializers.UUIDField(required=False, help_text="Default: production, else the head of main")
     experiment = serializers.UUIDField(required=False, allow_null=True, help_text="Default: one for the model")
     name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Name of the run")
     register_as = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Default: the base's model")
@@ -104,16 +110,41 @@ class FinetuneView(APIView):
     def post(self, request: Request, model: UUID) -> Response:
         found = visible_or_404(RegisteredModel.objects.select_related("organization"), request.user, pk=model)
         require(request.user, "run.write", found.organization)
-        given = FinetuneIn(data=request.data)
-        given.is_valid(raise_exception=True)
-        wanted = dict(given.validated_data)
-        settings = {name: wanted.pop(name) for name in SETTINGS if name in wanted}
+        wanted = _given(request, FinetuneIn)
         version = _version(found, wanted.pop("version", None))
-        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
         if identifier := wanted.pop("experiment", None):
             wanted["experiment"] = experiment_named(request.user, identifier)
-        run = finetuning.finetune(actor=request.user, version=version, settings=settings, **wanted)
+        run = finetuning.finetune(actor=request.user, version=version, **wanted)
         return Response(RunDetail(run).data, status=201)
+
+
+def _given(request: Request, form: type[ChoicesIn]) -> dict[str, Any]:
+    """Arguments of the service: the settings of fine-tuning together, the data as what they are."""
+    given = form(data=request.data)
+    given.is_valid(raise_exception=True)
+    wanted = dict(given.validated_data)
+    wanted["settings"] = {name: wanted.pop(name) for name in SETTINGS if name in wanted}
+    wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
+    return wanted
+
+
+class FinetunePreflightView(APIView):
+    policy = {"POST": "run.write"}
+
+    @documented(
+        "Try a fine-tuning out", request=ChoicesIn, answer=PreflightOut, status=202, tags=["models"],
+        description="Takes two real steps from the version's weights on at most 20,000 rows, on as many devices as the run "
+                    "would use, and tells seconds and peak memory of each; `GET /preflights/{id}` has what was found. "
+                    "Nothing is queued or committed.",
+        example=({"dataset_version": "77aa…", "mode": "lora", "rank": 8}, {**PREFLIGHT, "state": "queued", "result": None}),
+    )  # fmt: skip
+    def post(self, request: Request, version: UUID) -> Response:
+        rows = ModelVersion.objects.select_related("model__organization", "base__model")
+        found = visible_or_404(rows, request.user, pk=version)
+        require(request.user, "run.write", found.model.organization)
+        wanted = _given(request, ChoicesIn)
+        preflight = finetuning.request_finetune_preflight(actor=request.user, version=found, **wanted)
+        return Response(PreflightOut(preflight).data, status=202)
 
 
 class OutlookView(APIView):

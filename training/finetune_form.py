@@ -23,6 +23,7 @@ SHOWN = (
     "validation_fraction",
     "augmentation",
     "ema",
+    "devices",
 )
 
 
@@ -43,7 +44,7 @@ class FinetuneForm(forms.Form):
         self, *args: Any, version: ModelVersion, data: list[DatasetVersion], blocks: dict[str, int], **more: Any
     ) -> None:
         super().__init__(*args, **more)
-        self.version = version
+        self.version, self.data_versions = version, data
         self.fields["dataset_version"].choices = [  # type: ignore[attr-defined]
             (str(one.pk), f"{one.dataset.name} v{one.number} · {counted(one.rows or 0, 'row')}") for one in data
         ]

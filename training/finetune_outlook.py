@@ -90,7 +90,7 @@ def _is_fitted(name: str) -> bool:
     """Statistics of the data in the network's buffers: they are fitted, not trained."""
     return name.rpartition(".")[2] in {
         "center", "inverse_scale", "known", "left", "inverse_width", "trust", "target_center", "target_scale", "mean",
-        "deviation",
+        "deviation", "pixel_mean", "pixel_deviation", "running_mean", "running_var", "num_batches_tracked",
     }  # fmt: skip
 
 

@@ -15,15 +15,18 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
+from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.models import ModelVersion, Ref
-from registry.own_code import brings_code
+from registry.own_code import brings_code, is_trusted
 from registry.transformers_bases import is_transformers
 
 from . import services
+from .code import ARCHITECTURE, bundle_of
 from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
-from .models import Experiment, Run
+from .models import Experiment, Preflight, Run
+from .preflights import request_preflight
 
 
 def finetune(
@@ -47,38 +50,69 @@ def finetune(
     of their own, Hugging Face directories: by default classification from all columns but the target. By default the result goes to the base's own model:
     on main if the base is its head, else on a branch of its own.
     """
+    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    if experiment is None:
+        experiment = experiment_named(
+            actor=actor, organization=version.model.organization, name=f"Fine-tuning {version.model.name}"[:120]
+        )
+    return services.create_run(
+        actor=actor, experiment=experiment, name=name, register_as=register_as or version.model.name,
+        branch=branch or _branch(version, register_as), **chosen,
+    )  # fmt: skip
+
+
+def request_finetune_preflight(
+    *, actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None = None,
+    config: dict[str, Any] | None = None, task: str = "", target: str | Sequence[str] | None = None,
+    features: Sequence[str] | None = None,
+) -> Preflight:  # fmt: skip
+    """Take two steps of the run that `finetune` would queue with the same choices, whose errors are the same."""
+    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    return request_preflight(actor=actor, **chosen)
+
+
+def _choices(
+    actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None,
+    config: dict[str, Any] | None, task: str, target: str | Sequence[str] | None, features: Sequence[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What the run of a fine-tuning is, checked. Errors name the field and the fix."""
     require(actor, "run.write", version.model.organization)
     parsed = parsed_settings(settings or {})
     _require_usable(version, parsed, task)
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
-    organization = version.model.organization
-    if experiment is None:
-        experiment = experiment_named(
-            actor=actor, organization=organization, name=f"Fine-tuning {version.model.name}"[:120]
-        )
-    return services.create_run(
-        actor=actor,
-        dataset_version=dataset_version,
-        task=task,
-        target=targets,
-        features=features if is_transformers(version) else _known_features(version),
-        config=_config(version, task, config),
-        experiment=experiment,
-        name=name,
-        register_as=register_as or version.model.name,
-        branch=branch or _branch(version, register_as),
-        base_version=version,
-        finetune=parsed.to_dict(),
-    )
+    return {
+        "dataset_version": dataset_version,
+        "task": task,
+        "target": targets,
+        "features": features if is_transformers(version) else _known_features(version),
+        "config": _config(version, task, config),
+        "base_version": version,
+        "finetune": parsed.to_dict(),
+        **({"code": bundle_of(actor, version), "entry": ARCHITECTURE} if brings_code(version) else {}),
+    }
 
 
 def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
     """Raises Conflict or ValidationError for what no run can start from."""
     availability.require_files(version)
-    if brings_code(version):
-        raise _invalid("version", "This model has code of its own; clone its run instead.", "own_code")
     check_base(version, settings, task)
+    if brings_code(version):
+        _require_own_tunable(version, settings)
+
+
+def _require_own_tunable(version: ModelVersion, settings: FinetuneConfig) -> None:
+    """What goes beyond the ordinary for a network that is built by code of its own."""
+    if version.lineage["code"].get("entry") != ARCHITECTURE or not is_trusted(version):
+        raise _invalid("version", "This model has code of its own; clone its run instead.", "own_code")
+    if settings.mode == "lora":
+        fix = "Adapters are for networks of the platform and of transformers; take full or head for your own architecture."
+        raise _invalid("mode", fix, "not_for_code")
+    if settings.mode == "head" and not settings.blocks:
+        known = ", ".join(list(trainable_blocks(version))[:20])
+        raise _invalid(
+            "blocks", f"Which blocks answer only the code knows; name those that train. There are: {known}.", "required"
+        )
 
 
 def _require_fit(
@@ -100,6 +134,9 @@ def _require_fit(
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
     """A Hugging Face directory reads the texts of rows, unless the settings say otherwise."""
+    own = (*SENSES, *(("params",) if brings_code(version) else ())) if not is_transformers(version) else ("text_model",)
+    if given := next((name for name in own if (config or {}).get(name)), None):
+        raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     if is_transformers(version) and task != services.LANGUAGE:
         return {"text_encoder": PRETRAINED, **(config or {})}
     return config

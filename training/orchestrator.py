@@ -17,18 +17,17 @@ from datasets.images import records_of
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.accounts.access import may_run_code
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.job import BASE, CODE, SPEC
+from dlplatform.engine.job import SPEC
 from dlplatform.jobs import LeaseLost
 from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
 from dlplatform.sandbox.process import WORK, Unconfinable
-from registry.packages import package_files, safe_target
 
 from . import states
 from .accelerators import leases
 from .collector import collect
-from .confined import SandboxConnection, read_plain
+from .confined import SandboxConnection, allowed_to_code, read_plain
 from .connection import OUTPUT_FILE, Connection, LocalConnection
-from .job_directories import job_directory
+from .job_directories import fetch_base, fetch_code, job_directory
 from .models import Run
 from .monitor import Monitor
 
@@ -119,39 +118,18 @@ class Orchestrator:
             parts.append(path)
             self._renew()
         self._fetch_images(store)
-        self._fetch_base()
-        self._fetch_code()
+        fetch_base(self.run.base_version, self.directory, self._beat)
+        fetch_code(self.run.code, self.directory)
         spec = self._spec(parts)
         temporary = self.directory / f".{SPEC}"
         temporary.write_text(json.dumps(spec))
         temporary.replace(self.directory / SPEC)
-
-    def _fetch_base(self) -> None:
-        """The package that a fine-tuning run starts from."""
-        base = self.run.base_version
-        if base is None:
-            return
-        store = ObjectStore("models", base.model.organization_id)
-        for name, entry in package_files(base):
-            path = safe_target(self.directory / BASE, name)
-            if not path.exists() or path.stat().st_size != entry["size"]:
-                store.fetch(entry["sha256"], path)
-            self._beat(1)
 
     def _require_permission(self) -> None:
         """To run code of one's own; it may have been taken back since the run was queued."""
         run = self.run
         if run.code_id and (run.created_by is None or not may_run_code(run.created_by, run.experiment.organization)):
             raise NotPermitted
-
-    def _fetch_code(self) -> None:
-        """The code that the run brings."""
-        code = self.run.code
-        if code is None:
-            return
-        store = ObjectStore("models", code.organization_id)
-        for name, entry in code.tree.items():
-            store.fetch(entry["sha256"], safe_target(self.directory / CODE, name))
 
     def _fetch_images(self, store: ObjectStore) -> None:
         """The files of the version's images, if the run learns from a column of them; whole ones stay."""
@@ -299,7 +277,7 @@ class Orchestrator:
             )
         elif fault:
             self._tell_the_end()
-            states.end(self.run, Run.State.FAILED, states.failure(fault, **_allowed()))
+            states.end(self.run, Run.State.FAILED, states.failure(fault, **allowed_to_code()))
         elif self.stalled:
             self._retry_or_fail(states.failure("stalled", seconds=self.run.config.get("stall_timeout", 0)))
         elif self.monitor.failed:
@@ -355,12 +333,6 @@ class Orchestrator:
 def connection_for(run: Run) -> Connection:
     """A sandbox for a run with code of a user's own; else the engine as a fork of this process."""
     return SandboxConnection(run) if run.code_id else LocalConnection()
-
-
-def _allowed() -> dict[str, Any]:
-    """What a run with code may use, for sentences about it."""
-    return {"memory": settings.SANDBOX_MEMORY_MB, "processes": settings.SANDBOX_PROCESSES,
-            "disk": settings.SANDBOX_DISK_MB, "seconds": settings.SANDBOX_SECONDS, "reason": ""}  # fmt: skip
 
 
 def _how(code: int | None) -> str:

@@ -23,11 +23,12 @@ FIX = "Write safetensors and JSON files into run.output."
 
 @dataclass(frozen=True)
 class Output:
-    """What a version is made of, besides its files."""
+    """What a version is made of, besides its files. ``description``: that of a package of the platform's own format."""
 
     contents: contents.Contents
     evaluation: dict[str, Any] | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
 
 
 def examined(run: Run, package: Path) -> Output:
@@ -47,7 +48,8 @@ def _of_architecture(code: CodeBundle, package: Path) -> Output:
     inside = {name.relative_to(package / CODE).as_posix(): name for name in _files(package / CODE)}
     if set(inside) != set(code.tree) or any(inside[name].stat().st_size != code.tree[name]["size"] for name in inside):
         raise PackageError("The package holds other code than the run was launched with.")
-    return Output(contents.described(description), _evaluation(package), lineage_of(code, ARCHITECTURE))
+    lineage = lineage_of(code, ARCHITECTURE)
+    return Output(contents.described(description), _evaluation(package), lineage, description)
 
 
 def lineage_of(code: CodeBundle, entry: str) -> dict[str, Any]:

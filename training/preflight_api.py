@@ -8,18 +8,20 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from dlplatform.accounts.access import visible_or_404
-from dlplatform.api import Strict, documented
+from dlplatform.api import SafeCharField, Strict, documented
 
-from .api import NEW_RUN, dataset_version_named
+from .api import NEW_RUN, code_named, dataset_version_named
 from .models import Preflight
 from .preflights import request_preflight
 from .serializers import TargetField
 
 PREFLIGHT = {
-    "id": "c01d…", "state": "succeeded", "dataset_version": "77aa…", "task": "classification", "error": None,
+    "id": "c01d…", "state": "succeeded", "dataset_version": "77aa…", "task": "classification", "base_version": None,
+    "error": None,
     "created_at": "2026-11-20T09:30:00Z",
     "result": {"seconds_per_step": 0.012, "total_steps": 2000, "seconds": 31.0, "peak_bytes": 81264640,
-               "parameters": 53818, "trainable": 53818, "batch_size": 64, "epochs": 100, "device": "cpu", "threads": 4},
+               "parameters": 53818, "trainable": 53818, "batch_size": 64, "epochs": 100, "device": "cpu", "threads": 4,
+               "processes": 1, "strategy": "alone"},
 }  # fmt: skip
 
 
@@ -32,14 +34,20 @@ class PreflightIn(Strict):
         help_text="Input columns; default: all but the target",
     )  # fmt: skip
     config = serializers.DictField(required=False, help_text="Settings; every key has a good default")
+    code = serializers.UUIDField(
+        required=False, allow_null=True,
+        help_text="An architecture of your own (`POST /code`), which is tried out in a sandbox; scripts cannot be",
+    )  # fmt: skip
+    entry = SafeCharField(max_length=1000, required=False, allow_blank=True, help_text="As of a run")
 
 
 class PreflightOut(serializers.ModelSerializer):
     dataset_version = serializers.UUIDField(source="dataset_version_id")
+    base_version = serializers.UUIDField(source="base_version_id", allow_null=True)
 
     class Meta:
         model = Preflight
-        fields = ["id", "state", "dataset_version", "task", "result", "error", "created_at"]
+        fields = ["id", "state", "dataset_version", "task", "base_version", "result", "error", "created_at"]
 
 
 class PreflightsView(APIView):
@@ -47,8 +55,8 @@ class PreflightsView(APIView):
 
     @documented(
         "Try a run out", request=PreflightIn, answer=PreflightOut, status=202, tags=["runs"],
-        description="Takes two real steps on at most 20,000 rows and tells seconds, memory and sizes of the whole run; "
-                    "nothing is queued. What a run would fail with at its start stands in `error`.",
+        description="Takes two real steps on at most 20,000 rows, on as many devices as the run would use, and tells "
+                    "seconds, peak memory of each device and sizes of the whole run; nothing is queued. What a run would fail with at its start stands in `error`.",
         example=(NEW_RUN, {**PREFLIGHT, "state": "queued", "result": None}),
     )  # fmt: skip
     def post(self, request: Request) -> Response:
@@ -56,6 +64,8 @@ class PreflightsView(APIView):
         given.is_valid(raise_exception=True)
         wanted = dict(given.validated_data)
         wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
+        if identifier := wanted.pop("code", None):
+            wanted["code"] = code_named(request.user, identifier)
         return Response(PreflightOut(request_preflight(actor=request.user, **wanted)).data, status=202)
 
 

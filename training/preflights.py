@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
 from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts.access import require
-from dlplatform.accounts.models import User
+from dlplatform.accounts.models import Organization, User
+from registry.models import ModelVersion
 
-from .models import Preflight
-from .services import check, features_by_default
+from .code import ARCHITECTURE
+from .models import CodeBundle, Preflight
+from .services import check, check_code, features_by_default
 
 KEPT = timedelta(days=7)
 
@@ -23,18 +26,32 @@ KEPT = timedelta(days=7)
 def request_preflight(
     *, actor: User, dataset_version: DatasetVersion, task: str, target: str | Sequence[str],
     features: Sequence[str] | None = None, config: dict[str, Any] | None = None,
+    base_version: ModelVersion | None = None, finetune: dict[str, Any] | None = None, code: CodeBundle | None = None,
+    entry: str = "",
 ) -> Preflight:  # fmt: skip
     """Check the choices as those of a run, then queue two steps of it. Errors name the field and the fix."""
-    require(actor, "run.write", dataset_version.dataset.organization)
+    organization = dataset_version.dataset.organization
+    require(actor, "run.write", organization)
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
-    settings = check(dataset_version, task, targets, features, config or {})
-    features = features or features_by_default(dataset_version, targets)
+    if code is not None:
+        entry = _check_code(actor, organization, code, entry, task)
+    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
+    features = features or features_by_default(dataset_version, targets, task)
     preflight = Preflight.objects.create(
         dataset_version=dataset_version, task=task, targets=targets, features=list(features) if features else None,
-        config=settings, created_by=actor,
+        config=settings, base_version=base_version, finetune=finetune, code=code, entry=entry, created_by=actor,
     )  # fmt: skip
     jobs.enqueue(preflight)
     return preflight
+
+
+def _check_code(actor: User, organization: Organization, code: CodeBundle, entry: str, task: str) -> str:
+    """The file that is tried out; ValidationError for a script, whose steps nobody else knows."""
+    entry = check_code(actor, organization, code, entry, task)
+    if entry != ARCHITECTURE:
+        told = "Only an architecture (model.py) can be tried out: what a step of a script is only the script knows."
+        raise ValidationError({"entry": ValidationError(told, code="not_for_script")})
+    return entry
 
 
 def outlook(measured: dict[str, Any], share: float) -> dict[str, Any]:

@@ -17,6 +17,6 @@ def reachable_objects(organization: UUID) -> set[str]:
 
 
 def forget_unused_code() -> int:
-    """Delete bundles that no run was launched with for a month; their files are freed after the usual grace period."""
-    old = CodeBundle.objects.filter(runs=None, created_at__lt=timezone.now() - UNUSED)
+    """Delete bundles that no run or sweep was launched with for a month; their files are freed after the usual grace period."""
+    old = CodeBundle.objects.filter(runs=None, sweeps=None, created_at__lt=timezone.now() - UNUSED)
     return old.delete()[0]

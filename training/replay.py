@@ -5,7 +5,7 @@ from typing import Any
 from django.db import transaction
 
 from dlplatform.accounts import audit
-from dlplatform.accounts.access import require
+from dlplatform.accounts.access import require, require_code
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry import availability
@@ -19,7 +19,7 @@ from .services import clone_run
 def replay(*, actor: User, version: ModelVersion) -> Run:
     """Queue a run with everything as in the one that made the version. It ends with a certificate and commits nothing.
 
-    Raises Conflict for a version without a run, without its files, or whose replay is under way.
+    One with code of its own runs in its sandbox again, for whom may run code. Raises Conflict for a version without a run, without its files, or whose replay is under way.
     """
     version = (
         ModelVersion.objects.select_for_update(of=("self",)).select_related("model__organization").get(pk=version.pk)
@@ -30,7 +30,7 @@ def replay(*, actor: User, version: ModelVersion) -> Run:
     if original is None:
         raise Conflict("No run here made this version, so there is nothing to train again.", code="no_run")
     if original.code_id is not None:
-        raise Conflict("The run had code of its own; clone it to run it again.", code="own_code")
+        require_code(actor, version.model.organization)
     if unfinished(version) is not None:
         raise Conflict("A replay of this version is under way already.", code="in_progress")
     run = clone_run(

@@ -10,6 +10,7 @@ from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine import fields as engine
 from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
+from dlplatform.engine.transformers_settings import MOST_BYTES, PRESETS, SENSES
 
 from .code import ARCHITECTURE, SCRIPT
 from .models import CodeBundle, Experiment, Run
@@ -26,9 +27,11 @@ class SettingField(forms.CharField):
 
     def __init__(self, described: engine.Field, *, used_by: tuple[str, ...] = ()) -> None:
         self.described = described
+        self.presets = {one.name: json.dumps(one.config) for one in PRESETS if one.setting == described.name}
         widget, hint = _widget(described), f" For {' and '.join(used_by)}." if used_by else ""
         label = described.name.replace("_", " ").capitalize()
-        super().__init__(required=False, label=label, help_text=described.help + hint, widget=widget, max_length=40)
+        most = MOST_BYTES if described.type == "model" else 40
+        super().__init__(required=False, label=label, help_text=described.help + hint, widget=widget, max_length=most)
 
     def to_python(self, value: Any) -> Any:
         text = super().to_python(value)
@@ -38,10 +41,20 @@ class SettingField(forms.CharField):
             return BOOLEANS[text.lower()]
         if self.described.type in ("integer", "number"):
             return read_number(text)
+        if self.described.type == "model":
+            return read_json(text)
         return text
 
     def run_validators(self, value: Any) -> None:
         """The engine checks ranges, and says so in its own words."""
+
+
+def read_json(text: str) -> Any:
+    """What a text says as JSON; the text itself when it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def read_number(text: str) -> Any:
@@ -61,11 +74,15 @@ def _widget(described: engine.Field) -> forms.Widget:
         return forms.Select(choices=[("", f"{default} (default)"), *((one, one) for one in described.choices)])
     if described.type == "boolean":
         return forms.Select(choices=[("", f"{default} (default)"), ("true", "yes"), ("false", "no")])
+    if described.type == "model":
+        return forms.Textarea({"rows": 3, "placeholder": default, "spellcheck": "false", "class": "mono"})
     mode = "numeric" if described.type == "integer" and False not in described.words else "text"
     return forms.TextInput({"placeholder": default, "inputmode": mode, "autocomplete": "off"})
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
     return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else f"{value}"
 
 
@@ -93,7 +110,13 @@ def _settings_of_code(code: CodeBundle) -> dict[str, forms.Field]:
         ),
     }  # fmt: skip
     shared: dict[str, forms.Field] = dict(_settings())
-    without = ("config.architecture", "config.devices", "config.strategy", "config.folds")
+    without = (
+        "config.architecture",
+        "config.devices",
+        "config.strategy",
+        "config.folds",
+        *(f"config.{one}" for one in SENSES),
+    )
     return own | {
         name: field for name, field in shared.items() if name not in without and not name.startswith("config.params.")
     }
@@ -307,4 +330,6 @@ def initial_of_clone(run: Run) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -46,7 +46,12 @@ class RunIn(Strict):
         child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
         help_text="Input columns; default: all but the target",
     )  # fmt: skip
-    config = serializers.DictField(required=False, help_text="Settings; every key has a good default")
+    config = serializers.DictField(
+        required=False,
+        help_text="Settings; every key has a good default. `text_model` and `image_model` take the configuration of a "
+                  "transformers architecture that starts from nothing, such as "
+                  '{"model_type": "bert", "hidden_size": 128}',
+    )  # fmt: skip
     experiment = serializers.UUIDField(required=False, allow_null=True, help_text="Default: the experiment Default")
     name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Default: dataset and a number")
     register_as = SafeCharField(

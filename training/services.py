@@ -12,10 +12,11 @@ from datasets.models import DatasetVersion
 from dlplatform import jobs
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require, require_code
-from dlplatform.accounts.models import User
+from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
 from dlplatform.engine.config import ConfigError, parse_config
 from dlplatform.engine.fields import CODE, PRETRAINED
+from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
 
 from . import states
@@ -78,11 +79,8 @@ def create_run(
             }
         )
     if code is not None:
-        entry = check_code(actor, experiment, code, entry, task, finetune)
-    settings = check(dataset_version, task, targets, features, config or {}, entry)
-    if settings.get("text_encoder") == PRETRAINED and base_version is None:
-        fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
-        raise _invalid("config.text_encoder", fix, "needs_base")
+        entry = check_code(actor, organization, code, entry, task)
+    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
     features = features or features_by_default(dataset_version, targets, task)
     run = Run.objects.create(
         experiment=experiment,
@@ -112,15 +110,11 @@ def create_run(
     return run
 
 
-def check_code(
-    actor: User, experiment: Experiment, code: CodeBundle, entry: str, task: str, finetune: dict[str, Any] | None
-) -> str:
+def check_code(actor: User, organization: Organization, code: CodeBundle, entry: str, task: str) -> str:
     """The file that the run starts with. PermissionDenied and ValidationError otherwise."""
-    require_code(actor, experiment.organization)
-    if code.organization_id != experiment.organization_id:
+    require_code(actor, organization)
+    if code.organization_id != organization.pk:
         raise _invalid("code", "The code and the data belong to different organizations.", "invalid")
-    if finetune is not None:
-        raise _invalid("code", "A fine-tuning run starts from a model and has no code of its own.", "not_for_finetune")
     entry = entry_of(code, entry)
     if entry == ARCHITECTURE and task == LANGUAGE:
         raise _invalid(
@@ -154,10 +148,12 @@ def check(
     features: Sequence[str] | None,
     config: dict[str, Any],
     entry: str = "",
+    base: ModelVersion | None = None,
 ) -> dict[str, Any]:
     """The complete configuration of a run that can start; ValidationError with every problem otherwise.
 
-    ``entry`` is the file that a run with code starts with; its params are for the code to know.
+    ``entry`` is the file that a run with code starts with; its params are for the code to know. ``base``: the version
+    that it starts from.
     """
     if version.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
@@ -181,9 +177,32 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
+    if parsed.get("text_encoder") == PRETRAINED and base is None:
+        fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
+        problems["config.text_encoder"] = ValidationError(fix, code="needs_base")
+    problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
     return parsed
+
+
+def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:
+    """The types of the columns that are learned from."""
+    names = features or [name for name in columns if name not in targets]
+    return {columns[name] for name in names if name in columns}
+
+
+def _model_faults(config: dict[str, Any], task: str, types: set[str]) -> dict[str, ValidationError]:
+    """Architectures of the transformers library without a column that they could read."""
+    wanted = {name: sense for name, sense in SENSES.items() if config.get(name) and task != LANGUAGE}
+    return {
+        f"config.{name}": ValidationError(
+            f"{name} reads columns of the type {sense}, and none of the features is one; add one or remove it.",
+            code="unread",
+        )
+        for name, sense in wanted.items()
+        if sense not in types
+    }
 
 
 def _with_architecture(config: dict[str, Any], entry: str) -> tuple[dict[str, Any], ValidationError | None]:

@@ -4,7 +4,6 @@ import json
 import signal
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,37 @@ from django.conf import settings
 
 from datasets.images import records_of
 from datasets.services import local_parts
-from dlplatform.engine.config import parse_config
-from dlplatform.engine.defaults import Size, resolve
+from dlplatform.accounts.access import may_run_code
 from dlplatform.engine.job import SPEC
 from dlplatform.jobs import LeaseLost
 from dlplatform.objects.errors import CorruptObject, MissingObject
 from dlplatform.objects.store import ObjectStore
+from dlplatform.sandbox.process import WORK, Unconfinable
 
+from . import states
 from .accelerators.devices import devices
-from .connection import LocalConnection
+from .accelerators.leases import TooFew, wanted
+from .confined import SandboxConnection, allowed_to_code, read_plain
+from .connection import Connection, LocalConnection
+from .job_directories import fetch_base, fetch_code
 from .models import Preflight
 from .preflights import outlook
+from .vetting import vetted_trial
 
+RESULT = "trial.json"
+MOST_TOLD = 1 << 16
 MOST_ROWS = 20_000
 MOST_IMAGES = 1_000
 PATIENCE = 180.0
 RENEW_SECONDS = 1.0
 POLL_SECONDS = 0.05
-TASKS_OF_ROWS = ("classification", "regression", "multilabel")
 FAILURES = {
     "too_slow": ("Two steps took longer than {seconds:.0f} seconds.", "Choose a smaller model or less data."),
     "died": ("The trial ended without a word; memory may have run out.", "Lower the batch size or the model's width."),
+    "too_few_accelerators": (
+        "The run asks for {asked} GPUs, and {idle} of this machine's are idle now.",
+        "Try again later, or lower `devices`.",
+    ),
     "data_unavailable": ("The dataset's files could not be read: {reason}", "Upload the data again as a new version."),
 }
 
@@ -46,14 +55,19 @@ def _failure(code: str, **values: Any) -> dict[str, str]:
     return {"code": code, "sentence": sentence.format(**values), "next_step": next_step}
 
 
+def _connection_for(preflight: Preflight) -> Connection:
+    """A sandbox for code of a user's own; else a fork of this process."""
+    from dlplatform.engine.trial import try_out
+
+    return SandboxConnection(preflight) if preflight.code_id else LocalConnection(try_out)
+
+
 class Trying:
     """One claimed preflight."""
 
     def __init__(self, preflight: Preflight) -> None:
-        from dlplatform.engine.trial import try_out
-
         self.preflight = preflight
-        self.connection = LocalConnection(try_out)
+        self.connection = _connection_for(preflight)
         self._draining = self._cancelled = False
         self._renewed = time.monotonic()
 
@@ -63,13 +77,18 @@ class Trying:
         settings.JOB_PATH.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix="preflight_", dir=settings.JOB_PATH) as folder:
-                self._finish(self._tried(Path(folder)))
+                self._finish(self._ended(Path(folder)))
         except Stopped:
             self.preflight.finish("cancelled") if self._cancelled else self.preflight.release(charge=False)
         except (MissingObject, CorruptObject) as error:
             self.preflight.finish("failed", error=_failure("data_unavailable", reason=error))
         except LeaseLost:
             return
+
+    def _ended(self, folder: Path) -> dict[str, Any]:
+        """What the trial told; nothing of it works in the folder any more."""
+        try:
+            return self._tried(folder)
         finally:
             self.connection.kill()
 
@@ -83,19 +102,52 @@ class Trying:
             self.preflight.finish("succeeded", result=told)
 
     def _tried(self, folder: Path) -> dict[str, Any]:
+        if not self._permitted():
+            return {"error": states.failure("code_not_permitted")}
         share = self._prepare(folder)
-        self.connection.start(folder, [device.uuid for device in devices() if not device.busy][:1])
+        try:
+            self.connection.start(folder, self._devices())
+        except TooFew as few:
+            asked, idle = few.args
+            return {"error": _failure("too_few_accelerators", asked=asked, idle=idle)}
+        except Unconfinable as error:
+            return {"error": states.failure("sandbox_unavailable", reason=f" ({error})")}
         began = time.monotonic()
         while self.connection.poll() is None:
             self._beat()
             if time.monotonic() - began > PATIENCE:
                 return {"error": _failure("too_slow", seconds=PATIENCE)}
             time.sleep(POLL_SECONDS)
-        path = folder / "trial.json"
-        if not path.exists():
-            return {"error": _failure("died")}
-        told: dict[str, Any] = json.loads(path.read_text())
+        told = self._told(folder)
         return told if "error" in told else outlook(told, share)
+
+    def _told(self, folder: Path) -> dict[str, Any]:
+        """What the engine found; of code of a user's own only what has that shape."""
+        code = self.preflight.code_id
+        if fault := self.connection.fault():
+            return {"error": states.failure(fault, **allowed_to_code())}
+        text = read_plain((folder / WORK if code else folder) / RESULT, MOST_TOLD)
+        if not text:
+            return {"error": _failure("died")}
+        try:
+            told = json.loads(text)
+        except ValueError:
+            told = None
+        return (vetted_trial(told) if code else told) or {"error": _failure("died")}
+
+    def _permitted(self) -> bool:
+        """To run code of one's own; it may have been taken back since this was asked for."""
+        row = self.preflight
+        organization = row.dataset_version.dataset.organization
+        return not row.code_id or (row.created_by is not None and may_run_code(row.created_by, organization))
+
+    def _devices(self) -> list[str]:
+        """As many idle GPUs as the run would compute on; none where the machine has none. Raises TooFew."""
+        there = devices()
+        idle, asked = [device.uuid for device in there if not device.busy], wanted(self.preflight)
+        if there and len(idle) < asked:
+            raise TooFew(asked, len(idle))
+        return idle[:asked]
 
     def _beat(self, _count: int = 1) -> None:
         if time.monotonic() - self._renewed >= RENEW_SECONDS:
@@ -125,8 +177,13 @@ class Trying:
             "columns": [{"name": one["name"], "type": one["type"]} for one in version.columns],
             "features": row.features,
             "data": ["data/part-00000.parquet"],
-            "config": self._config(columns),
+            "config": row.config,
+            "rows": version.rows or taken,
+            **({"finetune": row.finetune} if row.finetune else {}),
+            **({"entry": row.entry, "trial": True} if row.code_id else {}),
         }
+        fetch_base(row.base_version, folder, self._beat)
+        fetch_code(row.code, folder)
         (folder / SPEC).write_text(json.dumps(spec))
         return taken / max(1, version.rows or taken)
 
@@ -162,17 +219,3 @@ class Trying:
         store = ObjectStore("datasets", version.dataset.organization_id)
         known = (record.sha256 for record in records_of(store, version.images) if record.sha256 in digests)
         store.fetch_many({sha256: folder / sha256[:2] / sha256 for sha256 in known}, self._beat)
-
-    def _config(self, columns: list[str]) -> dict[str, Any]:
-        """The settings that the whole data would get, not those of its sample."""
-        row = self.preflight
-        if row.task not in TASKS_OF_ROWS or (row.dataset_version.rows or 0) <= MOST_IMAGES:
-            return row.config
-        types = {one["name"]: one["type"] for one in row.dataset_version.columns}
-        kinds = [types[name] for name in columns[len(row.targets) :]]
-        rows = row.dataset_version.rows or 0
-        size = Size(rows, rows, len(kinds), images=kinds.count("image"), texts=kinds.count("text"))
-        parsed = parse_config(row.config, row.task)
-        settled = resolve(parsed, row.task, size)
-        keep_fit = {"batch_size": "fit"} if parsed.batch_size == "fit" else {}
-        return replace(settled, **keep_fit).to_dict()

@@ -40,6 +40,7 @@ urlpatterns = [
     path("model-versions/<uuid:version>/replays", replays.version_replays, name="version-replays"),
     path("model-versions/<uuid:version>/replay", replays.version_replay, name="version-replay"),
     path("model-versions/<uuid:version>/finetune", finetune.finetune_new, name="finetune"),
+    path("model-versions/<uuid:version>/finetune-preflight", preflights.finetune_preflight, name="finetune-preflight"),
     path("sweeps/", sweeps.sweep_list, name="sweeps"),
     path("sweeps/new", new_sweep.sweep_new, name="sweep-new"),
     path("sweeps/<uuid:sweep>/", sweeps.sweep_page, name="sweep"),

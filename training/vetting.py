@@ -85,6 +85,14 @@ def _real(value: Any) -> float | None:
     return float(value)
 
 
+def _positive(value: Any) -> float:
+    """Seconds; a step of none is none that was taken."""
+    found = _real(value)
+    if found is None or not 0 <= found <= 1e6:
+        raise _Unfit("seconds")
+    return found
+
+
 def _share(value: Any) -> float:
     return min(max(_real(value) or 0.0, 0.0), 1.0)
 
@@ -158,3 +166,22 @@ FIELDS: dict[str, dict[str, Check]] = {
         "code": _one_of("code_error", *CODES), "sentence": _text(600), "next_step": _text(600), "detail": _text(8_000),
     },
 }  # fmt: skip
+
+_TRIAL: dict[str, Check] = {
+    **dict.fromkeys(
+        ("rows_per_epoch", "batch_size", "epochs", "parameters", "trainable", "peak_bytes", "threads", "processes"), _whole
+    ),
+    "seconds_per_step": _positive, "validation_seconds": _positive, "device": _text(120),
+    "strategy": _one_of("alone", "ddp", "fsdp"),
+}  # fmt: skip
+_TRIAL_ERROR: dict[str, Check] = {name: FIELDS["failed"][name] for name in ("code", "sentence", "next_step")}
+
+
+def vetted_trial(told: Any) -> dict[str, Any] | None:
+    """What a trial of a user's own code says, if it has the shape of what the engine says; else None."""
+    try:
+        if "error" in told:
+            return {"error": {name: check(told["error"][name]) for name, check in _TRIAL_ERROR.items()}}
+        return {name: check(told[name]) for name, check in _TRIAL.items()}
+    except (_Unfit, KeyError, TypeError, AttributeError):
+        return None

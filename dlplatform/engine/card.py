@@ -43,12 +43,12 @@ def _head(description: dict[str, Any]) -> str:
 
 def _network(shape: dict[str, Any]) -> str:
     """The network in words: the encoders, then what combines them."""
-    encoders = [_ENCODERS[shape["image_encoder"]]] if shape.get("image_encoder") else []
+    encoders = [_ENCODERS[shape["image_encoder"]]] if shape.get("image_encoder") in _ENCODERS else []
     encoders += ["a transformer over texts"] if shape.get("text_layers") else []
-    if shape.get("transformer"):
-        encoders.append(
-            f"a pretrained transformer ({_text(shape['transformer']['config'].get('model_type'))}) over texts"
-        )
+    for name, what in (("image_transformer", "images"), ("transformer", "texts")):
+        if found := shape.get(name):
+            began = "" if found.get("fresh") else "pretrained "
+            encoders.append(f"a {began}transformer ({_text(found['config'].get('model_type'))}) over {what}")
     return " and ".join([*encoders, _NAMES[shape["architecture"]]])
 
 

@@ -9,8 +9,19 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from dlplatform.engine.fields import ARCHITECTURES, CODE, ENCODER_PARAMS, FIELDS, PARAMS, Field
+from dlplatform.engine.fields import (
+    ARCHITECTURES,
+    CODE,
+    ENCODER_PARAMS,
+    FIELDS,
+    PARAMS,
+    PRETRAINED,
+    TRANSFORMERS,
+    Field,
+)
 from dlplatform.engine.schema import TASKS
+from dlplatform.engine.transformers_config import IMAGE, TEXT, longest_text
+from dlplatform.engine.transformers_settings import SENSES, faults
 
 Auto = Literal["auto"]
 Problem = tuple[str, str, str]
@@ -31,9 +42,11 @@ class TrainingConfig:
     architecture: str = "auto"
     params: dict[str, Any] = field(default_factory=dict)
     image_encoder: str = "auto"
+    image_model: dict[str, Any] | None = None
     image_size: int | Auto = "auto"
     augmentation: str = "auto"
     text_encoder: str = "auto"
+    text_model: dict[str, Any] | None = None
     text_length: int | Auto = "auto"
     tokenizer: str = "bpe"
     vocabulary: int | Auto = "auto"
@@ -83,6 +96,7 @@ def parse_config(raw: dict[str, Any], task: str) -> TrainingConfig:
     if isinstance(params := values.get("params", {}), dict) and architecture != CODE:
         values["params"] = parse_fields(params, known, "params.", problems)
     problems += _code_problems(values, task) if architecture == CODE else _task_problems(values, task)
+    problems += _model_problems(values, task)
     if problems:
         raise ConfigError(problems)
     return TrainingConfig(**values)
@@ -92,12 +106,54 @@ def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
     """What one's own code cannot have. Its params are JSON of any kind."""
     problems: list[Problem] = []
     if values.get("devices", "auto") not in ("auto", 1):
-        problems.append(("devices", "not_for_code", "devices is 1 for your own code; remove it."))
+        problems.append(
+            (
+                "devices",
+                "not_for_code",
+                "devices is 1 for your own code: its sandbox has no network over which processes could meet; remove it.",
+            )
+        )
     if values.get("folds", "auto") not in ("auto", 1):
         problems.append(("folds", "not_for_code", "folds is 1 for your own code; remove it."))
     bad = [name for name in values.get("params", {}) if not isinstance(name, str) or not name.isidentifier()]
     if bad:
         problems.append(("params", "invalid", f"params.{str(bad[0])[:80]} cannot be the name of an argument."))
+    return problems
+
+
+def _model_problems(values: dict[str, Any], task: str) -> list[Problem]:
+    """What is wrong with architectures of the transformers library, and settings that do not go with them."""
+    problems: list[Problem] = []
+    for name in SENSES:
+        if values.get(name) is None:
+            continue
+        problems += faults(name, values[name])
+        problems += _beside_model(name, values, task)
+    if values.get("image_encoder") == TRANSFORMERS and values.get("image_model") is None:
+        fix = "image_encoder transformers needs an image_model; give one or choose another encoder."
+        problems.append(("image_encoder", "needs_model", fix))
+    return problems
+
+
+def _beside_model(name: str, values: dict[str, Any], task: str) -> list[Problem]:
+    sense = SENSES[name]
+    if values.get("architecture") == CODE:
+        return [(name, "not_for_code", f"Your own code builds its network itself; remove {name}.")]
+    problems: list[Problem] = []
+    length = values.get("text_length", "auto")
+    if sense == TEXT and isinstance(length, int) and length > (most := longest_text(values[name])):
+        problems.append(("text_length", "out_of_range", f"text_model reads {most} tokens at most; lower text_length."))
+    if sense == IMAGE and task == "language-model":
+        problems.append((name, "not_for_task", "A language model looks at no images; remove image_model."))
+    encoder = values.get(f"{sense}_encoder", "auto")
+    if encoder not in ("auto", TRANSFORMERS, "transformer"):
+        told = " (a base brings its own network)" if encoder == PRETRAINED else ""
+        message = f"{sense}_encoder {encoder} does not go with {name}{told}; remove one of them."
+        problems.append((f"{sense}_encoder", "not_for_model", message))
+    for param in sorted(values.get("params") or {}):
+        if param.startswith(f"{sense}_") and values["params"][param] != "auto":
+            message = f"params.{param} is for the engine's own encoder; remove it, {name} says its sizes."
+            problems.append((f"params.{param}", "not_for_model", message))
     return problems
 
 
@@ -159,7 +215,7 @@ def _problem_with(described: Field, value: Any) -> tuple[str, str] | None:
         return "unknown_choice", f"must be one of: {', '.join(described.choices)}."
     if described.type == "boolean":
         return None if isinstance(value, bool) else ("wrong_type", "must be true or false.")
-    if described.type == "params":
+    if described.type in ("params", "model"):
         return None if isinstance(value, dict) else ("wrong_type", "must be a JSON object.")
     return _number_problem(described, value)
 

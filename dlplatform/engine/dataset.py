@@ -13,6 +13,7 @@ from torch import Tensor
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.defaults import Size, resolve
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.fields import CODE
 from dlplatform.engine.image_arrays import Source
 from dlplatform.engine.job import JobSpec
 from dlplatform.engine.network import Batch
@@ -109,6 +110,7 @@ def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingCon
     return replace(
         config,
         architecture=shape["architecture"],
+        params=base.description["config"]["params"] if shape["architecture"] == CODE else config.params,
         folds=int(shape["groups"]),
         validation_fraction=config.validation_fraction if shape["groups"] == 1 else 1 / int(shape["groups"]),
         learning_rate=config.learning_rate * (FULL_RATE if gentle else 1.0),
@@ -123,7 +125,7 @@ def _check_rows(rows: int, target: str) -> None:
 
 
 def _size(target: Target, spec: JobSpec) -> Size:
-    rows = len(target.values)
+    rows = max(len(target.values), spec.rows)
     smallest = int(np.bincount(target.values).min()) if target.is_class else rows
     types = [column.type for column in spec.features]
     return Size(rows, smallest, len(types), images=types.count("image"), texts=types.count("text"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.fields import CODE, ENCODER_PARAMS, PARAMS, PRETRAINED, SEQUENTIAL
+from dlplatform.engine.fields import CODE, ENCODER_PARAMS, PARAMS, PRETRAINED, SEQUENTIAL, TRANSFORMERS
 
 SMALL_ROWS = 1000
 CROSS_FIT_ROWS = 10_000
@@ -45,7 +45,7 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     return replace(
         config,
         params=params,
-        image_encoder=_or(config.image_encoder, "resnet"),
+        image_encoder=_or(config.image_encoder, TRANSFORMERS if config.image_model else "resnet"),
         augmentation=_or(config.augmentation, "shift"),
         folds=folds,
         epochs=epochs,
@@ -72,6 +72,8 @@ def known_params(architecture: str) -> set[str]:
 
 
 def _text_encoder(config: TrainingConfig, size: Size) -> str:
+    if config.text_model and config.text_encoder == "auto":
+        return "transformer"
     if config.text_encoder != "auto" or not size.texts:
         return _or(config.text_encoder, "hashed")  # type: ignore[no-any-return]
     return "transformer" if size.texts == size.inputs and size.rows >= SEQUENCE_ROWS else "hashed"
@@ -87,9 +89,9 @@ def _architecture(config: TrainingConfig, size: Size, deep: int) -> str:
 
 def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
     params: dict[str, Any] = {}
-    if size.images:
+    if size.images and not config.image_model:
         params |= {"image_width": 16, "image_depth": 2 if config.image_encoder == "convnext" else 1}
-    if size.texts and config.text_encoder == "transformer":
+    if size.texts and config.text_encoder == "transformer" and not config.text_model:
         params |= {"text_width": 128, "text_layers": 2 if size.rows < LARGE_ROWS else 4, "text_heads": 4}
     return params
 
@@ -110,7 +112,7 @@ def _rate_of(config: TrainingConfig, deep: int, size: Size) -> float:
     """Beside a pretrained transformer that of what is new; the transformer itself takes smaller steps (`Plan.rate`)."""
     if deep and config.text_encoder == PRETRAINED:
         return 0.005 if config.architecture == "linear" else 0.002
-    return _deep_rate(size) if deep else _learning_rate(config.architecture, size.rows)
+    return _deep_rate(size, bool(config.image_model)) if deep else _learning_rate(config.architecture, size.rows)
 
 
 def _deep_epochs(rows: int) -> int:
@@ -123,9 +125,9 @@ def _deep_batch_size(rows: int) -> int:
     return int(2 ** round(math.log2(min(256, max(32, rows / 128)))))
 
 
-def _deep_rate(size: Size) -> float:
+def _deep_rate(size: Size, attends: bool) -> float:
     """Convolutions learn fast; attention does not bear it."""
-    return 0.003 if size.images else 0.001
+    return 0.003 if size.images and not attends else 0.001
 
 
 def _or(value: Any, default: Any) -> Any:

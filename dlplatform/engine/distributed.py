@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dlplatform.engine.processes import Processes
+from dlplatform.engine.transformers_models import parts
 
 TIMEOUT: Final = timedelta(minutes=5)
 MEETING: Final = timedelta(seconds=20)
@@ -44,7 +45,10 @@ class Joined(Processes):
 
     def wrap(self, network: nn.Module) -> nn.Module:
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True,
+            find_unused_parameters=any(True for _ in parts(network)),  # a network of the library may have some
+        )  # fmt: skip
 
     def suited_to(self, network: nn.Module, strategy: str) -> Processes:
         if strategy == "auto":
@@ -118,6 +122,13 @@ def told_by_leader(number: int) -> int:
     told: list[int] = [number]
     dist.broadcast_object_list(told)
     return told[0]
+
+
+def largest_of_all(number: int) -> int:
+    """The largest number that a process of the group has, in every one of them."""
+    found: list[int] = [0] * dist.get_world_size()
+    dist.all_gather_object(found, number)
+    return max(found)
 
 
 def training_bytes(network: nn.Module) -> int:

@@ -13,7 +13,8 @@ from typing import Any, Final
 class Field:
     """One setting, described for people and programs.
 
-    ``type``: integer, number, boolean, choice or params. ``words``: values accepted besides those of the
+    ``type``: integer, number, boolean, choice, params or model (an architecture of the ``transformers`` library, see
+    `dlplatform.engine.transformers_settings`). ``words``: values accepted besides those of the
     type (such as "auto"), a blank form field standing for the default. ``exclusive_minimum``: the minimum
     itself is refused.
     """
@@ -33,6 +34,7 @@ class Field:
 ARCHITECTURES: Final = ("auto", "tabm", "mlp", "linear")
 CODE: Final = "code"  # the architecture of a run that brings its own; its params are for it to know
 IMAGE_ENCODERS: Final = ("resnet", "convnext")
+TRANSFORMERS: Final = "transformers"  # the image encoder of a run with `image_model`
 TEXT_ENCODERS: Final = ("hashed", "transformer")
 PRETRAINED: Final = "pretrained"  # that of the base which a run starts from; nothing that can be had without one
 SEQUENTIAL: Final = ("transformer", PRETRAINED)  # those that read a text in order
@@ -45,7 +47,10 @@ FIELDS: Final[tuple[Field, ...]] = (
           "long texts come with other columns, linear when they are alone.", choices=ARCHITECTURES, words=(CODE,)),
     Field("params", "params", {}, "Settings of the architecture itself.", advanced=True),
     Field("image_encoder", "choice", "auto", "The network that looks at images: a small ResNet or a ConvNeXt.",
-          choices=("auto", *IMAGE_ENCODERS)),
+          choices=("auto", *IMAGE_ENCODERS), words=(TRANSFORMERS,)),
+    Field("image_model", "model", None,
+          "An architecture of the transformers library that looks at images, starting from nothing: its configuration "
+          'as JSON, such as {"model_type": "vit", "hidden_size": 128, "patch_size": 4}.', words=(None,), advanced=True),
     Field("image_size", "integer", "auto", "Pixels of a side to which images are brought; auto: from the data.",
           8, 512, words=("auto",), advanced=True),
     Field("augmentation", "choice", "auto",
@@ -56,6 +61,10 @@ FIELDS: Final[tuple[Field, ...]] = (
           "(in order, with a tokenizer fitted on the data) or pretrained (a transformers model that the run starts "
           "from, with its own tokenizer). auto: transformer when texts are the only input and there are 20,000 "
           "rows or more.", choices=("auto", *TEXT_ENCODERS), words=(PRETRAINED,)),
+    Field("text_model", "model", None,
+          "An architecture of the transformers library that reads texts in order or, as a language model, writes them, "
+          'starting from nothing: its configuration as JSON, such as {"model_type": "bert", "hidden_size": 128}. The '
+          "tokenizer is fitted on the data.", words=(None,), advanced=True),
     Field("text_length", "integer", "auto", "Tokens of a text that the transformer reads, at most.",
           4, 8192, words=("auto",), advanced=True),
     Field("tokenizer", "choice", "bpe", "Pieces of texts for the transformer: bpe (fitted on the data) or byte.",

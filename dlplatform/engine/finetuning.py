@@ -16,7 +16,7 @@ from dlplatform.engine.adapters import adapted, attach, is_adapter, plain_name
 from dlplatform.engine.blocks import block_of, chosen, usual_heads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetune_config import FinetuneConfig
-from dlplatform.engine.transformers_models import parts
+from dlplatform.engine.transformers_models import holders
 
 NEW_CLASS_NOISE: Final = 0.01
 # Of the learning rate, for the weights of a pretrained transformer and for adapters beside them.
@@ -93,8 +93,8 @@ def _rates(blocks: Sequence[str], decay: float) -> dict[str, float]:
 
 def _gentle(network: nn.Module, blocks: Sequence[str], rates: Mapping[str, float], share: float) -> dict[str, float]:
     """Inside a pretrained transformer steps are smaller than in what is beside it, which starts from nothing."""
-    inside = [name for name, _ in parts(network)]
-    if all(block.startswith(tuple(f"{name}." for name in inside)) for block in blocks):
+    inside = [f"{name}.model".lstrip(".") for name, part in holders(network) if not part.fresh]
+    if inside and all(block.startswith(tuple(f"{name}." for name in inside)) for block in blocks):
         return dict(rates)  # a language model, of which nothing is new
     gentle = {block: share for block in blocks if any(block.startswith(f"{name}.") for name in inside)}
     return {block: rates.get(block, 1.0) * gentle.get(block, 1.0) for block in {**rates, **gentle}}

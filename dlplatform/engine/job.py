@@ -25,7 +25,8 @@ STACKS: Final = "stacks.txt"
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to train, on which columns of which files, with which settings."""
+    """What to train, on which columns of which files, with which settings. ``rows``: of the data that the files are a
+    sample of, by which the defaults are chosen; 0 when they hold all."""
 
     run: str
     attempt: int
@@ -37,6 +38,7 @@ class JobSpec:
     lineage: dict[str, Any] = field(default_factory=dict)
     stop_after_epoch: int | None = None
     finetune: FinetuneConfig | None = None
+    rows: int = 0
     entry: str = ""  # the file of the folder `code` that the run starts with, if it has code of its own
 
     @property
@@ -72,6 +74,7 @@ def read_spec(job_dir: Path) -> JobSpec:
         lineage=raw.get("lineage") or {},
         stop_after_epoch=raw.get("stop_after_epoch"),
         finetune=_finetune(raw.get("finetune")),
+        rows=int(raw.get("rows") or 0),
         entry=_entry(raw, task),
     )
 

@@ -20,6 +20,9 @@ from dlplatform.engine.language import LanguageNetwork, LanguageShape, Writing, 
 from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.table import Table
 from dlplatform.engine.tokens import Tokenizer, fit_tokenizer, read_tokenizer
+from dlplatform.engine.transformers_fresh import naming, writes_texts
+from dlplatform.engine.transformers_language import START, STOP, as_language_tokenizer, language_network
+from dlplatform.engine.transformers_models import try_out
 
 LEAST_DOCUMENTS: Final = 4
 EVALUATION_BLOCKS: Final = 32
@@ -62,7 +65,7 @@ def read_corpus(
     held, learnt = _split([pieces for _, pieces in found], spec.config)
     fitted = base[0] if base else _tokenizer(spec.config, learnt, tokenizer)
     encoded = [[encode_document(fitted, pieces) for pieces in part] for part in (learnt, held)]
-    size = sum(len(tokens) for tokens, _ in encoded[0])
+    size = sum(len(tokens) for tokens, _ in encoded[0]) * max(len(texts), spec.rows) // len(texts)
     config = settle(spec.config, size, base[1] if base else None)
     assert isinstance(config.text_length, int)
     train, validation = (pack(part, config.text_length, beat) for part in encoded)
@@ -82,11 +85,16 @@ def _split(found: list[list[Piece]], config: TrainingConfig) -> tuple[list[list[
 
 def _tokenizer(config: TrainingConfig, learnt: list[list[Piece]], known: str) -> Tokenizer:
     if known:
-        return read_tokenizer(known)
+        return _read_as(config, read_tokenizer(known))
     characters = sum(len(text) for pieces in learnt for _, text, _ in pieces)
     size = config.vocabulary if isinstance(config.vocabulary, int) else max(512, min(16_384, characters // 200))
     texts = (text for pieces in learnt for _, text, _ in pieces)
-    return fit_tokenizer(texts, config.tokenizer, size, ROLE_TOKENS)
+    marks = ROLE_TOKENS if config.text_model is None else (START, STOP)
+    return _read_as(config, fit_tokenizer(texts, config.tokenizer, size, marks))
+
+
+def _read_as(config: TrainingConfig, tokenizer: Tokenizer) -> Tokenizer:
+    return tokenizer if config.text_model is None else as_language_tokenizer(tokenizer)
 
 
 def _prompts(held: list[tuple[list[int], list[bool]]]) -> tuple[tuple[int, ...], ...]:
@@ -101,6 +109,8 @@ def _prompts(held: list[tuple[list[int], list[bool]]]) -> tuple[tuple[int, ...],
 def settle(config: TrainingConfig, tokens: int, base: LanguageShape | None) -> TrainingConfig:
     """Replace every "auto" by a value that suits so many tokens."""
     defaults: dict[str, Any] = {"text_width": 128, "text_layers": 4, "text_heads": 4, "dropout": 0.1}
+    if config.text_model is not None:
+        defaults = {}
     params = {**defaults, **{name: value for name, value in config.params.items() if value != "auto"}}
     length = base.length if base else config.text_length if isinstance(config.text_length, int) else 128
     epochs = config.epochs if isinstance(config.epochs, int) else max(1, min(40, TOKENS_SEEN // max(tokens, 1)))
@@ -139,6 +149,8 @@ class LanguageLearner(Learner):
         self.train_rows = [torch.arange(len(self.tokens))]
 
     def _new_network(self) -> LanguageNetwork:
+        if (described := writes_texts(self.config, self.corpus.tokenizer)) is not None:
+            return self._of_the_library(described)
         params = self.config.params
         assert isinstance(self.config.text_length, int)
         shape = LanguageShape(
@@ -151,6 +163,13 @@ class LanguageLearner(Learner):
         )
         network = LanguageNetwork(shape)
         network.initialise(self.config.seed)
+        return network
+
+    def _of_the_library(self, shape: LanguageShape) -> LanguageNetwork:
+        with naming("text_model"):
+            network = language_network(shape)
+            network.initialise(self.config.seed)
+            try_out(network)
         return network
 
     def loss(self, model: nn.Module, rows: Tensor, share: Share) -> Tensor:

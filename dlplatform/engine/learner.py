@@ -25,6 +25,9 @@ from dlplatform.engine.fields import CODE
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
 from dlplatform.engine.statistics import fit_statistics
+from dlplatform.engine.transformers_fresh import looks_at_images, naming, reads_texts
+from dlplatform.engine.transformers_models import try_out
+from dlplatform.engine.transformers_settings import SENSES
 
 _CONFIG_OF_SHAPE: Final = (
     "layers",
@@ -111,7 +114,8 @@ def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -
         inputs=sizes,
         kind=dataset.target.kind,
         image_encoder=config.image_encoder if sizes.images else "",
-        transformer=transformer,
+        transformer=transformer or reads_texts(config, sizes),
+        image_transformer=looks_at_images(config, sizes),
         **params,
     )
 
@@ -127,6 +131,8 @@ def new_network(
     statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
     network = build(shape)
     network.initialise(statistics, dataset.config.seed)
+    with naming(next((name for name in SENSES if getattr(dataset.config, name) is not None), None)):
+        try_out(network)
     return network
 
 

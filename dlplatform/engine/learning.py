@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dlplatform.engine import package
@@ -22,6 +23,7 @@ from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
+from dlplatform.engine.preprocessing import read_as
 from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
@@ -29,7 +31,8 @@ from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
-from dlplatform.engine.user_code import CodeNetwork, load_build
+from dlplatform.engine.transformers_settings import SENSES
+from dlplatform.engine.user_code import CodeNetwork, load_build, started_from
 
 Started = package.Package | TransformersBase | None
 
@@ -44,7 +47,8 @@ def learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded 
 
 
 def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded | None) -> tuple[Learner, Plan]:
-    base = package.read_base(job_dir / BASE) if spec.finetune else None
+    base = package.read_base(job_dir / BASE, sandboxed=bool(spec.entry)) if spec.finetune else None
+    _check_models(spec, base)
     if isinstance(base, package.Package) and base.description["task"] != spec.task:
         raise EngineError("bad_config", f"The base is a model for {base.description['task']}, not for {spec.task}.")
     table = read_table(spec.data, [*spec.targets, *spec.features])
@@ -59,18 +63,25 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
     return learner, plan
 
 
+def _check_models(spec: JobSpec, base: Started) -> None:
+    """A base has its networks; only one that reads texts leaves images to be looked at by another."""
+    for name in SENSES if base is not None else ():
+        if getattr(spec.config, name) and (name == "text_model" or isinstance(base, package.Package)):
+            raise EngineError("bad_config", f"The base brings its own network, so {name} has no place.", "Remove it.")
+
+
 def _row_learner(
     job_dir: Path, spec: JobSpec, table: Table, reporter: Reporter, tokenizer: str, base: Started
 ) -> tuple[Learner, Plan]:
     source = source_in(job_dir / "data" / IMAGES)
     spec = _reading_as(spec, base)
     known = Base(base.description, base.preprocessor) if isinstance(base, package.Package) else None
-    fitted = read_tokenizer(tokenizer) if tokenizer else None
+    fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
     if isinstance(base, TransformersBase):
         fitted = base.text_tokenizer()
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
     if spec.entry:
-        return _own_learner(job_dir, spec, dataset), Plan()
+        return _own_learner(job_dir, spec, dataset, base)
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
     if isinstance(base, TransformersBase):
@@ -84,21 +95,32 @@ def _row_learner(
     return RowLearner(dataset, choose_device(), network), plan
 
 
-def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset) -> RowLearner:
-    """Of the network that somebody's own code builds."""
+def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) -> tuple[RowLearner, Plan]:
+    """Of the network that somebody's own code builds, new or with the weights of a version that the code built."""
     build = load_build(job_dir / CODE)
 
-    def build_own(shape: NetworkShape) -> RowNetwork:
-        return CodeNetwork(shape, build, spec.config.params)
+    def build_own(shape: NetworkShape) -> CodeNetwork:
+        return CodeNetwork(shape, build, dataset.config.params)
 
-    return RowLearner(dataset, choose_device(), build=build_own)
+    if base is None or spec.finetune is None:
+        return RowLearner(dataset, choose_device(), build=build_own), Plan()
+    if not isinstance(base, package.Package) or not isinstance(base.network, CodeNetwork):
+        raise EngineError("bad_config", "The base was not built by this code.", "Fine-tune it without code.")
+    if spec.finetune.mode == "lora":
+        raise EngineError("bad_config", "mode lora is not for networks of one's own.", "Take mode full or head.")
+    torch.manual_seed(spec.config.seed)  # what the base does not give begins as the code says
+    network = build_own(replace(base.network.shape, outputs=dataset.target.outputs))
+    fresh = started_from(network, base.network)
+    plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
+    return RowLearner(dataset, choose_device(), network, build_own), plan
 
 
 def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
     """The job with the text encoder that the base has. Raises EngineError ``bad_config`` without one."""
     shape = base.description["architecture"] if isinstance(base, package.Package) else {}
     if isinstance(base, TransformersBase) or shape.get("transformer"):
-        return replace(spec, config=replace(spec.config, text_encoder="pretrained"))
+        fresh = isinstance(base, package.Package) and shape["transformer"].get("fresh")
+        return replace(spec, config=replace(spec.config, text_encoder="transformer" if fresh else "pretrained"))
     if base is None and spec.config.text_encoder == "pretrained":
         fix = "Fine-tune a version that holds a transformers model, or choose another text encoder."
         raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
@@ -112,9 +134,7 @@ def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
         raise EngineError("bad_data", "The base reads texts, and none of the features is one.", "Add a text column.")
     if sizes.sequence_length > most:
         raise EngineError("bad_config", f"The base reads {most} tokens at most.", f"Set text_length to {most} or less.")
-    network = new_network(dataset, base.transformer.to_dict())
-    try_out(network)
-    return network
+    return new_network(dataset, base.transformer.to_dict())
 
 
 def _language_learner(

@@ -19,9 +19,10 @@ from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear, PiecewiseLinearEmbedding
 from dlplatform.engine.preprocessing import InputSizes
 from dlplatform.engine.statistics import CLIP, Statistics
-from dlplatform.engine.transformers_config import checked
+from dlplatform.engine.transformers_config import IMAGE, checked
+from dlplatform.engine.transformers_images import TransformersImages
 from dlplatform.engine.transformers_models import TransformersEncoder
-from dlplatform.engine.vision import ImageEncoder
+from dlplatform.engine.vision import Body, ImageEncoder, body_of
 
 TEXT_EMBEDDING = 16
 TEXT_DROPOUT = 0.1
@@ -40,8 +41,8 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkShape:
-    """Everything that fixes the tensors of a network. ``transformer``: a `transformers_config.Transformer` that reads
-    the texts, in its JSON form."""
+    """Everything that fixes the tensors of a network. ``transformer`` and ``image_transformer``: a
+    `transformers_config.Transformer` that reads the texts, or looks at the images, in its JSON form."""
 
     architecture: str
     groups: int
@@ -61,6 +62,7 @@ class NetworkShape:
     text_layers: int = 0
     text_heads: int = 0
     transformer: dict[str, Any] | None = None
+    image_transformer: dict[str, Any] | None = None
 
     @property
     def predicts(self) -> str:
@@ -69,12 +71,8 @@ class NetworkShape:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; packages without a transformers architecture do not mention one."""
-        described = asdict(self)
-        return (
-            described
-            if self.transformer
-            else {name: value for name, value in described.items() if name != "transformer"}
-        )
+        optional = ("transformer", "image_transformer")
+        return {name: value for name, value in asdict(self).items() if value or name not in optional}
 
     @staticmethod
     def from_dict(raw: dict[str, Any]) -> NetworkShape:
@@ -108,8 +106,7 @@ class InputEncoder(nn.Module):
         if sizes.texts:
             self.texts = nn.Parameter(torch.empty(groups, sizes.texts * sizes.buckets, TEXT_EMBEDDING))
         if sizes.images:
-            pixels = (sizes.image_channels, sizes.image_size)
-            self.images = ImageEncoder(shape.image_encoder, *pixels, shape.image_width, shape.image_depth)
+            self.images = ImageEncoder(sizes.image_channels, _image_body(shape))
         if sizes.sequences:
             self.sequences = _text_encoder(shape)
         starts = [sum(sizes.vocabularies[:column]) for column in range(len(sizes.vocabularies))]
@@ -203,6 +200,14 @@ def _text_encoder(shape: NetworkShape) -> TextEncoder | TransformersEncoder:
         shape.text_heads,
         shape.dropout or TEXT_DROPOUT,
     )
+
+
+def _image_body(shape: NetworkShape) -> Body | TransformersImages:
+    """Ours, or one of the transformers library."""
+    if shape.image_transformer is not None:
+        return TransformersImages(checked(shape.image_transformer, IMAGE))
+    pixels = (shape.inputs.image_channels, shape.inputs.image_size)
+    return body_of(shape.image_encoder, *pixels, shape.image_width, shape.image_depth)
 
 
 def _each(encoder: nn.Module, inputs: Tensor) -> Tensor:

@@ -102,10 +102,10 @@ def weights_file(description: dict[str, Any]) -> str:
     return ADAPTER if is_adapter(description) else WEIGHTS
 
 
-def read_base(directory: Path) -> Package | TransformersBase:
-    """What a run starts from: a package of ours, or a Hugging Face directory. Raises PackageError."""
+def read_base(directory: Path, *, sandboxed: bool = False) -> Package | TransformersBase:
+    """What a run starts from: a package of ours, or a Hugging Face directory; see `load`. Raises PackageError."""
     ours = (directory / MODEL).is_file() or not (directory / TRANSFORMERS_CONFIG).is_file()
-    return load(directory) if ours else transformers_models.read_base(directory)
+    return load(directory, sandboxed=sandboxed) if ours else transformers_models.read_base(directory)
 
 
 def runs_code(description: dict[str, Any]) -> bool:

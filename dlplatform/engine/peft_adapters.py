@@ -34,10 +34,12 @@ def attach(model: Any, config: FinetuneConfig, blocks: set[str], seed: int) -> N
 
 
 def _adaptable(model: Any) -> Iterator[str]:
-    """Linear layers, GPT-2's among them; not the output that shares its weight with the table of tokens."""
+    """Linear layers, GPT-2's among them, and convolutions over all channels; not the output that shares its weight with
+    the table of tokens."""
     output = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if module is not output and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
+        whole = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        if module is not output and (whole or type(module).__name__ == "Conv1D"):
             yield name
 
 

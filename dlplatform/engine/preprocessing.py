@@ -22,6 +22,8 @@ from dlplatform.engine.image_arrays import Pixels, Source, encode_images, sugges
 from dlplatform.engine.schema import NUMBER_LIKE, Column
 from dlplatform.engine.table import Table, missing
 from dlplatform.engine.tokens import Tokenizer, encode_rows, fit_tokenizer
+from dlplatform.engine.transformers_config import longest_text
+from dlplatform.engine.transformers_tokens import as_transformers_tokenizer
 
 UNKNOWN: Final = 0
 MISSING: Final = 1
@@ -244,7 +246,14 @@ def fit_preprocessor(
 def _fit_tokenizer(table: Table, texts: list[Column], config: TrainingConfig) -> Tokenizer:
     content = (text for column in texts for text in table.columns[column.name].drop_null().to_pylist())
     size = config.vocabulary if isinstance(config.vocabulary, int) else max(512, min(8192, table.rows))
-    return fit_tokenizer(content, config.tokenizer, size)
+    return read_as(config, fit_tokenizer(content, config.tokenizer, size))
+
+
+def read_as(config: TrainingConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """A fitted tokenizer as the network wants its codes, our own or one of the transformers library."""
+    if config.text_model is None:
+        return tokenizer
+    return as_transformers_tokenizer(tokenizer, longest_text(config.text_model))
 
 
 def _text_length(table: Table, texts: list[Column], tokenizer: Tokenizer, config: TrainingConfig) -> int:

@@ -108,6 +108,15 @@ def agreed(number: int) -> int:
     return told_by_leader(number)
 
 
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes which train together have."""
+    if not in_group():
+        return number
+    from dlplatform.engine.distributed import largest_of_all
+
+    return largest_of_all(number)
+
+
 def tell_outcome(job_dir: Path, code: int) -> None:
     """Write down for the launcher how the group ended."""
     write_atomically(job_dir / OUTCOME, to_json({"code": code}))

@@ -47,7 +47,7 @@ def run_job(job_dir: Path) -> int:
     SIGTERM with a checkpoint to resume from. SIGUSR1 writes all stacks to ``stacks.txt``.
     """
     job_dir = Path(job_dir).resolve()
-    devices = _devices(job_dir)
+    devices = devices_of(job_dir)
     if devices > 1 and not in_group():
         return _launched(job_dir, devices)
     processes = join()
@@ -66,7 +66,7 @@ def run_job(job_dir: Path) -> int:
     return FINISHED
 
 
-def _devices(job_dir: Path) -> int:
+def devices_of(job_dir: Path) -> int:
     """How many the job asks for; what is wrong with its settings is told later, in the usual way."""
     try:
         devices = read_spec(job_dir).config.devices
@@ -127,7 +127,7 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     loaded = _latest_checkpoint(store, reporter)
     threads = pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None)
     learner, plan = learner_of(job_dir, spec, reporter, loaded)
-    processes = processes.suited_to(learner.network, _strategy(spec.config.strategy, plan, reporter))
+    processes = processes.suited_to(learner.network, strategy_of(spec.config.strategy, plan, reporter))
     trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
     trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
     tokenizer = tokenizer_of(learner)
@@ -149,7 +149,7 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     reporter.writer.emit("finished", metrics=metrics, package=OUTPUT)
 
 
-def _strategy(asked: str, plan: Plan, reporter: Reporter) -> str:
+def strategy_of(asked: str, plan: Plan, reporter: Reporter) -> str:
     """What trains in part is held whole: a part of a frozen weight would be gathered for nothing, and stages change
     what is frozen."""
     if plan.begins is None:

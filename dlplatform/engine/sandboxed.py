@@ -1,6 +1,6 @@
 """``python -m dlplatform.engine.sandboxed JOBDIR``: a run with code of a user's own, inside its sandbox.
 
-An architecture trains in the engine's ordinary loop. A script is the run itself: it gets ``run`` from ``dlp_run``.
+An architecture trains in the engine's ordinary loop, or is tried out there. A script is the run itself: it gets ``run`` from ``dlp_run``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ def main() -> int:
     """0 when there is a whole output, 1 after a ``failed`` event, 75 when it was asked to stop and can go on later."""
     folder = Path(sys.argv[1])
     spec = read_raw(folder, SPEC)
+    if spec.get("trial"):
+        from dlplatform.engine.trial import try_out
+
+        return try_out(folder)
     if spec["entry"] == ARCHITECTURE:
         from dlplatform.engine.run import run_job
 

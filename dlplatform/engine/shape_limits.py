@@ -6,10 +6,10 @@ from typing import Final
 
 from dlplatform.engine.description import MODEL
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.fields import IMAGE_ENCODERS
+from dlplatform.engine.fields import IMAGE_ENCODERS, TRANSFORMERS
 from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.preprocessing import SPECIAL
-from dlplatform.engine.transformers_config import checked, longest_text
+from dlplatform.engine.transformers_config import IMAGE, checked, longest_text
 
 MAXIMUM_DIMENSION: Final = 1 << 24
 
@@ -49,10 +49,14 @@ def _check_encoders(shape: NetworkShape) -> None:
     """Encoders of images and texts, where there are such inputs."""
     inputs = shape.inputs
     deep = bool(inputs.images or inputs.sequences)
-    known = shape.image_encoder in (IMAGE_ENCODERS if inputs.images else ("",))
+    known = shape.image_encoder in ((*IMAGE_ENCODERS, TRANSFORMERS) if inputs.images else ("",))
+    known = known and (shape.image_encoder == TRANSFORMERS) == (shape.image_transformer is not None)
     texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
     if shape.transformer is not None:
         texts = bool(inputs.sequences) and inputs.sequence_length <= longest_text(checked(shape.transformer).config)
-    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and shape.image_width > 0)
+    wide = shape.image_width > 0
+    if shape.image_transformer is not None:
+        wide = checked(shape.image_transformer, IMAGE).width > 0
+    sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and wide)
     if not (known and texts and sized) or (deep and shape.groups != 1):
         raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,7 @@ from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.optimization import build_optimizer, learning_rate
 from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import INTERVAL, Reporter
+from dlplatform.engine.training_state import Frozen, State, Trained
 from dlplatform.engine.user_code import CodeNetwork
 
 # Seconds between two checkpoints at least, and the share of the time they may take.
@@ -33,20 +34,6 @@ MINIMUM_GAP: Final = 1.0
 CHECKPOINT_SHARE: Final = 0.03
 # The weights are averaged over about the epochs divided by this.
 AVERAGE_SHARE: Final = 20
-
-
-@dataclass
-class State:
-    """Where training is; with the tensors, all that a checkpoint holds. ``position``: steps done in the
-    epoch. ``stale``: epochs since the best one."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
-    best_loss: float | None = None
-    best_epoch: int = -1
-    stale: int = 0
-    done: bool = False
 
 
 class Trainer:
@@ -85,7 +72,8 @@ class Trainer:
         self.steps_per_epoch = max(1, math.ceil(self.rows_per_epoch / self.config.batch_size))
         self.total_steps = self.steps_per_epoch * self.config.epochs
         self.losses = torch.zeros(self.steps_per_epoch, device=self.device)
-        self.best: dict[str, Tensor] = {}
+        held = (self.network, self.averaged, self.optimizer, self.losses, self.device, self.processes)
+        self.trained = Trained(*held, Frozen(self.network, self.plan), best={})
         self.checkup = Checkup(learner, reporter, self.processes)
         torch.manual_seed(self.config.seed)
         self._last_checkpoint = time.monotonic()
@@ -100,8 +88,7 @@ class Trainer:
         while not self.state.done:
             self.run_epoch()
         self._settle_checkpoint()
-        self.processes.load_weights(self.network, self.best)
-        self.processes.load_weights(self.averaged, self.best)
+        self.trained.take_best()
 
     def run_epoch(self) -> None:
         """What is left of the current epoch, its validation, and a checkpoint when one is due."""
@@ -295,7 +282,7 @@ class Trainer:
             state.stale += 1
             return False
         state.best_loss, state.best_epoch, state.stale = loss, state.epoch, 0
-        self.best = {name: tensor.clone() for name, tensor in self.processes.weights(self.averaged).items()}
+        self.trained.keep_best()
         return True
 
     def _stale(self) -> bool:
@@ -327,12 +314,12 @@ class Trainer:
             return
         began = time.monotonic()
         self._settle_checkpoint()
-        tensors = self._tensors_of_state()
+        tensors = self.trained.tensors()
         if self.processes.leads:
             # Events that lead to this state must not be lost when the state is kept.
             self.reporter.writer.sync()
             state = {"training": asdict(self.state), "threads": torch.get_num_threads(),
-                     "doctor": self.checkup.state(), **self.kept}  # fmt: skip
+                     "doctor": self.checkup.state(), "frozen": self.trained.frozen.sha256, **self.kept}  # fmt: skip
             self.store.begin(Snapshot(self.state.step, tensors, state, best, self.environment))
         self._last_checkpoint = time.monotonic()
         self._checkpoint_cost = self._last_checkpoint - began
@@ -349,47 +336,14 @@ class Trainer:
             path = f"{saved.path.parent.name}/{saved.path.name}"
             self.reporter.writer.emit("checkpoint", step=saved.step, path=path, sha256=saved.sha256, best=saved.best)
 
-    def _tensors_of_state(self) -> dict[str, Tensor]:
-        weights = self.processes.weights
-        tensors = {f"model/{name}": tensor for name, tensor in weights(self.network).items()}
-        tensors |= {f"average/{name}": tensor for name, tensor in weights(self.averaged).items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        for index, entry in self.processes.optimizer_state(self.network, self.optimizer).items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in entry.items()}
-        tensors["losses"] = self.losses
-        tensors["random"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random_device"] = torch.cuda.get_rng_state(self.device)
-        return tensors
-
     def restore(self, loaded: Loaded) -> None:
         """Go on from a checkpoint. Raises EngineError ``checkpoint_corrupt`` when it is of another run."""
         try:
-            self._restore(loaded.tensors, State(**loaded.state["training"]))
+            self.trained.restore(loaded.tensors, loaded.state.get("frozen"))
+            self.state = State(**loaded.state["training"])
             self.checkup.doctor.restore(loaded.state.get("doctor", {}))
-        except (KeyError, TypeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if self.processes.world > 1 and isinstance(error, RuntimeError):
                 raise  # more likely a peer that died
             sentence = f"The checkpoint of step {loaded.step} does not belong to this run."
             raise EngineError("checkpoint_corrupt", sentence, detail=str(error)) from error
-
-    def _restore(self, tensors: dict[str, Tensor], state: State) -> None:
-        self.processes.load_weights(self.network, _under("model/", tensors))
-        self.processes.load_weights(self.averaged, _under("average/", tensors))
-        # Copies, so that no tensor keeps the alignment it had in the file: kernels may depend on it.
-        best = self.device if self.processes.strategy != "fsdp" else torch.device("cpu")
-        self.best = {name: tensor.to(best, copy=True) for name, tensor in _under("best/", tensors).items()}
-        entries: dict[str, dict[str, Tensor]] = {}
-        for key, value in _under("optimizer/", tensors).items():
-            index, name = key.rsplit("/", 1)
-            entries.setdefault(index, {})[name] = value.clone()
-        self.processes.load_optimizer_state(self.network, self.optimizer, entries)
-        self.losses.copy_(tensors["losses"])
-        torch.set_rng_state(tensors["random"].clone())
-        if "random_device" in tensors:
-            torch.cuda.set_rng_state(tensors["random_device"].clone(), self.device)
-        self.state = state
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -20,6 +20,8 @@ CONFIG: Final = "config.json"
 POOLING: Final = "1_Pooling/config.json"
 INDEX: Final = "model.safetensors.index.json"
 TOKENIZER: Final = "tokenizer.json"
+TEXT, IMAGE = "text", "image"  # what a network reads
+WIDEST: Final = 1 << 16
 POOLINGS: Final = ("mean", "cls", "last")
 MAXIMUM_BYTES: Final = 1 << 20
 DEEPEST: Final = 8
@@ -32,46 +34,60 @@ _LEFT_OUT: Final = frozenset({
     "_attn_implementation_internal", "_attn_implementation_autoset", "experts_implementation",
     "_experts_implementation", "custom_pipelines", "dtype", "torch_dtype", "gradient_checkpointing", "kernel_config",
     "output_attentions", "output_hidden_states", "return_dict", "torchscript", "transformers_version",
-    "trust_remote_code", "use_cache", "use_kernels", "use_return_dict", "chunk_size_feed_forward",
+    "trust_remote_code", "use_cache", "use_kernels", "use_return_dict", "chunk_size_feed_forward", "id2label",
+    "label2id", "problem_type",
 })  # fmt: skip
 _OTHER_SENSES: Final = frozenset({
     "vision_config", "audio_config", "image_size", "num_mel_bins", "patch_size", "conv_dim", "backbone",
     "backbone_config", "use_pretrained_backbone", "use_timm_backbone",
 })  # fmt: skip
+# What a model of images never has: parts of other models, fetched or put together from several.
+_COMPOSED: Final = _OTHER_SENSES - {"image_size", "patch_size"} | {"text_config"}
 _REPEATED: Final = ("layer", "head", "expert", "block", "depth")
 _DECODERS: Final = ("ForCausalLM", "LMHeadModel")
 
 
 @dataclass(frozen=True)
 class Transformer:
-    """A transformers architecture as a package describes it: its config, and how tokens become one vector (encoders)."""
+    """A transformers architecture as a package describes it: its config, and how tokens become one vector (encoders).
+
+    ``width``: numbers that stand for an image (encoders of images). ``fresh``: it began from nothing, not from a base.
+    """
 
     config: dict[str, Any]
     pooling: str = "mean"
+    width: int = 0
+    fresh: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `checked` reads it back."""
-        return {"config": self.config, "pooling": self.pooling}
+        more = {"width": self.width, "fresh": self.fresh}
+        return {"config": self.config, "pooling": self.pooling, **{name: each for name, each in more.items() if each}}
 
 
-def checked(raw: Any) -> Transformer:
+def checked(raw: Any, sense: str = TEXT) -> Transformer:
     """Read what `Transformer.to_dict` wrote, trusting nothing. Raises PackageError."""
     if not isinstance(raw, dict) or raw.get("pooling", "mean") not in POOLINGS:
         raise PackageError("The package describes no transformers architecture that can be built.")
-    return Transformer(safe_config(raw.get("config")), raw.get("pooling", "mean"))
+    width = raw.get("width", 0)
+    if isinstance(width, bool) or not isinstance(width, int) or not (sense == IMAGE) <= width <= WIDEST:
+        raise PackageError(f"The package gives {str(width)[:40]} as the width of a transformers architecture.")
+    return Transformer(
+        safe_config(raw.get("config"), sense), raw.get("pooling", "mean"), width, raw.get("fresh") is True
+    )
 
 
-def safe_config(raw: Any) -> dict[str, Any]:
+def safe_config(raw: Any, sense: str = TEXT) -> dict[str, Any]:
     """The config without what is not about the architecture. Raises PackageError saying why it cannot be used."""
     if not isinstance(raw, dict):
         raise PackageError(f"{CONFIG} is not a JSON object.")
-    if refused := refusal(raw):
+    if refused := refusal(raw, sense):
         raise PackageError(refused)
     return _plain(raw, 0)
 
 
-def refusal(config: Mapping[str, Any]) -> str | None:
-    """Why a config cannot be a base here; None if it can."""
+def refusal(config: Mapping[str, Any], sense: str = TEXT) -> str | None:
+    """Why the network of a config cannot be had here; None if it can. ``sense``: what it is to read."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
         return f"{CONFIG} names no model_type, so nobody knows which architecture it is."
@@ -82,8 +98,10 @@ def refusal(config: Mapping[str, Any]) -> str | None:
         return f"The architecture {shown!r} is unknown to the installed transformers library."
     if config.get("quantization_config"):
         return f"The weights of the model ({shown}) are quantised; take the version in full precision."
-    if _OTHER_SENSES & config.keys():
+    if sense == TEXT and _OTHER_SENSES & config.keys():
         return f"The model ({shown}) is one of images or sound; bases are models of text so far."
+    if sense == IMAGE and _COMPOSED & config.keys():
+        return f"The model ({shown}) is put together from several; take one that looks at images alone."
     if config.get("is_encoder_decoder"):
         return f"The model ({shown}) {TWO_PARTS}"
     return None
@@ -91,13 +109,20 @@ def refusal(config: Mapping[str, Any]) -> str | None:
 
 def is_known(kind: str) -> bool:
     """Whether the installed library has the architecture; the library itself is not imported."""
+    return folder_of(kind) is not None
+
+
+def folder_of(kind: str) -> Path | None:
+    """Where the installed library keeps an architecture; None for one that it does not have."""
     found = importlib.util.find_spec("transformers")
     if found is None or not found.submodule_search_locations:
-        return False
+        return None
     models = Path(found.submodule_search_locations[0]) / "models"
     folder = kind.replace("-", "_")
     folders = (folder, folder.removesuffix("_text"))  # the text part of a model of several senses
-    return folder.isidentifier() and any((models / name).is_dir() for name in folders)
+    if not folder.isidentifier():
+        return None
+    return next((models / name for name in folders if (models / name).is_dir()), None)
 
 
 def is_decoder(config: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.tokens import FILE, Tokenizer, read_tokenizer
-from dlplatform.engine.transformers_config import checked, longest_text
+from dlplatform.engine.transformers_config import Transformer, checked, longest_text
 from dlplatform.engine.transformers_models import (
     TransformersBase,
     TransformersPart,
@@ -36,7 +36,8 @@ class TransformersLanguage(TransformersPart, LanguageNetwork):
     def __init__(self, shape: LanguageShape) -> None:
         nn.Module.__init__(self)
         self.shape = shape
-        self.model = build(checked(shape.transformer).config, writes=True)
+        transformer = checked(shape.transformer)
+        self.model, self.fresh = build(transformer.config, writes=True), transformer.fresh
         self.register_state_dict_post_hook(_without_tied)
         self.register_load_state_dict_pre_hook(_with_tied)
 
@@ -79,14 +80,20 @@ def language_network(shape: LanguageShape) -> LanguageNetwork:
 
 def shape_over(base: TransformersBase, length: int | None) -> LanguageShape:
     """The shape of a language model that starts from a base. Raises PackageError for a length that it cannot read."""
-    settings, most = settings_of(base.transformer.config), longest_text(base.transformer.config)
+    most = longest_text(base.transformer.config)
     if length is not None and length > most:
         raise PackageError(f"It reads {most} tokens at most: set text_length to {most} or less.")
-    sizes = (settings.hidden_size, settings.num_hidden_layers, settings.num_attention_heads)
+    return shape_of(base.transformer, length or min(USUAL_LENGTH, most))
+
+
+def shape_of(transformer: Transformer, length: int) -> LanguageShape:
+    """The shape of a language model of the library that looks back at ``length`` tokens."""
+    settings = settings_of(transformer.config)
+    heads = getattr(settings, "num_attention_heads", None)  # state-space models have none
+    sizes = (settings.hidden_size, settings.num_hidden_layers, heads if isinstance(heads, int) and heads > 0 else 1)
     return LanguageShape(
-        settings.vocab_size, length or min(USUAL_LENGTH, most), *sizes, architecture=ARCHITECTURE,
-        transformer=base.transformer.to_dict(),
-    )  # fmt: skip
+        settings.vocab_size, length, *sizes, architecture=ARCHITECTURE, transformer=transformer.to_dict()
+    )
 
 
 class LanguageTokenizer(Tokenizer):
@@ -105,6 +112,11 @@ class LanguageTokenizer(Tokenizer):
 
     def closing(self) -> list[int]:
         return [*self.encode([STOP])[0], *self.encode(["\n"])[0]] if self.marked else [self.end]
+
+
+def as_language_tokenizer(tokenizer: Tokenizer) -> LanguageTokenizer:
+    """A tokenizer that was fitted with the marks of ChatML among its special tokens."""
+    return LanguageTokenizer(tokenizer.inner, tokenizer.end)
 
 
 def read_language_tokenizer(content: str, config: Mapping[str, Any]) -> LanguageTokenizer:

@@ -6,7 +6,7 @@ The library is imported when the first such network is built, so that processes 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,24 +78,35 @@ def vocabulary_of(config: Mapping[str, Any]) -> int:
 
 def build(config: dict[str, Any], writes: bool = False) -> Any:
     """The network of a checked config, with weights that are nobody's. Raises PackageError."""
-    library, settings = _library(), settings_of(config)
-    auto = library.AutoModelForCausalLM if writes else library.AutoModel
-    if settings.__class__ not in auto._model_mapping:
-        raise PackageError(f"transformers has no such network for the model_type {config['model_type'][:60]!r}.")
+    settings = settings_of(config)
     if not all(isinstance(getattr(settings, name, None), int) for name in ("hidden_size", "vocab_size")):
         raise PackageError("The model does not read texts; bases are models of text so far.")
     if settings.is_encoder_decoder:
         raise PackageError(f"The model ({config['model_type'][:60]}) {TWO_PARTS}")
-    with _as_package_error(), _own_randomness(0):
-        network = _from_config(auto, settings)
+    network = made(settings, "AutoModelForCausalLM" if writes else "AutoModel")
     if network.main_input_name != "input_ids":
         raise PackageError("The model does not read texts; bases are models of text so far.")
     if not writes:
-        for name in _UNUSED:
-            if getattr(network, name, None) is not None:
-                setattr(network, name, None)
+        leave_out(network, _UNUSED)
+    return network
+
+
+def made(settings: Any, auto: str) -> Any:
+    """The network that a class such as `AutoModel` makes of settings, its noise ours. Raises PackageError."""
+    maker = getattr(_library(), auto)
+    if settings.__class__ not in maker._model_mapping:
+        raise PackageError(f"transformers has no such network for the model_type {settings.model_type[:60]!r}.")
+    with as_package_error(), _own_randomness(0):
+        network = _from_config(maker, settings)
     _share_noise(network)
     return network
+
+
+def leave_out(network: Any, names: Sequence[str]) -> None:
+    """Take parts out of a network, where it has them."""
+    for name in names:
+        if getattr(network, name, None) is not None:
+            setattr(network, name, None)
 
 
 def _from_config(auto: Any, settings: Any) -> Any:
@@ -108,7 +119,7 @@ def _from_config(auto: Any, settings: Any) -> Any:
 
 def settings_of(config: dict[str, Any]) -> Any:
     """The library's own object of a checked config. Raises PackageError."""
-    with _as_package_error():
+    with as_package_error():
         return _library().AutoConfig.for_model(**config)
 
 
@@ -130,7 +141,7 @@ def initial_weights(network: Any, seed: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _as_package_error() -> Iterator[None]:
+def as_package_error() -> Iterator[None]:
     """The library raises whatever comes to it for a config that somebody made up."""
     try:
         yield
@@ -148,12 +159,21 @@ def _own_randomness(seed: int) -> Iterator[None]:
         yield
 
 
+class DropPath(Dropout):
+    """Leaves out a residual branch for whole rows (Huang et al., 2016, "Deep Networks with Stochastic Depth")."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * super().forward(inputs.new_ones(len(inputs), *[1] * (inputs.dim() - 1)))
+
+
 def _share_noise(network: nn.Module) -> None:
-    """Put our dropout in place of torch's: its noise is the same however many processes share a batch."""
+    """Put our dropout in place of the library's: its noise is the same however many processes share a batch."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Dropout:
                 setattr(module, name, Dropout(child.p))
+            elif type(child).__name__.endswith("DropPath"):
+                setattr(module, name, DropPath(float(getattr(child, "drop_prob", 0.0) or 0.0)))
 
 
 def read_weights(base: TransformersBase, network: Any) -> dict[str, Tensor]:
@@ -162,7 +182,7 @@ def read_weights(base: TransformersBase, network: Any) -> dict[str, Tensor]:
     Raises PackageError when they are damaged or are not those of the architecture.
     """
     tensors = _read_files(base.directory)
-    with _as_package_error(), _own_randomness(0):
+    with as_package_error(), _own_randomness(0):
         filled, told = type(network).from_pretrained(
             None, config=settings_of(base.transformer.config), state_dict=tensors, output_loading_info=True,
             dtype=torch.float32,
@@ -211,9 +231,15 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 class TransformersPart(nn.Module):
-    """A module of ours around a network of the library, ``model``."""
+    """A module of ours around a network of the library, ``model``. ``fresh``: one that began from nothing."""
 
     model: Any
+    fresh: bool = False
+
+    def example(self) -> dict[str, Tensor]:
+        """The least that its network can be given."""
+        device = next(self.model.parameters()).device
+        return {"input_ids": torch.zeros(1, 1, dtype=torch.int64, device=device)}
 
 
 class TransformersEncoder(TransformersPart):
@@ -222,7 +248,7 @@ class TransformersEncoder(TransformersPart):
     def __init__(self, transformer: Transformer) -> None:
         super().__init__()
         self.model = build(transformer.config)
-        self.pooling = transformer.pooling
+        self.pooling, self.fresh = transformer.pooling, transformer.fresh
         self.width = int(self.model.config.hidden_size)
         padding = self.model.config.get_text_config().pad_token_id
         self.padding = padding if isinstance(padding, int) and 0 <= padding < self.model.config.vocab_size else 0
@@ -247,18 +273,21 @@ class TransformersEncoder(TransformersPart):
 
 def parts(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """(name, network of the library) of those inside a network of ours."""
-    for name, module in network.named_modules():
-        if isinstance(module, TransformersPart):
-            yield f"{name}.model" if name else "model", module.model
+    for name, part in holders(network):
+        yield f"{name}.model" if name else "model", part.model
+
+
+def holders(network: nn.Module) -> Iterator[tuple[str, TransformersPart]]:
+    """(name, module of ours around it) of each network of the library inside a network of ours."""
+    yield from ((name, part) for name, part in network.named_modules() if isinstance(part, TransformersPart))
 
 
 @torch.no_grad()
 def try_out(network: nn.Module) -> None:
-    """Pass one token through the networks of the library: a config may describe what is built and never works.
+    """Pass one token or image through the networks of the library: a config may describe what never works.
 
     Raises PackageError.
     """
-    for _, model in parts(network):
-        device = next(model.parameters()).device
-        with _as_package_error():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device))
+    for _, part in holders(network):
+        with as_package_error(), torch.random.fork_rng(devices=[]):
+            part.model(**part.example())

@@ -37,6 +37,11 @@ class TransformersTokenizer(Tokenizer):
         return super().decode([code - 1 for code in codes if code > 0])
 
 
+def as_transformers_tokenizer(tokenizer: Tokenizer, longest: int) -> TransformersTokenizer:
+    """A tokenizer fitted on the data, as networks of the library are given its codes."""
+    return TransformersTokenizer(tokenizer.inner, longest)
+
+
 def read_transformers_tokenizer(content: str, vocabulary: int, longest: int = LONGEST) -> TransformersTokenizer:
     """The tokenizer of a model that knows ``vocabulary`` codes. Raises PackageError when it has more of them."""
     found = TransformersTokenizer(read_tokenizer(content).inner, longest)

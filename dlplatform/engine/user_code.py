@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine.blocks import block_of
 from dlplatform.engine.denials import guarded
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.network import Batch, InputEncoder, NetworkShape, RowNetwork
@@ -178,6 +179,20 @@ class CodeNetwork(RowNetwork):
             copied = CodeNetwork(self.shape, self._build, self._params)
         copied.load_state_dict(self.state_dict())
         return copied.to(self.target_center.device)
+
+
+def started_from(network: CodeNetwork, base: nn.Module) -> list[str]:
+    """Take over the weights of a base that the same code built; the blocks that its shapes do not fit begin anew.
+
+    Which parts depend on the number of classes only the code knows: those whose shapes differ. Raises EngineError
+    ``code_error`` when it builds other parts than it did.
+    """
+    wanted, given = network.state_dict(), base.state_dict()
+    if odd := sorted(wanted.keys() ^ given.keys()):
+        raise EngineError("code_error", f"{FUNCTION} makes other parts than the base has, such as {odd[0][:200]!r}.")
+    fitting = {name: tensor for name, tensor in given.items() if tensor.shape == wanted[name].shape}
+    network.load_state_dict({**wanted, **fitting})
+    return list(dict.fromkeys(block_of(name) for name in wanted if name not in fitting))
 
 
 def load_build(folder: Path) -> Build:

@@ -8,6 +8,7 @@ group normalisation (Wu & He, 2018); the ConvNeXt that of Liu et al., 2022 ("A C
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ def stem_stride(size: int) -> int:
     return 4 if size > 128 else 2 if size > 64 else 1
 
 
-def _groups(channels: int) -> int:
+def groups_of(channels: int) -> int:
+    """How many groups of channels are normalised together."""
     return math.gcd(channels, max(1, channels // GROUP_CHANNELS))
 
 
@@ -34,9 +36,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first_norm = nn.GroupNorm(_groups(inputs), inputs)
+        self.first_norm = nn.GroupNorm(groups_of(inputs), inputs)
         self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.second_norm = nn.GroupNorm(_groups(outputs), outputs)
+        self.second_norm = nn.GroupNorm(groups_of(outputs), outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         plain = inputs == outputs and stride == 1
         self.shortcut = None if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -48,7 +50,27 @@ class ResidualBlock(nn.Module):
         return kept + changed
 
 
-class ResNet(nn.Module):
+class Body(nn.Module):
+    """(B, C, H, W) normalised pixels → (B, ``width``)."""
+
+    width: int
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Variance-keeping convolutions (He et al., 2015); a residual branch of a ConvNeXt begins almost silent."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                fan = module.weight[0].numel()
+                module.weight.normal_(0.0, math.sqrt(2 / fan), generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, nn.GroupNorm | nn.LayerNorm | ChannelNorm):
+                module.weight.fill_(1.0)
+                module.bias.zero_()
+            elif isinstance(module, ConvNextBlock):
+                module.scale.fill_(0.1)
+
+
+class ResNet(Body):
     """Residual stages, each half as large and twice as wide as the one before."""
 
     def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
@@ -63,7 +85,7 @@ class ResNet(nn.Module):
                 blocks.append(ResidualBlock(inputs, outputs, 2 if stage and not block else 1))
                 inputs = outputs
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.GroupNorm(_groups(inputs), inputs)
+        self.norm = nn.GroupNorm(groups_of(inputs), inputs)
         self.width = inputs
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -103,7 +125,7 @@ class ConvNextBlock(nn.Module):
         return inputs + changed.permute(0, 3, 1, 2)
 
 
-class ConvNext(nn.Module):
+class ConvNext(Body):
     """ConvNeXt stages, each half as large and twice as wide as the one before."""
 
     def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
@@ -130,37 +152,27 @@ class ConvNext(nn.Module):
         return pooled
 
 
+def body_of(kind: str, channels: int, size: int, width: int, depth: int) -> Body:
+    """One of our own networks that look at images."""
+    return (ConvNext if kind == "convnext" else ResNet)(channels, size, width, depth)
+
+
 class ImageEncoder(nn.Module):
     """(B, C, H, W) uint8 or changed float pixels from 0 to 255 → (B, width)."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, kind: str, channels: int, size: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, body: Any) -> None:
         super().__init__()
         self.register_buffer("mean", torch.empty(channels))
         self.register_buffer("deviation", torch.empty(channels))
-        form = (channels, size, width, depth)
-        self.body = ConvNext(*form) if kind == "convnext" else ResNet(*form)
+        self.body = body
 
     @property
     def width(self) -> int:
         """Numbers that stand for one image."""
-        return self.body.width
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """Variance-keeping convolutions (He et al., 2015); a residual branch of a ConvNeXt begins almost silent."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                fan = module.weight[0].numel()
-                module.weight.normal_(0.0, math.sqrt(2 / fan), generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.GroupNorm | nn.LayerNorm | ChannelNorm):
-                module.weight.fill_(1.0)
-                module.bias.zero_()
-            elif isinstance(module, ConvNextBlock):
-                module.scale.fill_(0.1)
+        return int(self.body.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         channels = (1, -1, 1, 1)

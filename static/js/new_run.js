@@ -26,6 +26,14 @@ document.addEventListener("change", (event) => {
 });
 
 document.addEventListener("click", (event) => {
+  const preset = event.target.closest("#run-form button[data-fills]");
+  if (!preset) return;
+  const field = document.getElementById(preset.dataset.fills);
+  field.value = JSON.stringify(JSON.parse(preset.dataset.value), null, 1);
+  field.dispatchEvent(new Event("change", { bubbles: true }));
+});
+
+document.addEventListener("click", (event) => {
   const button = event.target.closest("#run-form button[data-all], #run-form button[data-none]");
   if (button) estimate(button.form);
 });

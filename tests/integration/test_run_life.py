@@ -327,3 +327,11 @@ def test_a_viewer_may_not_launch_and_a_clone_keeps_the_choices(queue_run, traine
     clone = services.clone_run(actor=trainer, run=run, config={"epochs": 9})
     assert clone.config == run.config | {"epochs": 9}
     assert clone.cloned_from == run and clone.target == run.target
+
+
+def test_a_run_by_several_processes_ends_like_any_other(queue_run):
+    run = queue_run(QUICK | {"devices": 2, "folds": 1})
+    train(str(run.pk))
+    run.refresh_from_db()
+    assert run.state == "succeeded", run.error
+    assert run.environment["processes"] == 2 and run.output_version is not None

@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 
 from dlplatform import jobs
 
-from ..models import Accelerator, Run
+from ..models import Accelerator, Preflight, Run
 from .devices import Device, devices
 
 REMEMBERED = timedelta(days=1)
@@ -23,8 +23,8 @@ class TooFew(Exception):
     """No machine that was seen lately has as many devices as the run asks for. ``args``: asked for, the most there are."""
 
 
-def wanted(run: Run) -> int:
-    """How many devices a run computes on where there are any."""
+def wanted(run: Run | Preflight) -> int:
+    """How many devices a run, or a trial of it, computes on where there are any."""
     asked = run.config.get("devices")
     return asked if isinstance(asked, int) else 1
 

@@ -8,6 +8,7 @@ from django.db.models import Q
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import TenantQuerySet, User
 
+from .code_bundles import CodeBundle
 from .experiments import Experiment
 
 
@@ -56,6 +57,10 @@ class Sweep(models.Model):
     targets = models.JSONField(help_text="Names of the target columns")
     features = models.JSONField(null=True, help_text="Input columns; null = all but the target")
     config = models.JSONField(default=dict, help_text="Settings that all trials share")
+    code = models.ForeignKey(
+        CodeBundle, null=True, on_delete=models.PROTECT, related_name="sweeps", help_text="Code of a user's own"
+    )
+    entry = models.CharField(max_length=1000, blank=True, help_text="File of the code to start with")
     space = models.JSONField(help_text="Settings that are searched: [{name, kind, low, high, log, points, choices}]")
     sampler = models.CharField(max_length=10, choices=Sampler.choices, default=Sampler.TPE)
     pruner = models.CharField(max_length=10, choices=Pruner.choices, default=Pruner.NONE)

@@ -205,6 +205,8 @@ class Step:
             register_as=sweep.register_as,
             branch=sweep.branch,
             trial=trial,
+            code=sweep.code,
+            entry=sweep.entry,
             stop_after_epoch=sweep.rungs[0] if sweep.rungs else None,
         )
 

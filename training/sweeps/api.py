@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import PagedView, documented
-from training.api import dataset_version_named, experiment_named
+from training.api import code_named, dataset_version_named, experiment_named
 from training.models import Sweep
 
 from . import services
@@ -31,7 +31,7 @@ NEW = {
 SWEEP = {
     "id": "5eeb…", "name": "breast cancer sweep 1", "state": "running", "reason": "", "experiment": "e51b…",
     "dataset_version": "77aa…", "task": "classification", "targets": ["diagnosis"], "features": None,
-    "config": {"epochs": 27}, "space": NEW["space"], "sampler": "tpe", "pruner": "asha", "rungs": [1, 3, 9], "eta": 3,
+    "config": {"epochs": 27}, "code": None, "entry": "", "space": NEW["space"], "sampler": "tpe", "pruner": "asha", "rungs": [1, 3, 9], "eta": 3,
     "metric": "validation/loss", "direction": "minimize", "trials": 30, "parallel": 2, "seeds": 1, "seed": 0,
     "register_as": "breast cancer", "branch": "sweep-5eeb1a2b", "progress": 0.4, "eta_seconds": 62.0,
     "counts": {"running": 2, "paused": 6, "succeeded": 4}, "created_by": "maria",
@@ -87,6 +87,8 @@ class SweepsView(PagedView):
         wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
         if identifier := wanted.pop("experiment", None):
             wanted["experiment"] = experiment_named(request.user, identifier)
+        if identifier := wanted.pop("code", None):
+            wanted["code"] = code_named(request.user, identifier)
         sweep = services.create_sweep(actor=request.user, **wanted)
         return Response(SweepDetail(sweep).data, status=201)
 

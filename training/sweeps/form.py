@@ -11,7 +11,7 @@ from training.models import Sweep
 from training.run_form import BOOLEANS, RunForm, read_number
 
 from .judging import METRICS
-from .services import LIMITS
+from .services import LIMITS, LONGEST_METRIC
 from .space import FIXED
 
 ROWS = 8
@@ -28,6 +28,7 @@ LABELS = {
     "least_epochs": "First rung",
     "seed": "Seed of the sampler",
 }
+OF_CODE = engine.Field("", "number", None, "")  # a parameter that only somebody's own code knows
 DEFAULTS = {"trials": 20, "parallel": 2, "seeds": 1, "eta": 3, "least_epochs": 1, "seed": 0}
 
 
@@ -56,6 +57,8 @@ class SweepForm(RunForm):
         self.fields["name"].label = "Name of the sweep"
         task = self["task"].value()
         self._choose("metric", [(one, one) for one in METRICS.get(task, METRICS["classification"])])
+        if self.code is not None:
+            self._ask_what_code_reports()
         for name, help_text in NUMBERS.items():
             low, high = LIMITS[name]
             self.fields[name] = forms.IntegerField(
@@ -65,13 +68,28 @@ class SweepForm(RunForm):
         for row in range(ROWS):
             self._add_row(row)
 
+    def _ask_what_code_reports(self) -> None:
+        """Names that only the code knows are typed: of its metric here, of its parameters in the rows."""
+        self.fields["metric"] = forms.CharField(
+            max_length=LONGEST_METRIC, initial="validation/loss",
+            help_text="What is to be best: validation/loss or the like of an architecture, whatever run.log reports of a script.",
+        )  # fmt: skip
+        self.fields["direction"] = forms.ChoiceField(
+            required=False, choices=[("", "as the metric is meant"), *Sweep.Direction.choices],
+            help_text="Needed for a metric that the platform does not know.",
+        )  # fmt: skip
+
     def _add_row(self, row: int) -> None:
         known = [("", "–"), *((name, name) for name in searchable())]
         texts = {"low": "from", "high": "to", "points": "grid points", "choices": "or values, separated by commas"}
         for part in PARTS:
             name, label = f"{PREFIX}.{row}.{part}", f"Setting {row + 1}: {texts.get(part, part)}"
-            if part == "name":
-                field: forms.Field = forms.ChoiceField(required=False, choices=known, label=label)
+            field: forms.Field
+            if part == "name" and self.code is not None:
+                field = forms.CharField(required=False, max_length=120, label=label)
+                field.widget.attrs["placeholder"] = "params.width"
+            elif part == "name":
+                field = forms.ChoiceField(required=False, choices=known, label=label)
             elif part == "log":
                 field = forms.BooleanField(required=False, label=label)
             else:
@@ -92,7 +110,8 @@ class SweepForm(RunForm):
 
     @property
     def search_fields(self) -> list[forms.BoundField]:
-        return [self[name] for name in ("sampler", "pruner", "metric", *NUMBERS)]
+        judged = ("metric", "direction") if "direction" in self.fields else ("metric",)
+        return [self[name] for name in ("sampler", "pruner", *judged, *NUMBERS)]
 
     def _filled(self) -> list[int]:
         return [row for row in range(ROWS) if self[f"{PREFIX}.{row}.name"].value()]
@@ -103,18 +122,22 @@ class SweepForm(RunForm):
 
     def _dimension(self, row: int) -> dict[str, Any]:
         given = {part: self.cleaned_data.get(f"{PREFIX}.{row}.{part}") or "" for part in PARTS}
-        described = searchable()[given["name"]]
+        described = searchable().get(given["name"], OF_CODE)
         values = [text.strip() for text in given["choices"].split(",") if text.strip()]
         if values or described.type in ("choice", "boolean"):
             return {"name": given["name"], "kind": "categorical", "choices": _choices(described, values)}
-        kind = "integer" if described.type == "integer" else "float"
-        found = {"name": given["name"], "kind": kind, "low": read_number(given["low"]), "high": read_number(given["high"]),
+        ends = (read_number(given["low"]), read_number(given["high"]))
+        whole = described.type == "integer" or (described is OF_CODE and all(isinstance(end, int) for end in ends))
+        kind = "integer" if whole else "float"
+        found = {"name": given["name"], "kind": kind, "low": ends[0], "high": ends[1],
                  "log": bool(given["log"])}  # fmt: skip
         return {**found, **({"points": read_number(given["points"])} if given["points"] else {})}
 
     def sweep_choices(self) -> dict[str, Any]:
         """Arguments of the service, but for the experiment."""
         chosen = {name: self.cleaned_data[name] for name in ("sampler", "pruner", "metric")}
+        if self.cleaned_data.get("direction"):
+            chosen["direction"] = self.cleaned_data["direction"]
         numbers = {name: self.cleaned_data[name] for name in NUMBERS if self.cleaned_data[name] is not None}
         return {**self.choices(), **chosen, **numbers, "space": self.space()}
 

@@ -15,6 +15,7 @@ METRICS = {
     "multilabel": ("validation/loss", "validation/f1_micro", "validation/exact_match"),
     "language-model": ("validation/loss", "validation/perplexity"),
 }
+ALL_METRICS = sorted({metric for known in METRICS.values() for metric in known})
 ACTIVE = (Run.State.QUEUED, Run.State.PREPARING, Run.State.RUNNING)
 
 

@@ -9,11 +9,9 @@ from dlplatform.api import SafeCharField, Strict
 from training.models import Run, Sweep, Trial
 from training.serializers import TargetField
 
-from .judging import METRICS
+from .judging import ALL_METRICS
 from .progress import summary
 from .services import LIMITS, best_trial
-
-ALL_METRICS = sorted({metric for known in METRICS.values() for metric in known})
 
 
 def _within(field: str, **options: Any) -> serializers.IntegerField:
@@ -39,7 +37,10 @@ class SweepIn(Strict):
     pruner = serializers.ChoiceField(
         choices=Sweep.Pruner.choices, required=False, help_text="Default: none; the others need config.epochs"
     )
-    metric = serializers.ChoiceField(choices=ALL_METRICS, required=False, help_text="Default: validation/loss")
+    metric = SafeCharField(
+        max_length=120, required=False,
+        help_text=f"Default: validation/loss. One of: {', '.join(ALL_METRICS)}; of a script any that it reports",
+    )  # fmt: skip
     direction = serializers.ChoiceField(
         choices=Sweep.Direction.choices, required=False, help_text="Default: as the metric is meant"
     )
@@ -57,6 +58,11 @@ class SweepIn(Strict):
         allow_blank=True,
         help_text="Model that gets the results, on a branch of its own",
     )
+    code = serializers.UUIDField(
+        required=False, allow_null=True,
+        help_text="Code of your own, which every trial runs in a sandbox; its parameters are searched as params.NAME",
+    )  # fmt: skip
+    entry = SafeCharField(max_length=1000, required=False, allow_blank=True, help_text="As of a run")
 
 
 class TrialRunOut(serializers.ModelSerializer):
@@ -80,6 +86,7 @@ class SweepOut(serializers.ModelSerializer):
 
     experiment = serializers.UUIDField(source="experiment_id")
     dataset_version = serializers.UUIDField(source="dataset_version_id")
+    code = serializers.UUIDField(source="code_id", allow_null=True)
     created_by = serializers.CharField(source="created_by.username", default=None)
     trials = serializers.IntegerField(source="trial_count", help_text="Trials to draw")
     progress = serializers.SerializerMethodField(help_text="Share of the work, from 0 to 1")
@@ -89,8 +96,8 @@ class SweepOut(serializers.ModelSerializer):
     class Meta:
         model = Sweep
         fields = [
-            "id", "name", "state", "reason", "experiment", "dataset_version", "task", "targets", "features", "config",
-            "space", "sampler", "pruner", "rungs", "eta", "metric", "direction", "trials", "parallel", "seeds", "seed",
+            "id", "name", "state", "reason", "experiment", "dataset_version", "task", "targets", "features", "config", "code",
+            "entry", "space", "sampler", "pruner", "rungs", "eta", "metric", "direction", "trials", "parallel", "seeds", "seed",
             "register_as", "branch", "progress", "eta_seconds", "counts", "created_by", "created_at", "finished_at",
         ]  # fmt: skip
 

@@ -12,14 +12,16 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
+from dlplatform.engine.fields import CODE
 from registry import services as registry
 from registry.models import ModelVersion, Ref
 from training import services as runs
+from training.code import ARCHITECTURE
 from training.experiments import DEFAULT_EXPERIMENT, experiment_named
 from training.findings import lower_is_better
-from training.models import Experiment, Run, Sweep, Trial
+from training.models import CodeBundle, Experiment, Run, Sweep, Trial
 
-from .judging import ACTIVE, METRICS, at_their_stop
+from .judging import ACTIVE, ALL_METRICS, METRICS, at_their_stop
 from .rungs import MEDIAN, NONE, rung_epochs
 from .space import Dimension, SpaceError, grid_size, parse_space
 from .waking import announce, wake
@@ -28,6 +30,7 @@ MOST_TRIALS = 1000
 MOST_PARALLEL = 64
 MOST_SEEDS = 20
 MOST_RUNGS = 50
+LONGEST_METRIC = 120
 LIMITS = {"trials": (1, MOST_TRIALS), "parallel": (1, MOST_PARALLEL), "seeds": (1, MOST_SEEDS), "eta": (2, 10),
           "least_epochs": (1, 10_000), "seed": (0, 2**31 - 1)}  # fmt: skip
 
@@ -55,10 +58,13 @@ def create_sweep(
     experiment: Experiment | None = None,
     name: str = "",
     register_as: str = "",
+    code: CodeBundle | None = None,
+    entry: str = "",
 ) -> Sweep:
     """Check everything that can be checked, then begin. Errors name the field and the fix.
 
-    ``direction`` follows from the metric unless it is given. ``trials`` defaults to 20, and to all points of a grid.
+    With ``code`` every trial is a run of it in a sandbox, starting with the file ``entry``; its parameters are searched as
+    `params.NAME`. ``direction`` follows from the metric unless it is given. ``trials`` defaults to 20, and to all points of a grid.
     """
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     organization = dataset_version.dataset.organization
@@ -67,11 +73,17 @@ def create_sweep(
     require(actor, "run.write", experiment)
     if experiment.organization_id != organization.pk:
         raise _invalid("experiment", "The experiment and the data belong to different organizations.", "invalid")
-    settings = runs.check(dataset_version, task, targets, features, config or {})
+    if code is not None:
+        entry = runs.check_code(actor, organization, code, entry, task)
+    settings = runs.check(dataset_version, task, targets, features, config or {}, entry)
     dimensions = _space(space, settings, task)
+    script = bool(entry) and entry != ARCHITECTURE
+    if script:
+        _check_script(pruner, metric, direction)
     numbers = {"parallel": parallel, "seeds": seeds, "eta": eta, "least_epochs": least_epochs, "seed": seed}
+    metrics = (metric,) if script else METRICS[task]  # what a script reports only it knows
     _check_choices(
-        task, sampler, pruner, metric, direction, numbers if trials is None else numbers | {"trials": trials}
+        metrics, sampler, pruner, metric, direction, numbers if trials is None else numbers | {"trials": trials}
     )
     sweep = Sweep.objects.create(
         experiment=experiment,
@@ -82,6 +94,8 @@ def create_sweep(
         targets=targets,
         features=list(features) if features else None,
         config=settings,
+        code=code,
+        entry=entry,
         space=[one.to_dict() for one in dimensions],
         sampler=sampler,
         pruner=pruner,
@@ -103,17 +117,37 @@ def create_sweep(
 
 def _space(space: Any, settings: dict[str, Any], task: str) -> list[Dimension]:
     try:
-        return parse_space(space, settings, task)
+        dimensions = parse_space(space, settings, task)
     except SpaceError as error:
         raise ValidationError(
             {field: ValidationError(message, code=code) for field, code, message in error.problems}
         ) from None
+    for number, one in enumerate(dimensions if settings.get("architecture") == CODE else ()):
+        if one.name == "architecture":
+            text = "The code is the architecture of all trials; search its parameters as params.NAME."
+            raise _invalid(f"space.{number}.name", text, "not_for_code")
+    return dimensions
 
 
-def _check_choices(task: str, sampler: str, pruner: str, metric: str, direction: str, numbers: dict[str, int]) -> None:
+def _check_script(pruner: str, metric: str, direction: str) -> None:
+    """What trials of a script cannot be judged by."""
+    if pruner != Sweep.Pruner.NONE:
+        text = "A script trains as it likes, so nobody can pause it after an epoch; take pruner none."
+        raise _invalid("pruner", text, "not_for_script")
+    if not metric or len(metric) > LONGEST_METRIC:
+        text = f"Name the metric that the script reports, in at most {LONGEST_METRIC} characters."
+        raise _invalid("metric", text, "required")
+    if not direction and metric not in ALL_METRICS:
+        text = f"Say whether to minimize or to maximize {metric[:60]}, which the platform does not know."
+        raise _invalid("direction", text, "required")
+
+
+def _check_choices(
+    metrics: Sequence[str], sampler: str, pruner: str, metric: str, direction: str, numbers: dict[str, int]
+) -> None:
     choices = {
         "sampler": (sampler, Sweep.Sampler.values), "pruner": (pruner, Sweep.Pruner.values),
-        "metric": (metric, METRICS[task]), "direction": (direction, ["", *Sweep.Direction.values]),
+        "metric": (metric, metrics), "direction": (direction, ["", *Sweep.Direction.values]),
     }  # fmt: skip
     problems = {
         field: ValidationError(f"Choose one of: {', '.join(filter(None, known))}.", code="unknown_choice")

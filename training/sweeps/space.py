@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlplatform.engine.config import ConfigError, Problem, parse_config
+from dlplatform.engine.transformers_settings import SENSES
 
 KINDS = ("categorical", "integer", "float")
 PARAMS = "params."
-FIXED = ("seed", "params")  # a seed is no setting to search: every trial has the seeds of the sweep
+# A seed is no setting to search: every trial has the seeds of the sweep. Nor is a whole architecture, in one value.
+FIXED = ("seed", "params", *SENSES)
 MOST_DIMENSIONS = 20
 MOST_CHOICES = 100
 MOST_POINTS = 50
@@ -114,7 +116,9 @@ def _dimension(where: str, entry: Any, problems: list[Problem]) -> Dimension | N
         return None
     name, kind = entry.get("name"), entry.get("kind")
     if not isinstance(name, str) or not name or name in FIXED:
-        problems.append((f"{where}.name", "invalid", "Name a setting other than the seed, such as learning_rate."))
+        problems.append(
+            (f"{where}.name", "invalid", "Name a setting of one value other than the seed, such as learning_rate.")
+        )
         return None
     if kind not in KINDS:
         problems.append((f"{where}.kind", "unknown_choice", f"Choose one of: {', '.join(KINDS)}."))

@@ -1,5 +1,6 @@
 """Fine-tuning a version: which data, what trains, and what it will take."""
 
+from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
@@ -22,27 +23,51 @@ from training.models import Run
 
 @require_http_methods(["GET", "POST"])
 def finetune_new(request: HttpRequest, version: UUID) -> HttpResponse:
-    rows = ModelVersion.objects.select_related("model__organization", "base__model")
-    found: ModelVersion = visible_or_404(rows, request.user, pk=version)
+    found = tunable_version(request, version)
     require(request.user, "run.write", found.model.organization)
     if not finetuning.is_trainable(found) or found.deleted_at is not None:
         context = {"section": "models", "version": found, "model": found.model, "reason": _reason(found)}
         return page(request, "training/finetune_impossible.html", context)
     availability.require_files(found)
-    data = finetuning.fitting_data(request.user, found)
-    given = request.POST if request.method == "POST" else request.GET
-    task = given.get("task", "")
-    form = FinetuneForm(given or None, version=found, data=data, blocks=trainable_blocks(found, task))
+    form = form_for(request, found)
     if request.method == "POST" and form.is_valid() and (run := _queued(request, form, found)):
         said(request, "Queued. Training starts from the base as soon as a worker is free.")
         return redirect("run", run.pk)
     if request.method == "GET":
         form.errors.clear()
     context = {
-        "section": "models", "version": found, "model": found.model, "form": form, "data": data, "outlook": outlook(found, form.parsed(), task),
-        "checked": set(form["blocks"].value() or []),
+        "section": "models", "version": found, "model": found.model, "form": form, "data": form.data_versions,
+        "outlook": outlook(found, form.parsed(), _task(request)), "checked": set(form["blocks"].value() or []),
     }  # fmt: skip
     return page(request, "training/finetune.html", context, partial="training/_finetune_form.html")
+
+
+def tunable_version(request: HttpRequest, version: UUID) -> ModelVersion:
+    """The version that is to be fine-tuned; Http404 for one that the person may not see."""
+    rows = ModelVersion.objects.select_related("model__organization", "base__model")
+    found: ModelVersion = visible_or_404(rows, request.user, pk=version)
+    return found
+
+
+def form_for(request: HttpRequest, version: ModelVersion) -> FinetuneForm:
+    """The form as it was sent, or as it stands in the address."""
+    data = finetuning.fitting_data(request.user, version)
+    given = request.POST if request.method == "POST" else request.GET
+    return FinetuneForm(given or None, version=version, data=data, blocks=trainable_blocks(version, _task(request)))
+
+
+def _task(request: HttpRequest) -> str:
+    return (request.POST if request.method == "POST" else request.GET).get("task", "")
+
+
+def arguments(form: FinetuneForm) -> dict[str, Any]:
+    """What a valid form asks of the services of fine-tuning."""
+    wanted = form.cleaned_data
+    data = next(one for one in form.data_versions if str(one.pk) == wanted["dataset_version"])
+    return {
+        "dataset_version": data, "settings": form.settings(), "config": form.given("config"),
+        "task": wanted.get("task", ""), "target": wanted.get("target"),
+    }  # fmt: skip
 
 
 def _reason(version: ModelVersion) -> str | None:
@@ -52,15 +77,9 @@ def _reason(version: ModelVersion) -> str | None:
 
 def _queued(request: HttpRequest, form: FinetuneForm, version: ModelVersion) -> Run | None:
     """The run; None, with the reason on the form, when it is refused."""
-    wanted = form.cleaned_data
-    data = next(
-        one for one in finetuning.fitting_data(request.user, version) if str(one.pk) == wanted["dataset_version"]
-    )
+    belongs = {name: form.cleaned_data[name] for name in ("name", "register_as", "branch")}
     try:
-        return finetuning.finetune(
-            actor=request.user, version=version, dataset_version=data, settings=form.settings(),
-            config=form.given("config"), task=wanted.get("task", ""), target=wanted.get("target"), name=wanted["name"], register_as=wanted["register_as"], branch=wanted["branch"],
-        )  # fmt: skip
+        return finetuning.finetune(actor=request.user, version=version, **arguments(form), **belongs)
     except ValidationError as error:
         add_errors(form, error)
     except Conflict as conflict:

@@ -16,7 +16,7 @@ from training.models import Sweep
 from training.sweeps import services
 from training.sweeps.form import PREFIX, SweepForm, starting_space
 
-from .new_run import experiment_for, initial_for, version_for
+from .new_run import code_for, experiment_for, initial_for, version_for
 
 KEPT = ("sampler", "pruner", "metric", "trials", "parallel", "seeds", "eta", "least_epochs", "seed")
 
@@ -30,15 +30,17 @@ def sweep_new(request: HttpRequest) -> HttpResponse:
     version = version_for(request, organization, None)
     if version is None:
         return render(request, "training/run_new_empty.html", {"section": "sweeps"})
+    code = code_for(request, None)
+    bound = {"organization": version.dataset.organization, "version": version, "code": code}
     if request.method == "POST":
-        form = SweepForm(request.POST, organization=version.dataset.organization, version=version)
+        form = SweepForm(request.POST, **bound)
         sweep = _started(request, form) if form.is_valid() else None
         if sweep:
             said(request, "Started. Its first trials are queued.")
             return redirect("sweep", sweep.pk)
     else:
-        form = SweepForm(initial=_initial(request, version), organization=version.dataset.organization, version=version)
-    context = {"section": "sweeps", "form": form, "version": version}
+        form = SweepForm(initial=_initial(request, version), **bound)
+    context = {"section": "sweeps", "form": form, "version": version, "code": code}
     return page(request, "training/sweep_new.html", context, partial="training/_sweep_form.html")
 
 

@@ -1,5 +1,6 @@
 """The page of one run, its live parts, and what can be done with it."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.models import User
 from dlplatform.accounts.pages import refusals_as_messages, said
 from dlplatform.engine.fields import FIELDS
+from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.web import page
 from training import doctor, findings, services
 from training.forms import NameForm
@@ -118,10 +120,19 @@ def settings_of(run: Run, resolved: dict[str, Any]) -> list[dict[str, Any]]:
     final = {name: value for name, value in resolved.items() if name != "params"}
     final |= {f"params.{name}": value for name, value in resolved.get("params", {}).items()}
     known = [one.name for one in FIELDS if one.type != "params"]
-    return [
-        {"name": name, "given": given.get(name, "auto"), "resolved": final.get(name)}
+    shown = (
+        name
         for name in dict.fromkeys([*known, *sorted(given), *sorted(final)])
+        if name not in SENSES or given.get(name)
+    )
+    return [
+        {"name": name, "given": _shown(given.get(name, "auto")), "resolved": _shown(final.get(name))} for name in shown
     ]
+
+
+def _shown(value: Any) -> Any:
+    """An architecture as it was written."""
+    return json.dumps(value) if isinstance(value, dict) else value
 
 
 def _environment(run: Run, started: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dlplatform.engine.dropout import Dropout, Share, sharing
 from tests.unit.engine.conftest import mixed_columns, read_spool, start_engine
+from tests.unit.engine.test_modalities import image_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 
@@ -148,6 +149,34 @@ def test_fine_tuning_by_two_ends_where_one_does(
     assert losses(ends[1]) == pytest.approx(losses(ends[0]), rel=1e-6)
     said = [event["message"] for event in read_spool(ends[1], "log") if "held whole" in event["message"]]
     assert len(said) == (finetune["mode"] != "full")
+
+
+FRESH = {
+    "bert": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 32, "attention_probs_dropout_prob": 0.0},
+    "resnet": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1],
+               "layer_type": "basic"},
+    "swin": {"model_type": "swin", "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2,
+             "patch_size": 2, "drop_path_rate": 0.3, "hidden_dropout_prob": 0.1},
+    "dinov2": {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+               "patch_size": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(FRESH))
+def test_architectures_of_the_library_end_where_one_process_does(job: Callable[..., Path], kind: str) -> None:
+    """With batch normalisation made group normalisation, stochastic depth shared, and weights that nothing uses."""
+    ends = []
+    for devices in (1, 2):
+        config = {**{key: value for key, value in CONFIG.items() if key not in ("folds", "params")}, "devices": devices}
+        if kind == "bert":
+            made = job(mixed_columns(120), name=str(devices), config={**config, "text_model": FRESH[kind]})
+        else:
+            config |= {"image_model": FRESH[kind], "image_size": 16, "epochs": 3}
+            made = image_job(job, 40, name=str(devices), config=config)
+        assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
+        ends.append(losses(made))
+    assert ends[1] == pytest.approx(ends[0], rel=1e-6)
 
 
 def test_parts_of_the_noise_make_the_whole() -> None:

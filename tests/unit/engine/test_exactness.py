@@ -53,8 +53,7 @@ def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SI
     """Start the engine again and again, each time sending a signal after a new checkpoint; returns the
     number of signals that ended it: one that comes as it ends by itself does not count."""
     chance = random.Random(seed)
-    delivered = 0
-    for _ in range(kills + 20):
+    for delivered in range(kills + 20):
         spool = job_dir / "events.jsonl"
         before = spool.read_bytes().count(CHECKPOINT) if spool.exists() else 0
         process = start_engine(job_dir)
@@ -66,7 +65,6 @@ def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SI
         if code == 0:
             return delivered
         assert code in (-signal.SIGKILL, 75)
-        delivered += 1
     raise AssertionError("the run never ended")
 
 
@@ -164,6 +162,32 @@ def test_a_transformers_base_is_exact_after_kills(job: Callable[..., Path], tmp_
     assert start_engine(whole).wait(timeout=180) == 0
 
     assert run_with_kills(broken, kills=KILLS, seed=len(mode)) >= 1
+
+    assert [event["resumed_from"] for event in read_spool(broken, "started")][-1]
+    for path in (whole / "output").iterdir():
+        assert (broken / "output" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert metric_points(broken) == metric_points(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["text", "image", "language"])
+def test_architectures_that_start_from_nothing_are_exact_after_kills(job: Callable[..., Path], kind: str) -> None:
+    config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 12}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+    def make(name: str) -> Path:
+        if kind == "image":
+            vit = {"model_type": "vit", **sizes, "patch_size": 4, "hidden_dropout_prob": 0.1}
+            return image_job(job, 40, name, config={**config, "image_model": vit, "image_size": 16})
+        if kind == "text":
+            return job(texts(40), name=name, config={**config, "text_model": {"model_type": "bert", **sizes}})
+        settings = {**config, "text_model": {"model_type": "llama", **sizes}, "text_length": 16}
+        return job({"review": texts(40)["review"]}, name=name, task="language-model", target="review", config=settings)
+
+    whole, broken = make("whole"), make("broken")
+    assert start_engine(whole).wait(timeout=180) == 0
+
+    assert run_with_kills(broken, kills=KILLS, seed=len(kind)) >= 1
 
     assert [event["resumed_from"] for event in read_spool(broken, "started")][-1]
     for path in (whole / "output").iterdir():
