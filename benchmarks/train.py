@@ -1,10 +1,11 @@
 """Training throughput beside the same network in a bare hand-written loop and in two well-known trainers.
 
 An epoch of each in turn (A B A B). Engine and bare loop hold their tensors in memory, index them by a permutation, use
-the same optimizer and batch size, and predict the validation rows after the epoch. The engine also follows its
+the same optimizer and batch size, and predict the validation rows after the epoch; where a multilayer perceptron is
+alone (no cross-fitting), the bare loop has layers and an optimizer as anybody writes them. The engine also follows its
 schedule, checks every loss, writes events and metrics to a spool and makes checkpoints. Lightning's and Hugging Face's
-trainers get the same small MLP, rows and batch size, everything switched off that can be, and no validation; they are
-measured where they are installed (`pip install --target peers lightning`, then `PYTHONPATH=peers`). The last line says
+trainers get the same small MLP, rows, batch size and validation and keep their optimizer as it comes; everything else is
+switched off that can be. They are measured where they are installed (`pip install --target peers lightning`, then `PYTHONPATH=peers`). The last line says
 how long a checkpoint holds up training when it is written beside it, and when it is waited for.
 
     python -m benchmarks.train [--short] [--case digits-mlp] [--threads 1]
@@ -95,6 +96,8 @@ def sentences(job: Path, config: dict[str, Any]) -> Path:
 
 SMALL_TRANSFORMER = {"text_width": 64, "text_layers": 2, "text_heads": 4}
 CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], Path], dict[str, Any]]] = {
+    "digits-mlp-alone": (digits_table, {"architecture": "mlp", "batch_size": 64, "folds": 1}),
+    "large-mlp-alone": (large_table, {"architecture": "mlp", "batch_size": 256, "folds": 1}),
     "digits-mlp": (digits_table, {"architecture": "mlp", "batch_size": 64}),
     "digits-tabm": (digits_table, {"architecture": "tabm"}),
     "large-mlp": (large_table, {"architecture": "mlp"}),
@@ -119,7 +122,9 @@ def trainer_of(case: str, folder: Path, threads: int, **more: Any) -> Trainer:
 
 
 class BareLoop:
-    """What one writes by hand for this one network and data, with nothing around it."""
+    """What one writes by hand for the engine's network and data, with nothing around it."""
+
+    network: nn.Module
 
     def __init__(self, trainer: Trainer) -> None:
         assert isinstance(trainer.learner, RowLearner)
@@ -135,24 +140,45 @@ class BareLoop:
         order = torch.stack([rows[torch.randperm(len(rows))[: self.rows]] for rows in self.train_rows])
         total = torch.zeros(())
         for first in range(0, self.rows, self.batch_size):
-            rows = order[:, first : first + self.batch_size]
-            outputs = self.network(self.tensors.batch(rows))
-            target = self.tensors.target[rows].unsqueeze(1).expand(outputs.shape[:3])
-            loss = nn.functional.cross_entropy(outputs.flatten(0, 2), target.reshape(-1))
+            loss = self.loss(order[:, first : first + self.batch_size])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
         return float(total) + self._accuracy()
 
+    def loss(self, rows: Tensor) -> Tensor:
+        outputs = self.network(self.tensors.batch(rows))
+        target = self.tensors.target[rows].unsqueeze(1).expand(outputs.shape[:3])
+        return nn.functional.cross_entropy(outputs.flatten(0, 2), target.reshape(-1))
+
+    def predicted(self, rows: Tensor) -> Tensor:
+        classes: Tensor = self.network(self.tensors.batch(rows)).softmax(-1).mean(1).argmax(-1)
+        return classes
+
     @torch.no_grad()
     def _accuracy(self) -> float:
         self.network.eval()
-        hits = [
-            self.network(self.tensors.batch(rows)).softmax(-1).mean(1).argmax(-1) == self.tensors.target[rows]
-            for rows in torch.split(self.validation_rows, 256, dim=1)
-        ]
+        parts = torch.split(self.validation_rows, 1024, dim=1)
+        hits = [self.predicted(rows) == self.tensors.target[rows] for rows in parts]
         return float(torch.cat(hits, 1).float().mean())
+
+
+class PlainLoop(BareLoop):
+    """A plain multilayer perceptron and the optimizer as anybody would write them, on numbers that are normalised."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__(trainer)
+        self.network = Plain(trainer)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, weight_decay=0.01)
+
+    def loss(self, rows: Tensor) -> Tensor:
+        loss: Tensor = self.network(self.tensors.numbers[rows[0]], self.tensors.target[rows[0]])["loss"]
+        return loss
+
+    def predicted(self, rows: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.tensors.numbers[rows[0]], self.tensors.target[rows[0]])["logits"]
+        return logits.argmax(-1).unsqueeze(0)
 
 
 def copy_of(trainer: Trainer) -> RowNetwork:
@@ -163,11 +189,10 @@ def copy_of(trainer: Trainer) -> RowNetwork:
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The first group's training rows one by one, as both other trainers are usually fed."""
+    """Rows one by one, as both other trainers are usually fed."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, rows: Tensor) -> None:
         assert isinstance(trainer.learner, RowLearner)
-        rows = trainer.train_rows[0]
         self.numbers, self.labels = trainer.learner.tensors.numbers[rows], trainer.learner.tensors.target[rows]
 
     def __len__(self) -> int:
@@ -175,6 +200,12 @@ class Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"numbers": self.numbers[index], "labels": self.labels[index]}
+
+
+def rows_of(trainer: Trainer) -> tuple[Rows, Rows]:
+    """Those that the first group learns from, and those that it is judged by."""
+    assert isinstance(trainer.learner, RowLearner)
+    return Rows(trainer, trainer.train_rows[0]), Rows(trainer, trainer.learner.validation_rows[0])
 
 
 class Plain(nn.Module):
@@ -208,14 +239,20 @@ def lightning_epochs(trainer: Trainer, epochs: int, folder: Path) -> None:
         def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
             return self.network(**batch)["loss"]  # type: ignore[no-any-return]
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
+        def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+            logits = self.network(**batch)["logits"]
+            self.log("accuracy", (logits.argmax(-1) == batch["labels"]).float().mean())
 
-    loader = torch.utils.data.DataLoader(Rows(trainer), batch_size=int(trainer.config.batch_size), shuffle=True)
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.01)
+
+    rows, held_out = rows_of(trainer)
+    loader = torch.utils.data.DataLoader(rows, batch_size=int(trainer.config.batch_size), shuffle=True)
+    judge = torch.utils.data.DataLoader(held_out, batch_size=1024)
     lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, barebones=False,
-    ).fit(Module(), loader)  # fmt: skip
+        enable_model_summary=False, default_root_dir=folder, num_sanity_val_steps=0,
+    ).fit(Module(), loader, judge)  # fmt: skip
 
 
 def hugging_face_epochs(trainer: Trainer, epochs: int, folder: Path) -> None:
@@ -225,10 +262,11 @@ def hugging_face_epochs(trainer: Trainer, epochs: int, folder: Path) -> None:
     transformers.trainer.is_datasets_available = lambda: False  # our application has the name of their library
     settings = transformers.TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=int(trainer.config.batch_size), num_train_epochs=epochs,
-        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True,
-        optim="adamw_torch_fused", dataloader_pin_memory=False,
+        per_device_eval_batch_size=1024, eval_strategy="epoch", report_to=[], save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    transformers.Trainer(model=Plain(trainer), args=settings, train_dataset=Rows(trainer)).train()
+    rows, held_out = rows_of(trainer)
+    transformers.Trainer(model=Plain(trainer), args=settings, train_dataset=rows, eval_dataset=held_out).train()
 
 
 PEERS = {"lightning": lightning_epochs, "transformers": hugging_face_epochs}
@@ -240,7 +278,7 @@ PEERS = {"lightning": lightning_epochs, "transformers": hugging_face_epochs}
 def compare(case: str, repetitions: int, threads: int, folder: Path) -> None:
     """Rows per second of the engine and the bare loop, and the median of the ratios of neighbours."""
     trainer = trainer_of(case, folder, threads)
-    bare = BareLoop(trainer)
+    bare = PlainLoop(trainer) if case.endswith("alone") else BareLoop(trainer)
     epochs = max(1, round(ROWS_A_TURN / trainer.rows_per_epoch))
     seconds: dict[str, list[float]] = {"bare": [], "engine": []}
     for repetition in range(repetitions + 1):
@@ -310,7 +348,7 @@ def stall(repetitions: int, threads: int, folder: Path) -> None:
             store.wait()
             if repetition:
                 taken.append(time.perf_counter() - began)
-    size = sum(each.numel() * each.element_size() for each in trainer._tensors_of_state().values())
+    size = sum(each.numel() * each.element_size() for each in trainer.trained.tensors().values())
     added = {
         kind: [one - other for one, other in zip(seconds[kind], seconds["none"], strict=True)]
         for kind in ("beside", "waited")

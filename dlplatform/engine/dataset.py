@@ -148,7 +148,7 @@ class Tensors:
 
     def batch(self, rows: Tensor, together: Tensor | None = None) -> Batch:
         """Rows (G, B) of positions → Batch. Texts are cut to the longest among ``together`` (default: ``rows``)."""
-        numbers, categories, tokens = self.numbers[rows], self.categories[rows], self.tokens[rows]
+        numbers, categories, tokens = (_at(rows, each) for each in (self.numbers, self.categories, self.tokens))
         if self.sequences is None and self.images is None:
             return Batch(numbers, categories, tokens)
         return Batch(numbers, categories, tokens, self._sequences(rows, together), self._images(rows))
@@ -172,6 +172,11 @@ class Tensors:
         if self.images is None:
             return None
         return self.images[rows.to(self.images.device)].to(self.numbers.device, non_blocking=True)
+
+
+def _at(rows: Tensor, values: Tensor) -> Tensor:
+    """``values[rows]``; where there is no column, looking it up would cost more than a small layer."""
+    return values[rows] if values.shape[1] else values.new_empty((*rows.shape, *values.shape[1:]))
 
 
 def to_tensors(inputs: Inputs, target: np.ndarray[Any, Any], device: torch.device) -> Tensors:

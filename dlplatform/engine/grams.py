@@ -38,6 +38,6 @@ def _adding(found: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[T
 def _rows(module: nn.Module, inputs: Tensor) -> Tensor:
     """What meets each weight matrix: (matrices, rows, in)."""
     if isinstance(module, EnsembleLinear):
-        scaled = inputs * module.before
+        scaled = inputs if module.alone else inputs * module.before
         return scaled.reshape(scaled.shape[0], -1, scaled.shape[-1])
     return inputs.reshape(-1, *inputs.shape[-2:])

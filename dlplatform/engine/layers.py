@@ -8,6 +8,7 @@ with Parameter-Efficient Ensembling").
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,18 @@ class GroupedLinear(nn.Module):
 
 
 class EnsembleLinear(nn.Module):
-    """(G, M, B, in) → (G, M, B, out): a matrix for each group, scaled before and after for each member."""
+    """(G, M, B, in) → (G, M, B, out): a matrix for each group, scaled before and after for each member.
+
+    A single member needs no scales: its matrix can be anything already.
+    """
 
     def __init__(self, groups: int, members: int, inputs: int, outputs: int, first: bool) -> None:
         super().__init__()
+        self.alone = members == 1
         self.weight = nn.Parameter(torch.empty(groups, inputs, outputs))
-        self.before = nn.Parameter(torch.empty(groups, members, 1, inputs))
-        self.after = nn.Parameter(torch.empty(groups, members, 1, outputs))
+        if not self.alone:
+            self.before = nn.Parameter(torch.empty(groups, members, 1, inputs))
+            self.after = nn.Parameter(torch.empty(groups, members, 1, outputs))
         self.bias = nn.Parameter(torch.empty(groups, members, 1, outputs))
         self.bound = 1 / math.sqrt(max(1, inputs))
         self.first = first
@@ -49,12 +55,23 @@ class EnsembleLinear(nn.Module):
         """Members start apart by random signs before the first layer only, as TabM prescribes."""
         self.weight.uniform_(-self.bound, self.bound, generator=generator)
         self.bias.uniform_(-self.bound, self.bound, generator=generator)
+        if self.alone:
+            return
         self.after.fill_(1.0)
         self.before.fill_(1.0)
         if self.first:
             self.before.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Packages of the first format have scales for a single member as well: worked into its matrix."""
+        if self.alone and f"{prefix}before" in state:
+            before, after = state.pop(f"{prefix}before"), state.pop(f"{prefix}after")
+            state[f"{prefix}weight"] = before[:, 0].transpose(1, 2) * state[f"{prefix}weight"] * after[:, 0]
+        super()._load_from_state_dict(state, prefix, *rest)
+
     def forward(self, inputs: Tensor) -> Tensor:
+        if self.alone:
+            return torch.baddbmm(self.bias[:, 0], inputs.squeeze(1), self.weight).unsqueeze(1)
         scaled = inputs * self.before
         groups, members, rows, width = scaled.shape
         mixed = torch.bmm(scaled.reshape(groups, members * rows, width), self.weight)

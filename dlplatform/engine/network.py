@@ -146,13 +146,11 @@ class InputEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(numbers (G, B, D) normalised, rest (G, B, R): indicators and embeddings)."""
-        absent = batch.numbers.isnan()
-        scaled = (batch.numbers - self.center) * self.inverse_scale
-        scaled = scaled.masked_fill(absent, 0.0)
-        numbers = scaled * torch.rsqrt(1 + (scaled / CLIP).square())
+        scaled = ((batch.numbers - self.center) * self.inverse_scale).nan_to_num(nan=0.0)
+        numbers = scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
         parts = []
         if self.sizes.indicators:
-            parts.append(absent[..., list(self.sizes.indicators)].to(numbers.dtype))
+            parts.append(batch.numbers[..., list(self.sizes.indicators)].isnan().to(numbers.dtype))
         if self.codes:
             parts.append(self._embed_categories(batch.categories))
         if self.sizes.texts:
