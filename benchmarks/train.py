@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import tempfile
 import time
@@ -218,7 +219,7 @@ class Plain(nn.Module):
         widths = [shape.inputs.numbers, *[shape.width] * shape.layers]
         hidden = [
             layer
-            for inputs, outputs in zip(widths, widths[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(widths)
             for layer in (nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(shape.dropout))
         ]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], shape.outputs))

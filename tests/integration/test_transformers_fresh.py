@@ -76,7 +76,9 @@ def test_the_page_takes_json_offers_presets_and_fills_a_clone(texts, trainer, we
     assert 'name="config.text_model"' in page and "BERT, small" in page and "data-fills" in page
     text = '{"model_type": "bert", "hidden_size": 16}'
     shown = web(trainer).get("/runs/new", form_of(texts, **{"config.text_model": text})).content.decode()
-    assert ", at most about" in shown and "parameters, at most" not in shown  # how many parameters only the library knows
+    assert (
+        ", at most about" in shown and "parameters, at most" not in shown
+    )  # how many parameters only the library knows
     answer = web(trainer).post("/runs/new", form_of(texts, **{"config.text_model": text}))
     run = Run.objects.get()
     assert answer.status_code == 302 and run.config["text_model"] == {"model_type": "bert", "hidden_size": 16}
