@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from dlplatform.engine.durable import check_manifest, commit_directory, read_manifest, to_json
+from dlplatform.engine.safetensors_pieces import to_safetensors
 
 TENSORS: Final = "state.safetensors"
 STATE: Final = "state.json"
@@ -30,10 +31,6 @@ class Snapshot:
     state: dict[str, Any]
     best: bool
     environment: dict[str, Any]
-
-    def copied(self) -> Snapshot:
-        """The same in memory of its own, so that training may go on meanwhile."""
-        return replace(self, tensors={name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,20 @@ class CheckpointStore:
         self.directory = directory
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Saved] | None = None
+        self._copies: dict[str, Tensor] = {}
 
     def begin(self, snapshot: Snapshot) -> None:
         """Copy the tensors now and write them in the background."""
         self.wait()
-        self._writing = self._writer.submit(self.save, snapshot.copied())
+        self._copies = {name: self._copy(name, tensor) for name, tensor in snapshot.tensors.items()}
+        self._writing = self._writer.submit(self.save, replace(snapshot, tensors=self._copies))
+
+    def _copy(self, name: str, tensor: Tensor) -> Tensor:
+        """In the memory of the checkpoint before: fresh memory costs more than the copying."""
+        last = self._copies.get(name)
+        if last is None or last.shape != tensor.shape or last.dtype != tensor.dtype:
+            return tensor.detach().to("cpu", copy=True).contiguous()
+        return last.copy_(tensor)
 
     def wait(self) -> None:
         """Until what was begun is durable. Raises what went wrong with it, such as OSError for a full disk."""
@@ -85,7 +91,7 @@ class CheckpointStore:
         """Write one checkpoint and remove those that are no longer needed."""
         self.directory.mkdir(exist_ok=True)
         path = self.directory / f"step-{snapshot.step:06d}"
-        files = {TENSORS: safetensors.torch.save(snapshot.tensors), STATE: to_json(snapshot.state)}
+        files = {TENSORS: to_safetensors(snapshot.tensors), STATE: to_json(snapshot.state)}
         extra = {"step": snapshot.step, "best": snapshot.best, "environment": snapshot.environment}
         sha256 = commit_directory(path, files, extra)
         self._prune()

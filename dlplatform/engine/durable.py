@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ CHUNK = 1 << 20
 PIECE = 64 * 1024
 
 Bytes = bytes | bytearray | memoryview
+Content = Bytes | Sequence[Bytes]  # of a file: at once, or in pieces that need not be joined in memory
 
 
 def to_json(value: Any) -> bytes:
@@ -53,10 +54,15 @@ def write_pieces(file: IO[bytes], content: Bytes) -> None:
         file.write(view[start : start + PIECE])
 
 
-def write_file(path: Path, content: bytes) -> None:
+def pieces(content: Content) -> Sequence[Bytes]:
+    return [content] if isinstance(content, Bytes) else content
+
+
+def write_file(path: Path, content: Content) -> None:
     """Write and fsync; not atomic by itself (see `write_atomically` and `commit_directory`)."""
     with path.open("wb") as file:
-        write_pieces(file, content)
+        for piece in pieces(content):
+            write_pieces(file, piece)
         file.flush()
         os.fsync(file.fileno())
 
@@ -69,13 +75,18 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def manifest_of(files: Mapping[str, bytes], extra: Mapping[str, Any]) -> dict[str, Any]:
+def manifest_of(files: Mapping[str, Content], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes and SHA-256 of the given files, beside whatever else the manifest records."""
-    entries = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in sorted(files.items())
-    }
+    entries = {name: _entry(content) for name, content in sorted(files.items())}
     return {"format": 1, **extra, "files": entries}
+
+
+def _entry(content: Content) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces(content):
+        digest.update(piece)
+        size += len(piece)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def manifest_of_directory(directory: Path, extra: Mapping[str, Any]) -> tuple[bytes, str]:
@@ -89,7 +100,7 @@ def manifest_of_directory(directory: Path, extra: Mapping[str, Any]) -> tuple[by
     return manifest, hashlib.sha256(manifest).hexdigest()
 
 
-def commit_directory(target: Path, files: Mapping[str, bytes], extra: Mapping[str, Any]) -> str:
+def commit_directory(target: Path, files: Mapping[str, Content], extra: Mapping[str, Any]) -> str:
     """Write a directory of files so that it is whole or absent; an older one of that name is replaced.
 
     Order: temporary directory, fsync of each file, manifest last, fsync, rename, fsync of the parent.
