@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from dlplatform.engine.durable import check_manifest, commit_directory, read_manifest, to_json
+from dlplatform.engine.durable import Content, check_manifest, commit_directory, read_manifest, to_json
 from dlplatform.engine.safetensors_pieces import to_safetensors
 
 TENSORS: Final = "state.safetensors"
@@ -91,7 +91,7 @@ class CheckpointStore:
         """Write one checkpoint and remove those that are no longer needed."""
         self.directory.mkdir(exist_ok=True)
         path = self.directory / f"step-{snapshot.step:06d}"
-        files = {TENSORS: to_safetensors(snapshot.tensors), STATE: to_json(snapshot.state)}
+        files: dict[str, Content] = {TENSORS: to_safetensors(snapshot.tensors), STATE: to_json(snapshot.state)}
         extra = {"step": snapshot.step, "best": snapshot.best, "environment": snapshot.environment}
         sha256 = commit_directory(path, files, extra)
         self._prune()

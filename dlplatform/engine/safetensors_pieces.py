@@ -41,4 +41,4 @@ def to_safetensors(tensors: Mapping[str, Tensor]) -> list[Bytes]:
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
