@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from dlplatform.objects.models import StoredObject
+from dlplatform.objects.safetensors_layout import SLICE
 from dlplatform.objects.store import CHUNK, CorruptObject, IncomingFile, MissingObject, ObjectStore
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -33,10 +34,10 @@ def test_an_object_is_named_by_its_hash_and_read_back(store):
 
 def test_an_object_larger_than_a_chunk_streams(store, tmp_path):
     source = tmp_path / "large"
-    source.write_bytes(os.urandom(2 * CHUNK + 5))
+    source.write_bytes(os.urandom(SLICE + 5))
     stored = store.put_file(source)
     assert source.exists()
-    assert [len(chunk) for chunk in store.chunks(stored.sha256)] == [CHUNK, CHUNK, 5]
+    assert [len(chunk) for chunk in store.chunks(stored.sha256)] == [CHUNK] * (SLICE // CHUNK) + [5]
     store.fetch(stored.sha256, tmp_path / "deep" / "copy")
     assert (tmp_path / "deep" / "copy").read_bytes() == source.read_bytes()
 
