@@ -104,7 +104,17 @@ def _peak(device: torch.device | None) -> int:
     """The most bytes so far: of the accelerator, or of this process in main memory."""
     if device is not None and device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _peak_of_main_memory()
+
+
+def _peak_of_main_memory() -> int:
+    """Of this process alone: what getrusage tells on Linux is kept through exec from whoever started the process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":  # one of several that the launcher started
