@@ -116,6 +116,7 @@ INSTALLED_APPS = [
     "dlplatform.accounts",
     "datasets",
     "registry",
+    "registry.serving",
     "training",
 ]
 

@@ -14,6 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
+from registry.serving.models import Deployment, DeploymentChange, Variant
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
@@ -212,6 +213,45 @@ class UploadFactory(factory.django.DjangoModelFactory):
     state = Upload.RECEIVING
     files = [{"path": "model.safetensors", "size": 10, "sha256": None}]
     part_size = 1024 * 1024
+
+
+class DeploymentFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Deployment
+
+    organization = factory.SubFactory(OrganizationFactory)
+    name = factory.Sequence(lambda number: f"deployment-{number}")
+    salt = "salt"
+
+
+class VariantFactory(factory.django.DjangoModelFactory):
+    """Alone in its deployment: it has every bucket."""
+
+    class Meta:
+        model = Variant
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    version = factory.SubFactory(
+        ModelVersionFactory, model__organization=factory.SelfAttribute("...deployment.organization")
+    )
+    weight = 1.0
+
+    @classmethod
+    def _create(cls, model_class: Any, *args: Any, **kwargs: Any) -> Variant:
+        made: Variant = super()._create(model_class, *args, **kwargs)
+        Deployment.objects.filter(pk=made.deployment_id).update(allocation=[[10_000, str(made.pk)]])
+        made.deployment.refresh_from_db()
+        return made
+
+
+class DeploymentChangeFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = DeploymentChange
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    revision = factory.Sequence(lambda number: number + 1)
+    before = {"state": "active", "variants": [], "allocation": []}
+    after = {"state": "active", "variants": [], "allocation": []}
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

@@ -1,0 +1,33 @@
+"""Django admin of deployments: what there is and what was changed, read-only; changes go through the pages."""
+
+from django.contrib import admin
+
+from dlplatform.accounts.admin import ReadOnly
+
+from .models import Deployment, DeploymentChange, Variant
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnly):
+    list_display = ["name", "organization", "state", "revision", "created_by", "created_at"]
+    list_filter = ["organization", "state"]
+    search_fields = ["name", "description", "id"]
+    list_select_related = ["organization", "created_by"]
+    exclude = ["salt"]
+
+
+@admin.register(Variant)
+class VariantAdmin(ReadOnly):
+    list_display = ["deployment", "version", "role", "weight", "removed_at"]
+    list_filter = ["role", "deployment__organization"]
+    search_fields = ["deployment__name", "version__model__name", "id"]
+    list_select_related = ["deployment", "version__model"]
+
+
+@admin.register(DeploymentChange)
+class DeploymentChangeAdmin(ReadOnly):
+    list_display = ["changed_at", "deployment", "revision", "actor", "reason"]
+    list_filter = ["deployment__organization"]
+    search_fields = ["deployment__name", "reason"]
+    list_select_related = ["deployment", "actor"]
+    date_hierarchy = "changed_at"

@@ -1,0 +1,101 @@
+"""Deployments, the variants that answer in them, and the log of every change."""
+
+import uuid
+
+from django.db import models
+from django.db.models import Q
+from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
+
+from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+from registry.models import ModelVersion
+
+
+class Deployment(TenantModel):
+    """A named address that answers with one or several versions."""
+
+    class State(models.TextChoices):
+        ACTIVE = "active"
+        ARCHIVED = "archived"
+
+    name = models.CharField(max_length=80)
+    description = models.TextField(blank=True)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.ACTIVE)
+    salt = models.CharField(max_length=32, editable=False, help_text="Hashed with a request's key into its bucket")
+    allocation = models.JSONField(
+        default=list, editable=False,
+        help_text="Which live variant has which buckets: [[end, variant id], …], see registry.serving.assignment",
+    )  # fmt: skip
+    revision = models.PositiveIntegerField(default=0, editable=False, help_text="Number of the newest change")
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["organization", "name"], condition=Q(state="active"), name="deployment_name_once"
+            )
+        ]
+        indexes = [models.Index(fields=["organization", "-created_at"], name="deployment_newest")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class DeploymentUserPermission(UserObjectPermissionBase):
+    content_object = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="userpermissions")
+
+
+class DeploymentGroupPermission(GroupObjectPermissionBase):
+    content_object = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="grouppermissions")
+
+
+class Variant(models.Model):
+    """A version in a deployment. It keeps its row when it is taken out, for the log names it."""
+
+    tenant_parent = "deployment"
+
+    class Role(models.TextChoices):
+        LIVE = "live"
+        SHADOW = "shadow"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="variants")
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    role = models.CharField(max_length=10, choices=Role.choices, default=Role.LIVE)
+    weight = models.FloatField(help_text="Its part of the traffic, in proportion to the other live variants'")
+    removed_at = models.DateTimeField(null=True, editable=False)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["role", "version__model__name", "version__number"]
+        constraints = [
+            models.UniqueConstraint(fields=["deployment", "version"], name="variant_version_once"),
+            models.CheckConstraint(condition=Q(weight__gte=0), name="variant_weight_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.version)
+
+
+class DeploymentChange(models.Model):
+    """One change of a deployment. Rows are only ever added; together they tell what answered at any time."""
+
+    tenant_parent = "deployment"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
+    revision = models.PositiveIntegerField(help_text="1 for the creation, then one more each time")
+    before = models.JSONField(help_text="{state, variants, allocation} before it")
+    after = models.JSONField(help_text="{state, variants, allocation} after it")
+    undoes = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="+")
+    actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    reason = models.TextField(blank=True)
+    changed_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [models.UniqueConstraint(fields=["deployment", "revision"], name="deployment_revision_once")]
+
+    def __str__(self) -> str:
+        return f"{self.deployment} r{self.revision}"
