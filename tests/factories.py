@@ -14,7 +14,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from registry.serving.models import Deployment, DeploymentChange, Variant
+from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, Variant
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
@@ -277,3 +277,12 @@ def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **
         dataset=dataset, source_sha256=original.sha256, source_bytes=original.size, rows=result.rows, columns=answer["columns"], profile=answer["profile"], parts=parts,
         problems=answer["problems"], detected=answer["detected"], **more,
     )  # fmt: skip
+
+
+class BatchPredictionFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = BatchPrediction
+
+    version = factory.SubFactory(ModelVersionFactory)
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
+    name = factory.Sequence(lambda number: f"predictions {number}")

@@ -1,8 +1,11 @@
 from django.urls import path
 
-from . import api
+from . import api, batch_api
 
 urlpatterns = [
+    path("batch-predictions", batch_api.BatchesView.as_view()),
+    path("batch-predictions/<uuid:batch>", batch_api.BatchView.as_view()),
+    path("batch-predictions/<uuid:batch>/cancel", batch_api.BatchCancelView.as_view()),
     path("deployments", api.DeploymentsView.as_view()),
     path("deployments/<uuid:deployment>", api.DeploymentView.as_view()),
     path("deployments/<uuid:deployment>/changes", api.DeploymentChangesView.as_view()),

@@ -1,12 +1,15 @@
 """Deployments, the variants that answer in them, and the log of every change."""
 
 import uuid
+from typing import ClassVar
 
 from django.db import models
 from django.db.models import Q
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
 
+from datasets.models import DatasetVersion
 from dlplatform.accounts.models import TenantModel, TenantQuerySet, User
+from dlplatform.jobs import Job, JobQuerySet
 from registry.models import ModelVersion
 
 
@@ -99,3 +102,36 @@ class DeploymentChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.deployment} r{self.revision}"
+
+
+class BatchPredictionQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    pass
+
+
+class BatchPrediction(Job):
+    """A version's predictions for all rows of a dataset version, which become a dataset version themselves."""
+
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "registry.serving.jobs.predict_dataset"
+    tenant_parent = "version"
+
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="batch_predictions")
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="+")
+    name = models.CharField(max_length=120, help_text="Of the dataset that gets the rows with their predictions")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    output_version = models.OneToOneField(
+        DatasetVersion, null=True, on_delete=models.SET_NULL, related_name="batch_prediction"
+    )
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = BatchPredictionQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["version", "-created_at"], name="batch_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.version} on {self.dataset_version}"

@@ -8,7 +8,7 @@ from dlplatform.api import SafeCharField, Strict
 from registry.serializers import PredictIn, PredictOut
 
 from .assignment import shares
-from .models import Deployment, DeploymentChange, Variant
+from .models import BatchPrediction, Deployment, DeploymentChange, Variant
 from .services import HEAVIEST, MOST_VARIANTS
 
 REVISION = "The change must find the deployment at this revision, else 409"
@@ -114,3 +114,27 @@ class DeploymentPredictOut(PredictOut):
             "variant": str(instance.variant),
             "request_id": str(instance.request_id),
         }
+
+
+class BatchIn(Strict):
+    version = serializers.UUIDField(help_text="Id of the model version that predicts")
+    dataset_version = serializers.UUIDField(help_text="Id of the dataset version whose rows it predicts")
+    name = SafeCharField(
+        required=False, allow_blank=True, max_length=120,
+        help_text="Of the dataset that gets the rows with their predictions as a new version; made if there is none",
+    )  # fmt: skip
+
+
+class BatchOut(serializers.ModelSerializer):
+    version = serializers.UUIDField(source="version_id")
+    dataset_version = serializers.UUIDField(source="dataset_version_id")
+    output_version = serializers.UUIDField(
+        source="output_version_id", allow_null=True, help_text="The dataset version with the predictions"
+    )
+
+    class Meta:
+        model = BatchPrediction
+        fields = [
+            "id", "version", "dataset_version", "name", "state", "progress", "phase", "created_at", "finished_at",
+            "output_version", "error",
+        ]  # fmt: skip

@@ -2,9 +2,12 @@
 
 from django.urls import path
 
-from . import views
+from . import batch_views, views
 
 urlpatterns = [
+    path("model-versions/<uuid:version>/batch", batch_views.batch_new, name="batch-new"),
+    path("batch-predictions/<uuid:batch>/", batch_views.batch_page, name="batch"),
+    path("batch-predictions/<uuid:batch>/cancel", batch_views.batch_cancel, name="batch-cancel"),
     path("deployments/", views.deployment_list, name="deployments"),
     path("deployments/new", views.deployment_new, name="deployment-new"),
     path("deployments/<uuid:deployment>/", views.deployment_page, name="deployment"),

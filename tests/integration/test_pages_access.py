@@ -58,6 +58,7 @@ def things(organization, trainer):
     factories.DeploymentChangeFactory(deployment=deployment, reason=HOSTILE, before=then, after=then)
     return {
         "deployment": deployment,
+        "batch": factories.BatchPredictionFactory(version=made, dataset_version=version, name=HOSTILE),
         "code": code,
         "dataset": dataset,
         "version": version,
@@ -96,7 +97,7 @@ def pages_of(things):
         reverse("upload", args=[things["upload"].pk]),
         reverse("code", args=[things["code"].pk]), reverse("code-lineage", args=[things["code"].pk]),
         reverse("sweep", args=[things["sweep"].pk]), reverse("sweep", args=[things["sweep"].pk]) + "?sort=-schedule",
-        reverse("deployment", args=[things["deployment"].pk]),
+        reverse("deployment", args=[things["deployment"].pk]), reverse("batch", args=[things["batch"].pk]),
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
@@ -126,7 +127,7 @@ CHANGES = [
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
     ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
     ("model_version", "version-restore"), ("deployment", "deployment-variants"), ("deployment", "deployment-undo"),
-    ("deployment", "deployment-archive"), ("deployment", "deployment-restore"),
+    ("deployment", "deployment-archive"), ("deployment", "deployment-restore"), ("batch", "batch-cancel"),
 ]  # fmt: skip
 
 
