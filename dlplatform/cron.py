@@ -26,7 +26,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
-from registry.serving import batches
+from registry.serving import batches, prediction_log
 from registry.serving.models import BatchPrediction
 from training import job_directories, preflights, states
 from training import reachability as code_objects
@@ -132,6 +132,7 @@ TICKS = (
     Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
     Tick("forget preflights", 3600, preflights.forget_preflights),
     Tick("forget unused code", 3600, code_objects.forget_unused_code),
+    Tick("forget predictions", 3600, prediction_log.forget_old),
     Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),

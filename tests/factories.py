@@ -1,5 +1,6 @@
 """Builders of rows. Each makes a valid row; a test names only what it is about."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, Variant
+from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Variant
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
@@ -252,6 +253,19 @@ class DeploymentChangeFactory(factory.django.DjangoModelFactory):
     revision = factory.Sequence(lambda number: number + 1)
     before = {"state": "active", "variants": [], "allocation": []}
     after = {"state": "active", "variants": [], "allocation": []}
+
+
+class PredictionRecordFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = PredictionRecord
+
+    request_id = factory.LazyFunction(uuid.uuid4)
+    variant = factory.SubFactory(VariantFactory)
+    deployment = factory.SelfAttribute("variant.deployment")
+    instances = [{"x": 1.0}]
+    predictions = [{"value": 1.0}]
+    milliseconds = 1.0
+    at = factory.LazyFunction(timezone.now)
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

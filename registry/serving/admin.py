@@ -4,7 +4,7 @@ from django.contrib import admin
 
 from dlplatform.accounts.admin import ReadOnly
 
-from .models import Deployment, DeploymentChange, Variant
+from .models import Deployment, DeploymentChange, Feedback, PredictionRecord, Variant
 
 
 @admin.register(Deployment)
@@ -31,3 +31,21 @@ class DeploymentChangeAdmin(ReadOnly):
     search_fields = ["deployment__name", "reason"]
     list_select_related = ["deployment", "actor"]
     date_hierarchy = "changed_at"
+
+
+@admin.register(PredictionRecord)
+class PredictionRecordAdmin(ReadOnly):
+    list_display = ["at", "deployment", "variant", "milliseconds", "error", "request_id"]
+    list_filter = ["deployment__organization"]
+    search_fields = ["request_id", "deployment__name", "key"]
+    list_select_related = ["deployment", "variant__version__model"]
+    show_full_result_count = False
+
+
+@admin.register(Feedback)
+class FeedbackAdmin(ReadOnly):
+    list_display = ["at", "deployment", "request_id", "index", "label", "actor"]
+    list_filter = ["deployment__organization"]
+    search_fields = ["request_id", "deployment__name"]
+    list_select_related = ["deployment", "actor"]
+    show_full_result_count = False

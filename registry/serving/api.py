@@ -33,7 +33,7 @@ VARIANT = {
 }  # fmt: skip
 DEPLOYMENT = {
     "id": "e0b7…", "name": "screening", "description": "", "organization": "main", "state": "active", "revision": 4,
-    "variants": [VARIANT], "created_by": "maria", "created_at": "2026-11-20T09:30:00Z",
+    "variants": [VARIANT], "sample_rate": 1.0, "created_by": "maria", "created_at": "2026-11-20T09:30:00Z",
 }  # fmt: skip
 THEN = {
     "state": "active",
@@ -65,7 +65,7 @@ def visible_deployments(user: Any) -> QuerySet[Deployment]:
     )
 
 
-def _deployment(request: Request, identifier: UUID) -> Deployment:
+def the_deployment(request: Request, identifier: UUID) -> Deployment:
     rows = Deployment.objects.select_related("organization")
     found: Deployment = visible_or_404(rows, request.user, pk=identifier)
     return found
@@ -131,7 +131,7 @@ class DeploymentView(APIView):
                   "reason": "canary to 10 %", "revision": 3}, DEPLOYMENT),
     )  # fmt: skip
     def patch(self, request: Request, deployment: UUID) -> Response:
-        found = _deployment(request, deployment)
+        found = the_deployment(request, deployment)
         require(request.user, "deploy", found)
         given = DeploymentChangeIn(data=request.data)
         given.is_valid(raise_exception=True)
@@ -146,8 +146,8 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
         why["revision"] = None
     if "variants" in wanted:
         services.change_variants(actor=request.user, deployment=found, variants=_wanted(wanted["variants"]), **why)
-    if "description" in wanted:
-        services.describe(actor=request.user, deployment=found, description=wanted["description"])
+    if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:
+        services.set_details(actor=request.user, deployment=found, **details)
 
 
 class DeploymentChangesView(PagedView):
@@ -158,7 +158,7 @@ class DeploymentChangesView(PagedView):
         "Log of all changes of a deployment", answer=DeploymentChangeOut(many=True), example=(None, CHANGE), tags=TAGS
     )
     def get(self, request: Request, deployment: UUID) -> Response:
-        rows = DeploymentChange.objects.filter(deployment=_deployment(request, deployment))
+        rows = DeploymentChange.objects.filter(deployment=the_deployment(request, deployment))
         return self.paged(request, rows.select_related("actor", "undoes"), DeploymentChangeOut)
 
 
@@ -172,7 +172,7 @@ class DeploymentUndoView(APIView):
         example=({"reason": "errors went up"}, DEPLOYMENT),
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID) -> Response:
-        found = _deployment(request, deployment)
+        found = the_deployment(request, deployment)
         require(request.user, "deploy", found)
         given = UndoIn(data=request.data)
         given.is_valid(raise_exception=True)
@@ -197,7 +197,7 @@ class DeploymentPredictView(APIView):
         operation_id="predict_by_deployment",
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID) -> Response:
-        return _predict(request, _deployment(request, deployment))
+        return _predict(request, the_deployment(request, deployment))
 
 
 class NamedDeploymentPredictView(APIView):
@@ -209,10 +209,10 @@ class NamedDeploymentPredictView(APIView):
         parameters=[OpenApiParameter("organization", str, description="Slug; default: your default organization")],
     )  # fmt: skip
     def post(self, request: Request, name: str) -> Response:
-        return _predict(request, named_deployment(request, name))
+        return _predict(request, deployment_named(request, name))
 
 
-def named_deployment(request: Request, name: str) -> Deployment:
+def deployment_named(request: Request, name: str) -> Deployment:
     """The active deployment of that name in the caller's organization, or shared with the caller; Http404 else."""
     rows = Deployment.objects.visible_to(request.user).select_related("organization")
     found = list(rows.filter(name=name, state=Deployment.State.ACTIVE)[:2])

@@ -61,7 +61,7 @@ def reallocate(allocation: Allocation, weights: Mapping[str, float]) -> list[tup
 
 def _kept(allocation: Allocation, room: dict[str, int]) -> tuple[list[str | None], list[int]]:
     """Bucket by bucket who keeps it, and the buckets that are free: those of the gone, and the last of who loses."""
-    owners = _owners(allocation) if allocation else [None] * BUCKETS
+    owners: list[str | None] = _owners(allocation) if allocation else [None] * BUCKETS
     free = []
     for bucket, owner in enumerate(owners):
         if owner is not None and room.get(owner, 0) > 0:

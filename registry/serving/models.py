@@ -29,13 +29,17 @@ class Deployment(TenantModel):
         help_text="Which live variant has which buckets: [[end, variant id], …], see registry.serving.assignment",
     )  # fmt: skip
     revision = models.PositiveIntegerField(default=0, editable=False, help_text="Number of the newest change")
+    sample_rate = models.FloatField(default=1.0, help_text="The share of requests that the prediction log keeps")
 
     class Meta:
         ordering = ["-created_at"]
         constraints = [
             models.UniqueConstraint(
                 fields=["organization", "name"], condition=Q(state="active"), name="deployment_name_once"
-            )
+            ),
+            models.CheckConstraint(
+                condition=Q(sample_rate__gte=0, sample_rate__lte=1), name="deployment_sample_rate_is_a_share"
+            ),
         ]
         indexes = [models.Index(fields=["organization", "-created_at"], name="deployment_newest")]
 
@@ -135,3 +139,58 @@ class BatchPrediction(Job):
 
     def __str__(self) -> str:
         return f"{self.version} on {self.dataset_version}"
+
+
+class PredictionRecord(models.Model):
+    """One request that a deployment answered, or could not; kept for a time, see `PREDICTION_LOG_DAYS`."""
+
+    tenant_parent = "deployment"
+
+    request_id = models.UUIDField(unique=True)
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="records")
+    variant = models.ForeignKey(Variant, on_delete=models.CASCADE, related_name="+")
+    key = models.CharField(max_length=200, blank=True)
+    instances = models.JSONField(help_text="The rows as they were sent; an image as the SHA-256 of what was sent")
+    predictions = models.JSONField(null=True, help_text="The answer in the order of the rows; null after an error")
+    milliseconds = models.FloatField(help_text="From the choice of the variant to its answer")
+    error = models.CharField(max_length=60, blank=True, help_text="Code of the error that was answered")
+    at = models.DateTimeField()
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(fields=["deployment", "-id"], name="record_newest"),
+            models.Index(fields=["at"], name="record_by_time"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.request_id)
+
+
+class Feedback(models.Model):
+    """What turned out to be right for one row of one request. It may come before its record, or without one."""
+
+    tenant_parent = "deployment"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="feedback")
+    request_id = models.UUIDField()
+    index = models.PositiveSmallIntegerField(default=0, help_text="Position of the row in its request")
+    label = models.JSONField()
+    actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    at = models.DateTimeField()
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-at"]
+        verbose_name_plural = "feedback"
+        constraints = [models.UniqueConstraint(fields=["deployment", "request_id", "index"], name="feedback_last_wins")]
+        indexes = [
+            models.Index(fields=["deployment", "-at"], name="feedback_newest"),
+            models.Index(fields=["at"], name="feedback_by_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.request_id}[{self.index}]"

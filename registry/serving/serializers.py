@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 from registry.serializers import PredictIn, PredictOut
 
 from .assignment import shares
-from .models import BatchPrediction, Deployment, DeploymentChange, Variant
+from .models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Variant
 from .services import HEAVIEST, MOST_VARIANTS
 
 REVISION = "The change must find the deployment at this revision, else 409"
@@ -35,6 +37,9 @@ class DeploymentIn(Strict):
 class DeploymentChangeIn(Strict):
     variants = VariantIn(many=True, min_length=1, max_length=MOST_VARIANTS, required=False, help_text="All of them")
     description = SafeCharField(required=False, allow_blank=True, max_length=10_000)
+    sample_rate = serializers.FloatField(
+        required=False, min_value=0, max_value=1, help_text="The share of requests that the prediction log keeps"
+    )
     archived = serializers.BooleanField(required=False, help_text="true stops it, false has it answer again")
     reason = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text="Why, for the log")
     revision = serializers.IntegerField(required=False, min_value=0, help_text=REVISION)
@@ -71,7 +76,8 @@ class DeploymentOut(serializers.ModelSerializer):
     class Meta:
         model = Deployment
         fields = [
-            "id", "name", "description", "organization", "state", "revision", "variants", "created_by", "created_at",
+            "id", "name", "description", "organization", "state", "revision", "variants", "sample_rate", "created_by",
+            "created_at",
         ]  # fmt: skip
 
 
@@ -138,3 +144,47 @@ class BatchOut(serializers.ModelSerializer):
             "id", "version", "dataset_version", "name", "state", "progress", "phase", "created_at", "finished_at",
             "output_version", "error",
         ]  # fmt: skip
+
+
+class PredictionRecordOut(serializers.ModelSerializer):
+    """With ``labels`` in the context: by request, what feedback said."""
+
+    variant = serializers.UUIDField(source="variant_id")
+    version = serializers.UUIDField(source="variant.version_id")
+    instances = serializers.ListField(child=serializers.DictField(), help_text="An image as `sha256:…` of its text")
+    predictions = serializers.ListField(child=serializers.DictField(), allow_null=True, help_text="Null after an error")
+    labels = serializers.SerializerMethodField(help_text="What feedback said, by the position of the row")
+
+    class Meta:
+        model = PredictionRecord
+        fields = [
+            "request_id", "variant", "version", "key", "instances", "predictions", "labels", "milliseconds", "error", "at",
+        ]  # fmt: skip
+
+    def get_labels(self, record: PredictionRecord) -> dict[str, Any]:
+        return {str(index): label for index, label in self.context["labels"].get(record.request_id, {}).items()}
+
+
+@extend_schema_field(OpenApiTypes.ANY)
+class LabelField(serializers.Field):
+    """A class as text, a number, or yes and no."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, bool) or (isinstance(data, int | float) and abs(data) < 1e300):
+            return data
+        if isinstance(data, str) and len(data) <= 1000 and "\0" not in data:
+            return data
+        raise serializers.ValidationError("Give a text of up to 1000 characters, a number, true or false.")
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+class FeedbackIn(Strict):
+    request_id = serializers.UUIDField(help_text="As the prediction was answered with")
+    index = serializers.IntegerField(default=0, min_value=0, max_value=999, help_text="Position of the row")
+    label = LabelField(help_text="What is right: a class, a number, true or false")
+
+
+class FeedbackOut(serializers.Serializer):
+    accepted = serializers.IntegerField(help_text="How many rows got a label")

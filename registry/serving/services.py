@@ -77,12 +77,15 @@ def change_variants(
 
 
 @transaction.atomic
-def describe(*, actor: User, deployment: Deployment, description: str) -> Deployment:
-    """Change what is written about it, which changes no answer and is no row of its log."""
+def set_details(*, actor: User, deployment: Deployment, **details: Any) -> Deployment:
+    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log."""
     require(actor, "deploy", deployment)
-    Deployment.objects.filter(pk=deployment.pk).update(description=description)
-    audit.record(actor, "deployment.describe", deployment, deployment.organization)
-    deployment.description = description
+    if not 0 <= details.get("sample_rate", 0) <= 1:
+        raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
+    for field, value in details.items():
+        setattr(deployment, field, value)
+    deployment.save(update_fields=list(details))
+    audit.record(actor, "deployment.details", deployment, deployment.organization, **details)
     return deployment
 
 

@@ -28,13 +28,14 @@ from registry.examples import example_images
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
-from . import predictions, services
+from . import feedback, prediction_log, predictions, services
 from .assignment import shares
 from .client import Unusable
 from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
-from .models import Deployment, Variant
+from .models import Deployment, PredictionRecord, Variant
 
 CHANGES_SHOWN = 30
+RECORDS_SHOWN = 20
 SORTS = {"name": "name", "-name": "-name", "created": "created_at", "-created": "-created_at"}
 
 
@@ -115,9 +116,30 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
         if can_deploy
         else [],
         "changes": found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
+        **_log_context(found),
         **_try_context(request, found),
     }
-    return page(request, "serving/deployment.html", context)
+    part = {"requests": "serving/_requests.html"}.get(request.GET.get("part", ""))
+    return page(request, "serving/deployment.html", context, partial=part)
+
+
+def _log_context(deployment: Deployment) -> dict[str, Any]:
+    """The last requests with their labels, and what the labels say of each variant."""
+    rows = PredictionRecord.objects.filter(deployment=deployment).select_related("variant__version__model")
+    records = list(rows.order_by("-id")[:RECORDS_SHOWN])
+    labels = prediction_log.labels_of(deployment.pk, [record.request_id for record in records])
+    for record in records:
+        record.told = told(record.predictions)
+        record.labels = list(labels.get(record.request_id, {}).values())
+    return {"records": records, "qualities": feedback.quality_of(deployment)}
+
+
+def told(answers: list[dict[str, Any]] | None) -> Any:
+    """The first answer in a word; None after an error."""
+    if not answers:
+        return None
+    first = answers[0]
+    return next((first[name] for name in ("label", "labels", "value", "values", "text") if name in first), None)
 
 
 # --- changes ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dlplatform.accounts.models import AuditEntry
 from dlplatform.api import Conflict
 from registry import deletion
 from registry.serving import client as inference
-from registry.serving import services
+from registry.serving import prediction_log, services
 from registry.serving.assignment import assign
 from registry.serving.models import Deployment, DeploymentChange, Variant
 from registry.serving.services import Wanted
@@ -22,6 +22,12 @@ pytestmark = pytest.mark.django_db
 ROOT = "/api/v1/deployments"
 TREE = {"model.json": {"sha256": "a" * 64, "size": 10}}
 INPUTS = {"inputs": [{"name": "x", "type": "number", "nullable": True, "example": 1.5, "minimum": 0, "maximum": 2}]}
+
+
+@pytest.fixture(autouse=True)
+def no_thread(monkeypatch):
+    """The records of a test's predictions are not written behind its transaction."""
+    monkeypatch.setattr(prediction_log, "buffer", prediction_log.RecordBuffer(thread=False))
 
 
 @pytest.fixture
