@@ -21,6 +21,7 @@ NAMES = (
     "merging",
     "sweeps",
     "at_rest",
+    "ab",
 )
 OWN_SIZES = (("train", "--short"), ("ingestion", "20"))
 

@@ -25,7 +25,7 @@ from tests.live import Platform
 
 from .lineage import Version, lineage
 from .measuring import arguments, median, platform, report, settle, spread
-from .transfer import BLOCK, Memory, copy_and_hash, download
+from .transfer import Memory, copy_and_hash, download, upload_body
 from .upload_in_parts import followed
 
 LIMIT_TEN = 1.12
@@ -248,14 +248,10 @@ def up_and_down(running: Platform, folder: Path, megabytes: int, repetitions: in
 
 def send_model(client: httpx.Client, model: str, source: Path) -> str:
     """The upload that a raw body became."""
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(source.stat().st_size)}
-    with source.open("rb") as content:
-        body = iter(lambda: content.read(BLOCK), b"")
-        answer = client.post(
-            f"/models/{model}/versions", params={"filename": "model.safetensors"}, content=body, headers=headers,
-            timeout=600,
-        )  # fmt: skip
-    return str(answer.raise_for_status().json()["id"])
+    answer = upload_body(
+        client, f"/models/{model}/versions?filename=model.safetensors", source, "application/octet-stream"
+    )
+    return str(answer["id"])
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ while it is sent. The web process's memory is sampled all the while.
 import contextlib
 import hashlib
 import http.client
+import json
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import psutil
@@ -94,33 +95,47 @@ def copy_and_hash(source: Path, target: Path) -> float:
 def upload(client: httpx.Client, source: Path, name: str) -> float:
     """A version of a new dataset."""
     dataset = client.post("/datasets", json={"name": name}).raise_for_status().json()["id"]
-    address = f"/datasets/{dataset}/versions"
-    headers = {"Content-Type": "text/csv", "Content-Length": str(source.stat().st_size)}
-    with source.open("rb") as content:
-        body = iter(lambda: content.read(BLOCK), b"")
-        began = time.perf_counter()
-        answer = client.post(address, params={"filename": "large.csv"}, content=body, headers=headers, timeout=600)
-        seconds = time.perf_counter() - began
-    answer.raise_for_status()
-    return seconds
+    began = time.perf_counter()
+    upload_body(client, f"/datasets/{dataset}/versions?filename=large.csv", source, "text/csv")
+    return time.perf_counter() - began
+
+
+def upload_body(client: httpx.Client, address: str, source: Path, kind: str) -> dict[str, Any]:
+    """What a file is answered that is sent as it is, by a client that takes little of the processors that it shares
+    with the server."""
+    headers = {"Content-Type": kind, "Content-Length": str(source.stat().st_size)}
+    with source.open("rb") as content, _asked(client, "POST", address, content, headers) as answer:
+        told: dict[str, Any] = json.load(answer)
+    if answer.status >= 300:
+        raise RuntimeError(f"{answer.status}: {told}")
+    return told
 
 
 def download(client: httpx.Client, address: str, size: int) -> float:
-    """Into one buffer again and again: a client that takes little of the processors that it shares with the server."""
-    where, buffer, received = client.base_url, bytearray(BLOCK), 0
-    connection = http.client.HTTPConnection(where.host, where.port or 80, timeout=600)
+    """Into one buffer again and again, by a client like that of `upload_body`."""
+    buffer, received = bytearray(BLOCK), 0
     began = time.perf_counter()
-    connection.request(
-        "GET", where.path.rstrip("/") + address, headers={"Authorization": client.headers["Authorization"]}
-    )
-    answer = connection.getresponse()
-    while count := answer.readinto(buffer):
-        received += count
+    with _asked(client, "GET", address) as answer:
+        while count := answer.readinto(buffer):
+            received += count
     seconds = time.perf_counter() - began
-    connection.close()
     if (answer.status, received) != (200, size):
         raise RuntimeError(f"{answer.status}: {received} bytes of {size}")
     return seconds
+
+
+@contextlib.contextmanager
+def _asked(
+    client: httpx.Client, method: str, address: str, body: BinaryIO | None = None, headers: dict[str, str] | None = None
+) -> Iterator[http.client.HTTPResponse]:
+    where = client.base_url
+    connection = http.client.HTTPConnection(where.host, where.port or 80, timeout=600, blocksize=BLOCK)
+    authorization = {"Authorization": client.headers["Authorization"]}
+    try:
+        connection.request(method, where.path.rstrip("/") + address, body, authorization | (headers or {}))
+        yield connection.getresponse()
+    finally:
+        connection.close()
 
 
 def model_file(source: Path) -> str:

@@ -25,12 +25,19 @@ def page(
 
 
 def add_errors(form: Any, error: ValidationError) -> None:
-    """Show a service's errors on the form: on the named field where the form has it, else at its top."""
+    """Show a service's errors on the form: on the named field or the one that it is a part of, else at its top."""
     if not hasattr(error, "error_dict"):
         form.add_error(None, error)
         return
     for field, errors in error.error_dict.items():
-        form.add_error(field if field in form.fields else None, errors)
+        form.add_error(_field_of(form, field), errors)
+
+
+def _field_of(form: Any, name: str) -> str | None:
+    """`config.text_model.hidden_size` is a part of the field `config.text_model`."""
+    while name and name not in form.fields:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
 class TrailingSlash:

@@ -12,6 +12,7 @@ FLOORS = {
     "the engine": (90.0, ["dlplatform/engine/*"]),
     "the object store": (90.0, ["dlplatform/objects/*"]),
     "accounts": (90.0, ["dlplatform/accounts/*"]),
+    "the statistics of A/B tests": (95.0, ["registry/serving/statistics/*"]),
     "connection": (95.0, ["training/connection.py"]),
     "orchestrator": (95.0, ["training/orchestrator.py"]),
     "the API": (

@@ -1,6 +1,7 @@
 """What a run will roughly take, said before it is queued. From the size of the data and of past runs."""
 
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -15,20 +16,21 @@ from dlplatform.engine.fields import SEQUENTIAL
 
 from .models import Run
 
-# Values (rows × features) a second on one CPU core, used until the organization has runs of its own to judge by.
+# Values a second on one CPU core, used until the organization has runs of its own to judge by.
 ASSUMED_SPEED = {"tabm": 60_000.0, "mlp": 2_000_000.0, "linear": 6_000_000.0}
 CATEGORY_WIDTH = 8
 # What an image and a text that is read in order cost, in columns of a table.
 IMAGE_VALUES = 2000
 SEQUENCE_VALUES = 1000
 JUDGED_RUNS = 5
+LOOKED_AT = 40
 
 
 @dataclass(frozen=True)
 class Estimate:
     rows: int
     features: int
-    parameters: int | None  # None where the transformers library decides: a pre-flight counts them
+    parameters: int | None  # None where images or texts are read by a network of their own: a pre-flight counts them
     seconds: float
     measured: bool
 
@@ -43,35 +45,57 @@ class Estimate:
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What one pass over one row costs: ``values`` counts columns of a table."""
+
+    config: TrainingConfig
+    values: int
+
+    @property
+    def deep(self) -> bool:
+        """Whether images or texts are read in order; such runs say nothing about tables, nor tables about them."""
+        return self.values >= SEQUENCE_VALUES
+
+
 def estimate(
     version: DatasetVersion, task: str, target: str, features: list[str], config: dict[str, Any]
 ) -> Estimate | None:
     """None when the choices do not make a run yet."""
-    try:
-        parsed = parse_config(config, task)
-    except ConfigError:
-        return None
     rows = version.rows or 0
     if not rows or not features:
         return None
-    types = {column["name"]: column["type"] for column in version.columns}
-    kinds = [types.get(name) for name in features]
-    size = Size(rows, smallest_class=rows, inputs=len(features), images=kinds.count("image"), texts=kinds.count("text"))
-    resolved = resolve(parsed, task, size)
-    sequences = size.texts if resolved.text_encoder in SEQUENTIAL else 0
-    values = len(features) + size.images * IMAGE_VALUES + sequences * SEQUENCE_VALUES
-    epochs = resolved.epochs if isinstance(resolved.epochs, int) else 0
-    speed, measured = _speed(version.dataset.organization, resolved.architecture)
-    outputs = _outputs(version, task, target)
+    try:
+        work = _work(rows, version.columns, features, task, config)
+    except ConfigError:
+        return None
+    if work.config.architecture not in ASSUMED_SPEED:
+        return None
+    epochs = work.config.epochs if isinstance(work.config.epochs, int) else 0
+    speed, measured = _speed(version.dataset.organization, work)
     return Estimate(
         rows=rows,
         features=len(features),
-        parameters=None
-        if parsed.text_model or parsed.image_model
-        else _parameters(resolved, len(features), _inputs(version, features, resolved), outputs),
-        seconds=epochs * rows * values / speed,
+        parameters=None if work.deep else _parameters_of(version, task, target, features, work.config),
+        seconds=epochs * rows * work.values / speed,
         measured=measured,
     )
+
+
+def _work(rows: int, columns: list[dict[str, Any]], features: list[str], task: str, config: dict[str, Any]) -> _Work:
+    """Raises ConfigError."""
+    types = {column["name"]: column["type"] for column in columns}
+    kinds = [types.get(name) for name in features]
+    size = Size(rows, smallest_class=rows, inputs=len(kinds), images=kinds.count("image"), texts=kinds.count("text"))
+    resolved = resolve(parse_config(config, task), task, size)
+    sequences = size.texts if resolved.text_encoder in SEQUENTIAL else 0
+    return _Work(resolved, max(len(kinds), 1) + size.images * IMAGE_VALUES + sequences * SEQUENCE_VALUES)
+
+
+def _parameters_of(
+    version: DatasetVersion, task: str, target: str, features: list[str], config: TrainingConfig
+) -> int | None:
+    return _parameters(config, len(features), _inputs(version, features, config), _outputs(version, task, target))
 
 
 def _outputs(version: DatasetVersion, task: str, target: str) -> int:
@@ -99,24 +123,40 @@ def _parameters(config: TrainingConfig, features: int, inputs: int, outputs: int
     return folds * (body + embedding) + members * (inputs + layers * 2 * width + width * outputs)
 
 
-def _speed(organization: Organization, architecture: str) -> tuple[float, bool]:
-    """Values a second, loading and evaluating included, and whether that was measured here."""
-    past = Run.objects.filter(
-        experiment__organization=organization,
-        state=Run.State.SUCCEEDED,
-        config__architecture__in=[architecture, "auto"],
-        attempt=1,
-        epoch__gt=0,
-        finished_at__gt=F("started_at"),
-    ).order_by("-finished_at")
-    rows = past.values_list(
-        "epoch", "dataset_version__rows", "features", "dataset_version__columns", "started_at", "finished_at"
-    )[:JUDGED_RUNS]
-    speeds = [
-        epoch * (count or 0) * (len(features) if features else max(len(columns) - 1, 1)) / (end - start).total_seconds()
-        for epoch, count, features, columns, start, end in rows
-    ]
-    return (median(speeds), True) if speeds and median(speeds) > 0 else (ASSUMED_SPEED[architecture], False)
+def _speed(organization: Organization, work: _Work) -> tuple[float, bool]:
+    """Values a second, loading and evaluating included, and whether that was measured here on runs of this kind."""
+    past = (
+        Run.objects.filter(
+            experiment__organization=organization,
+            state=Run.State.SUCCEEDED,
+            config__architecture__in=[work.config.architecture, "auto"],
+            attempt=1,
+            epoch__gt=0,
+            base_version=None,
+            finished_at__gt=F("started_at"),
+        )
+        .exclude(task=Run.Task.LANGUAGE_MODEL)
+        .select_related("dataset_version")
+        .defer("dataset_version__profile")
+        .order_by("-finished_at")[:LOOKED_AT]
+    )
+    speeds = list(islice((speed for run in past if (speed := _speed_of(run, work)) is not None), JUDGED_RUNS))
+    return (median(speeds), True) if speeds else (ASSUMED_SPEED[work.config.architecture], False)
+
+
+def _speed_of(run: Run, like: _Work) -> float | None:
+    """Values a second of a run that has ended; None when it did work of another kind."""
+    version = run.dataset_version
+    assert run.started_at is not None and run.finished_at is not None
+    targets = run.targets or [run.target]
+    features = run.features or [column["name"] for column in version.columns if column["name"] not in targets]
+    try:
+        done = _work(version.rows or 1, version.columns, features, run.task, run.config)
+    except ConfigError:  # of settings that are no longer known
+        return None
+    if (done.config.architecture, done.deep) != (like.config.architecture, like.deep):
+        return None
+    return run.epoch * (version.rows or 1) * done.values / (run.finished_at - run.started_at).total_seconds()
 
 
 def _round(value: int) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 from django.core.files.base import File
 from django.core.files.storage import Storage
 
+from dlplatform.engine.durable import PIECE
+
 from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, files_below, modified_at
 from .writing import ObjectIdentity, incoming_folder
 
@@ -40,7 +42,7 @@ class IncomingPart:
         self._hash.update(chunk)
         left = memoryview(chunk)
         while left:  # a nearly full disk takes less than it is given before it refuses
-            written = os.pwrite(self._descriptor, left, self._offset + self.size)
+            written = os.pwrite(self._descriptor, left[:PIECE], self._offset + self.size)
             left, self.size = left[written:], self.size + written
         self._behind.reached(self._offset + self.size)
 

@@ -9,12 +9,11 @@ import hashlib
 import os
 import secrets
 import tempfile
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,16 +29,13 @@ from .errors import MissingObject
 from .index import COMPOSITE, Scope, Superseded
 from .models import StoredObject
 from .packs import SMALL, PackWriter
+from .parts import GROUPS_HELD, Part, PartsInOrder
 from .reading import THREADS, Contents, ahead
 from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_length, regions
 from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, save_files, start_writing_back
 from .zstd import Bytes
 
-WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
-PIECE = 256 * 1024
-
-_buffers = threading.local()
 
 
 @dataclass(frozen=True)
@@ -173,43 +169,59 @@ class Batch:
         return identity
 
     def _add_composite(self, path: Path, size: int, laid_out: list[Region], like: str | None) -> ObjectIdentity:
-        """Two passes: hashes of the whole and of the parts, then encodings of those that the store has not yet."""
-        with path.open("rb") as source, ThreadPoolExecutor(THREADS) as pool:
+        """One pass: parts that the store has not yet are encoded while the next ones are read and hashed."""
+        with path.open("rb") as source:
             before = _state(source.fileno())
-            whole = pool.submit(_hash_of, source.fileno(), 0, size)
-            ids = []
-            for region, sha256 in zip(
-                laid_out, ahead(pool, partial(_hash_of_region, source.fileno()), laid_out), strict=True
-            ):
-                ids.append(sha256)
-                self._beat(region.size)
-            while not wait([whole], WAIT_SECONDS).done:
-                self._beat(0)
-            identity = ObjectIdentity(whole.result(), size)
-            if not self._has(identity.sha256):
-                parts = self._add_parts(pool, source.fileno(), laid_out, ids, like)
-                row = self._row(identity.sha256, size, COMPOSITE, 0)
-                row.parts = parts
-                self._rows[row.sha256] = row
+            reading = PartsInOrder(source.fileno(), laid_out)
+            known, ids = self._add_parts(reading, like)
             if _state(source.fileno()) != before:
                 raise OSError(f"{path.name} changed while it was being stored")
+        identity = ObjectIdentity(reading.sha256, size)
+        if not self._has(identity.sha256):
+            self._relied_on |= known.keys()
+            row = self._row(identity.sha256, size, COMPOSITE, 0)
+            row.parts = self._leaves(ids, laid_out, known)
+            self._rows[row.sha256] = row
         return identity
 
-    def _add_parts(
-        self, pool: ThreadPoolExecutor, source: int, laid_out: list[Region], ids: list[str], like: str | None
-    ) -> list[list[str | int]]:
-        known = index.find(self.scope, set(ids) - self._rows.keys())
-        self._relied_on |= known.keys()
-        missing = {sha256: region for sha256, region in zip(ids, laid_out, strict=True) if not self._holds(sha256)}
-        ancestor = self._ancestor(like) if missing else None
-        for row, payload in ahead(pool, partial(self._encoded, source, ancestor), missing.items()):
+    def _add_parts(self, reading: PartsInOrder, like: str | None) -> tuple[dict[str, StoredObject], list[str]]:
+        """(those parts that were in the store, the ids of all in order)."""
+        known: dict[str, StoredObject] = {}
+        ids: list[str] = []
+        ancestor = self._ancestor(like)
+        with ThreadPoolExecutor(THREADS) as pool:
+            under_way: deque[dict[str, Future[tuple[StoredObject, Bytes]]]] = deque()
+            for group in reading.groups():
+                by_id = {part.sha256: part for part in group}
+                fresh = by_id.keys() - known.keys() - self._rows.keys() - set().union(*under_way)
+                known |= index.find(self.scope, fresh)
+                under_way.append({
+                    sha256: pool.submit(self._encoded, ancestor, part)
+                    for sha256, part in by_id.items() if sha256 in fresh and sha256 not in known
+                })  # fmt: skip
+                ids += (part.sha256 for part in group)
+                self._beat(sum(part.region.size for part in group))
+                if len(under_way) == GROUPS_HELD:
+                    self._keep_all(under_way.popleft().values())
+            for encodings in under_way:
+                self._keep_all(encodings.values())
+        return known, ids
+
+    def _keep_all(self, encodings: Iterable[Future[tuple[StoredObject, Bytes]]]) -> None:
+        for encoding in encodings:
+            row, payload = encoding.result()
             self._keep(row, payload)
             self._beat(row.size)
-        parts: list[list[str | int]] = []
+
+    def _leaves(
+        self, ids: Sequence[str], laid_out: Sequence[Region], known: Mapping[str, StoredObject]
+    ) -> list[list[str | int]]:
+        """What a composite consists of: a part that is one itself gives way to its own parts."""
+        leaves: list[list[str | int]] = []
         for sha256, region in zip(ids, laid_out, strict=True):
             there = known.get(sha256) or self._rows.get(sha256)
-            parts += there.parts if there and there.codec == COMPOSITE else [[sha256, region.size]]
-        return parts
+            leaves += there.parts if there and there.codec == COMPOSITE else [[sha256, region.size]]
+        return leaves
 
     def _ancestor(self, like: str | None) -> Ancestor | None:
         if like is None:
@@ -218,15 +230,11 @@ class Batch:
             return Ancestor(Contents(self.storage, self.scope, like))
         return None
 
-    def _encoded(
-        self, source: int, ancestor: Ancestor | None, missing: tuple[str, Region]
-    ) -> tuple[StoredObject, Bytes]:
-        sha256, region = missing
-        data = _read(source, region)
-        base = ancestor.base_for(region) if ancestor else None
+    def _encoded(self, ancestor: Ancestor | None, part: Part) -> tuple[StoredObject, Bytes]:
+        base = ancestor.base_for(part.region) if ancestor else None
         base_bytes = ancestor.read(base) if ancestor and base else None
-        encoded = encode(data, width=region.width, base=base_bytes)
-        return self._stored(sha256, data, encoded, base)
+        encoded = encode(part.data, width=part.region.width, base=base_bytes)
+        return self._stored(part.sha256, part.data, encoded, base)
 
     # --- rows and files -----------------------------------------------------------------------------
 
@@ -308,31 +316,3 @@ def _regions_of(path: Path, size: int) -> list[Region] | None:
 def _state(descriptor: int) -> tuple[int, int]:
     found = os.fstat(descriptor)
     return found.st_size, found.st_mtime_ns
-
-
-def _hash_of_region(source: int, region: Region) -> str:
-    return _hash_of(source, region.start, region.size)
-
-
-def _hash_of(source: int, start: int, size: int) -> str:
-    """SHA-256 of a range of a file, by pieces that stay in the processor's cache."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, size)))
-    end = start + size
-    while start < end:
-        taken = _fill(source, piece[: end - start], start)
-        digest.update(taken)
-        start += len(taken)
-    return digest.hexdigest()
-
-
-def _read(source: int, region: Region) -> memoryview:
-    """The bytes of a region, in memory that the thread uses again for the next one: fresh pages cost more than reading."""
-    if len(getattr(_buffers, "read", b"")) < region.size:
-        _buffers.read = bytearray(max(region.size, SLICE))
-    return _fill(source, memoryview(_buffers.read)[: region.size], region.start)
-
-
-def _fill(source: int, buffer: memoryview, start: int) -> memoryview:
-    if os.preadv(source, [buffer], start) != len(buffer):
-        raise OSError("a file became shorter while it was being stored")
-    return buffer

@@ -123,6 +123,9 @@ class _Watch:
 
     def _fault(self) -> str:
         limits = self.plan.limits
+        # The kernel may have killed one of many: the rest would go on without it, and end of something else.
+        if self.group.starved():
+            return MEMORY
         if time.monotonic() - self.began > limits.seconds:
             return TIME
         if self.group.crowded():
@@ -153,7 +156,7 @@ class _Watch:
         return PROCESSES if threads >= CROWDED * self.plan.limits.processes else ""
 
     def _told_by_the_kernel(self, code: int) -> str:
-        if self.group.starved():
+        if self.group.starved():  # of the last tenth of a second
             return MEMORY
         if code == 128 + signal.SIGXCPU:
             return TIME

@@ -1,5 +1,8 @@
 """The training pages: lists at a constant cost, filters, forms with errors beside their fields, comparing."""
 
+from datetime import timedelta
+from uuid import uuid4
+
 import pytest
 from django.contrib.messages import get_messages
 from django.db import connection
@@ -8,6 +11,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from tests import factories
+from training.estimate import estimate
 from training.models import MetricSeries, Run, RunEvent
 
 pytestmark = pytest.mark.django_db
@@ -219,3 +223,33 @@ def test_an_experiment_is_made_once(web, trainer):
     client = web(trainer)
     assert client.post(reverse("experiments"), {"name": "one"}).status_code == 302
     assert "There is an experiment" in client.post(reverse("experiments"), {"name": "one"}).content.decode()
+
+
+def ended(run, seconds, epochs):
+    finished = timezone.now()
+    Run.objects.filter(pk=run.pk).update(
+        state="succeeded",
+        attempt=1,
+        epoch=epochs,
+        started_at=finished - timedelta(seconds=seconds),
+        finished_at=finished,
+    )
+
+
+def test_an_estimate_goes_by_runs_of_the_same_kind_alone(web, trainer, flowers):
+    """A language model that took an hour says nothing about a table."""
+    web(trainer).post(reverse("run-new"), form_of(flowers, **{"config.epochs": "10", "name": "table"}))
+    ended(Run.objects.get(name="table"), seconds=10, epochs=10)
+    other = Run.objects.get(name="table")
+    other.pk, other.name, other.task = uuid4(), "texts", "language-model"
+    other.save(force_insert=True)
+    ended(other, seconds=36_000, epochs=1)
+    found = estimate(flowers, "classification", "kind", ["length", "width", "colour"], {"epochs": 20})
+    assert found.measured and found.seconds == pytest.approx(20, rel=0.01)
+
+
+def test_an_estimate_of_images_counts_them_and_claims_no_parameters(flowers):
+    flowers.columns = [{"name": "photo", "type": "image"}, {"name": "kind", "type": "category"}]
+    found = estimate(flowers, "classification", "kind", ["photo"], {})
+    assert found.parameters is None and not found.measured and found.seconds > 1
+    assert "parameters" not in found.words

@@ -85,7 +85,9 @@ def test_the_page_takes_json_offers_presets_and_fills_a_clone(texts, trainer, we
     clone = web(trainer).get(f"/runs/new?clone={run.pk}").content.decode()
     assert "&quot;hidden_size&quot;: 16" in clone
     for wrong in ("{bert", '{"model_type": "nobody"}', '{"model_type": "bert", "hiden_size": 3}'):
-        page = web(trainer).post("/runs/new", form_of(texts, **{"config.text_model": wrong})).content.decode()
+        answer = web(trainer).post("/runs/new", form_of(texts, **{"config.text_model": wrong}))
+        page = answer.content.decode()
+        assert set(answer.context["form"].errors) == {"config.text_model"}
         assert "text_model" in page and (
             "must be a JSON object" in page or "nobody" in page or "no setting of bert" in page
         )

@@ -1,0 +1,385 @@
+"""Boundaries, plans and verdicts of group-sequential tests."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import multivariate_normal, norm
+
+from registry.serving.statistics.moments import Moments, effective_size, squared_error
+from registry.serving.statistics.planning import Design, Plan, plan_mean, plan_proportion
+from registry.serving.statistics.spending import (
+    boundaries,
+    crossing_probabilities,
+    equal_fractions,
+    median_unbiased_drift,
+    obrien_fleming_spent,
+)
+from registry.serving.statistics.verdict import Metric, Outcome, verdict
+
+PLAN = plan_proportion(rate=0.1, minimum_effect=0.01, design=Design(looks=10))
+
+
+def arm(successes: int, count: int) -> Moments:
+    return Moments.of_proportion(successes, count)
+
+
+# --- boundaries ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("looks", "known"),
+    [
+        (1, [1.960]),
+        (2, [2.963, 1.969]),
+        (3, [3.710, 2.511, 1.993]),
+        (5, [4.877, 3.357, 2.680, 2.290, 2.031]),
+    ],
+)
+def test_boundaries_at_equal_distances_are_those_of_the_tables(looks, known):
+    assert boundaries(equal_fractions(looks)).edges == pytest.approx(known, abs=6e-4)
+
+
+def test_a_fifth_of_the_information_may_spend_almost_nothing():
+    assert obrien_fleming_spent(0.2, 0.05) == pytest.approx(5.4e-7 * 2, rel=0.01)
+    assert obrien_fleming_spent(0, 0.05) == 0
+    assert obrien_fleming_spent(1.3, 0.05) == 0.05
+
+
+@pytest.mark.parametrize("fractions", [(0.35, 0.8), (0.5, 0.55, 1.0), (0.3, 0.7, 1.2)])
+def test_the_spent_error_is_that_of_the_joint_normal_distribution(fractions):
+    known = boundaries(fractions, 0.05)
+    times = np.array(fractions)
+    covariance = np.sqrt(np.minimum.outer(times, times) / np.maximum.outer(times, times))
+    edges = np.array(known.edges)
+    inside = multivariate_normal(cov=covariance, abseps=1e-9, releps=1e-9, maxpts=10**7).cdf(edges, lower_limit=-edges)
+    assert known.spent[-1] == pytest.approx(1 - inside, abs=2e-6)
+
+
+def test_a_last_look_spends_what_is_left():
+    early = boundaries((0.3, 0.6), last=True)
+    assert early.spent[-1] == pytest.approx(0.05, abs=1e-9)
+    assert early.edges[-1] < boundaries((0.3, 0.6)).edges[-1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(0.01, 0.25), min_size=1, max_size=12),
+    st.sampled_from([0.001, 0.01, 0.05, 0.2]),
+)
+def test_no_more_than_alpha_is_spent_wherever_the_looks_lie(steps, alpha):
+    fractions = np.cumsum(steps).tolist()
+    known = boundaries(fractions, alpha)
+    assert known.spent[-1] <= alpha + 1e-8
+    assert known.spent[-1] == pytest.approx(obrien_fleming_spent(fractions[-1], alpha), abs=1e-8)
+    assert list(known.spent) == sorted(known.spent)
+    above, below = crossing_probabilities(known, 0.0)
+    assert sum(above) == pytest.approx(known.spent[-1] / 2, abs=1e-8)
+    assert below == above
+
+
+def test_looks_that_lie_close_are_integrated_as_finely_as_they_need():
+    known = boundaries((0.5, 0.5001, 1.0))
+    plain = boundaries((0.5, 1.0))
+    assert known.edges[0] == pytest.approx(plain.edges[0], abs=1e-6)
+    assert known.edges[2] == pytest.approx(plain.edges[1], abs=1e-3)
+
+
+def test_crossing_is_as_probable_as_in_a_simulation():
+    known = boundaries(equal_fractions(4))
+    random = np.random.default_rng(0)
+    scores = random.normal(2.5 / 4, 0.5, (200_000, 4)).cumsum(axis=1)
+    crossed = scores / np.sqrt(known.fractions) >= known.edges
+    first = np.bincount(crossed.argmax(axis=1)[crossed.any(axis=1)], minlength=4) / len(scores)
+    assert crossing_probabilities(known, 2.5)[0] == pytest.approx(first, abs=0.004)
+
+
+def test_the_estimate_of_a_test_that_ended_is_unbiased_in_the_median():
+    known = boundaries(equal_fractions(3))
+    random = np.random.default_rng(1)
+    scores = random.normal(3.0 / 3, np.sqrt(1 / 3), (1_500, 3)).cumsum(axis=1)
+    z = scores / np.sqrt(known.fractions)
+    ends = np.where(np.abs(z) >= known.edges, True, [False, False, True]).argmax(axis=1)
+    prefixes = [boundaries(known.fractions[: look + 1]) for look in range(3)]
+    estimates = [median_unbiased_drift(prefixes[look], z[test, look]) for test, look in enumerate(ends)]
+    plain = np.take_along_axis(scores / known.fractions, ends[:, None], axis=1)
+    assert np.mean(np.array(estimates) > 3.0) == pytest.approx(0.5, abs=0.04)
+    assert np.mean(plain > 3.0) > 0.53  # the plain estimate is too large more often than not
+
+
+def test_without_earlier_looks_the_estimate_is_the_plain_one():
+    assert median_unbiased_drift(boundaries((0.64,)), -2.0) == pytest.approx(-2.0 / 0.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fractions", [(), (0.5, 0.5), (0.6, 0.5), (0.0, 1.0), (-0.1,), (float("nan"),), (0.5, 0.50005)]
+)
+def test_fractions_that_do_not_rise_are_refused(fractions):
+    with pytest.raises(ValueError, match="fractions"):
+        boundaries(fractions)
+
+
+def test_other_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="fractions"):
+        boundaries([look / 101 for look in range(1, 102)])
+    with pytest.raises(ValueError, match="alpha"):
+        boundaries((0.5,), 1.0)
+    with pytest.raises(ValueError, match="looks"):
+        equal_fractions(0)
+    with pytest.raises(ValueError, match="drift"):
+        crossing_probabilities(boundaries((1.0,)), float("inf"))
+
+
+# --- plans --------------------------------------------------------------------------------------------
+
+
+def test_a_single_look_needs_what_the_textbook_says():
+    """Two arms of (1.95996 + 0.84162)² · (p·q + p'·q') / effect²."""
+    plan = plan_proportion(rate=0.1, minimum_effect=0.01, design=Design(looks=1))
+    z = norm.ppf(0.975) + norm.ppf(0.8)
+    assert plan.units_a == plan.units_b == pytest.approx(z**2 * (0.09 + 0.11 * 0.89) / 0.01**2, abs=2)
+    mean = plan_mean(deviation=12, minimum_effect=2, design=Design(looks=1, power=0.9))
+    assert mean.units_a == pytest.approx(2 * (norm.ppf(0.975) + norm.ppf(0.9)) ** 2 * 36, abs=1)
+
+
+def test_looking_often_costs_little():
+    assert Design(looks=1).inflation == 1.0
+    assert Design(looks=5).inflation == pytest.approx(1.0247, abs=5e-4)
+    assert 1.03 < Design(looks=28).inflation < 1.06
+    assert Design(looks=28).expected_share(1.0) < 0.75
+    assert Design(looks=28).expected_share(2.0) < 0.45
+    assert Design(looks=28).expected_share(0.0) == pytest.approx(0.99, abs=0.01)
+
+
+@pytest.mark.parametrize(("power", "looks", "alpha"), [(0.8, 28, 0.05), (0.95, 7, 0.01), (0.5, 2, 0.1)])
+def test_a_design_has_the_power_that_it_promises(power, looks, alpha):
+    design = Design(alpha, power, looks)
+    above, below = crossing_probabilities(design.boundaries, design.drift)
+    assert sum(above) + sum(below) == pytest.approx(power, abs=1e-6)
+
+
+def test_days_come_from_the_traffic_and_uneven_arms_need_more_units():
+    plan = plan_proportion(rate=0.1, minimum_effect=0.01, per_day=1000)
+    assert plan.days == -(-plan.units // 1000)
+    assert plan.usual_days < plan.days
+    uneven = plan_proportion(rate=0.1, minimum_effect=0.01, share_b=0.1)
+    assert uneven.units_a == pytest.approx(9 * uneven.units_b, rel=1e-3)
+    assert uneven.units > 2.5 * plan.units
+    assert uneven.effective_size == pytest.approx(plan.effective_size, rel=0.05)  # B varies more
+
+
+def test_a_covariate_saves_the_square_of_its_correlation():
+    plain, adjusted = (plan_mean(deviation=3, minimum_effect=0.1, correlation=share) for share in (0.0, 0.7))
+    assert adjusted.units_a == pytest.approx(plain.units_a * 0.51, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("rate", {"rate": 0.0}), ("rate", {"rate": 1.2}), ("minimum_effect", {"minimum_effect": -0.01}),
+        ("minimum_effect", {"minimum_effect": 0.95}), ("share_b", {"share_b": 1.0}), ("per_day", {"per_day": 0}),
+        ("per_day", {"per_day": float("nan")}),
+    ],
+)  # fmt: skip
+def test_a_plan_names_what_is_wrong_with_it(name, wrong):
+    with pytest.raises(ValueError, match=name):
+        plan_proportion(**{"rate": 0.1, "minimum_effect": 0.01, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("deviation", {"deviation": 0}), ("correlation", {"correlation": 1.0}), ("rate", None)]
+)
+def test_a_plan_of_a_mean_names_what_is_wrong_with_it(name, wrong):
+    if wrong is None:
+        with pytest.raises(ValueError, match="power"):
+            Design(alpha=0.3, power=0.2)
+        return
+    with pytest.raises(ValueError, match=name):
+        plan_mean(**{"deviation": 1.0, "minimum_effect": 0.1, **wrong})
+
+
+# --- moments ------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=60), st.integers(1, 59))
+def test_moments_add_up_to_those_of_all_values(values, cut):
+    both = Moments.of(values[:cut]) + Moments.of(values[cut:])
+    assert both.mean == pytest.approx(np.mean(values), abs=1e-6)
+    assert both.variance == pytest.approx(np.var(values, ddof=1), rel=1e-6, abs=1e-4)
+
+
+def test_moments_that_no_values_have_are_refused():
+    for wrong, name in (
+        ((-1, 0, 0), "count"),
+        ((3, 30.0, 10.0), "squares"),
+        ((0, 1.0, 1.0), "total"),
+        ((True, 1, 1), "count"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            Moments(*wrong)
+    with pytest.raises(ValueError, match="successes"):
+        Moments.of_proportion(4, 3)
+    with pytest.raises(ValueError, match="total"):
+        Moments(3, float("nan"), 1.0)
+    with pytest.raises(ValueError, match="count"):
+        _ = Moments(0, 0.0, 0.0).mean
+    with pytest.raises(ValueError, match="count"):
+        _ = Moments(1, 2.0, 4.0).variance
+    assert effective_size(0, 0) == 0
+
+
+# --- verdicts -----------------------------------------------------------------------------------------
+
+
+def test_a_better_b_is_promoted_with_its_interval():
+    a, b = arm(619, 6189), arm(780, 6189)
+    told = verdict(a, b, plan=PLAN, looks=(0.1, 0.2, 0.3))
+    assert (told.outcome, told.ended) == (Outcome.B_BETTER, True)
+    assert told.low < told.gain < told.observed < told.high
+    assert told.observed == pytest.approx(b.mean - a.mean)
+    assert told.sentence == "B is better by 2.5 points, interval 0.7 to 4.5; promote."
+
+
+def test_a_worse_b_is_not():
+    told = verdict(arm(1000, 7000), arm(800, 7000), plan=PLAN)
+    assert (told.outcome, told.ended) == (Outcome.B_WORSE, True)
+    assert told.high < 0
+    assert told.sentence.startswith("B is worse by 2.9 points")
+    assert told.sentence.endswith("keep A.")
+
+
+def test_less_is_better_for_errors():
+    told = verdict(arm(1000, 7000), arm(800, 7000), plan=PLAN, metric=Metric(higher_is_better=False))
+    assert told.outcome == Outcome.B_BETTER
+    assert told.low > 0
+
+
+def test_no_difference_of_the_size_asked_for():
+    n = PLAN.units_a
+    told = verdict(arm(1500, n), arm(1502, n), plan=PLAN)
+    assert (told.outcome, told.ended) == (Outcome.NO_DIFFERENCE, True)
+    assert "No difference of the size you asked for (1.00 points)" in told.sentence
+
+
+def test_the_end_of_the_plan_may_leave_it_open():
+    n = PLAN.units_a
+    told = verdict(arm(1500, n), arm(1590, n), plan=PLAN)
+    assert (told.outcome, told.ended) == (Outcome.UNDECIDED, True)
+    assert "neither shown nor excluded" in told.sentence
+
+
+def test_not_enough_data_says_how_many_days():
+    told = verdict(arm(300, 3000), arm(330, 3000), plan=PLAN, per_day=2000)
+    assert (told.outcome, told.ended) == (Outcome.NOT_ENOUGH, False)
+    assert told.days == -(-(PLAN.units - 6000) // 2000)
+    assert f"Not enough data: {told.days} days more at most." in told.sentence
+    last_day = verdict(arm(1400, 15_000), arm(1450, 15_000), plan=PLAN, per_day=20_000)
+    assert "1 day more at most" in last_day.sentence
+    assert "go on" in verdict(arm(300, 3000), arm(330, 3000), plan=PLAN).sentence
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [((0, 0), (0, 0)), ((1, 1), (0, 1)), ((9, 900), (40, 900)), ((0, 500), (0, 500)), ((895, 900), (890, 900))],
+)
+def test_small_counts_never_decide(a, b):
+    told = verdict(arm(*a), arm(*b), plan=PLAN)
+    assert told.outcome == Outcome.NOT_ENOUGH
+    assert told.gain is None
+    assert "too few outcomes" in told.sentence
+
+
+def test_small_counts_at_the_end_end_without_a_finding():
+    told = verdict(arm(1, 900), arm(40, 900), plan=PLAN, last=True)
+    assert (told.outcome, told.ended) == (Outcome.UNDECIDED, True)
+
+
+def test_a_broken_assignment_withholds_the_verdict():
+    told = verdict(arm(1000, 9000), arm(800, 4000), plan=PLAN, balanced=False)
+    assert (told.outcome, told.ended, told.gain) == (Outcome.UNBALANCED, False, None)
+    assert "did not arrive" in told.sentence
+
+
+def test_a_look_taken_again_costs_nothing():
+    a, b = arm(300, 3000), arm(330, 3000)
+    first = verdict(a, b, plan=PLAN, looks=(0.1,))
+    again = verdict(a, b, plan=PLAN, looks=(0.1, first.fraction))
+    assert again == first
+    assert verdict(a, b, plan=PLAN, looks=(0.1, again.fraction, again.fraction)) == first
+
+
+def test_a_look_before_there_was_anything_does_not_count():
+    a, b = arm(300, 3000), arm(330, 3000)
+    empty = verdict(arm(0, 1), arm(0, 0), plan=PLAN)
+    assert verdict(a, b, plan=PLAN, looks=(empty.fraction, 0.00002)) == verdict(a, b, plan=PLAN)
+
+
+def test_looks_that_cannot_be_are_refused():
+    a, b = arm(300, 3000), arm(330, 3000)
+    with pytest.raises(ValueError, match="looks must rise"):
+        verdict(a, b, plan=PLAN, looks=(0.9,))
+    with pytest.raises(ValueError, match="looks must lie below 1"):
+        verdict(arm(3000, 30_000), arm(3000, 30_000), plan=PLAN, looks=(1.2,))
+    with pytest.raises(ValueError, match="looks must rise"):
+        verdict(a, b, plan=PLAN, looks=(0.15, 0.1))
+    with pytest.raises(ValueError, match="looks"):
+        verdict(a, b, plan=PLAN, looks=(float("nan"),))
+    with pytest.raises(ValueError, match="per_day"):
+        verdict(a, b, plan=PLAN, per_day=0)
+    with pytest.raises(ValueError, match="b must hold outcomes of 0 and 1"):
+        verdict(a, Moments.of([1.5] * 50), plan=PLAN)
+
+
+def test_numbers_are_told_in_their_unit():
+    random = np.random.default_rng(2)
+    plan = plan_mean(deviation=20, minimum_effect=3)
+    metric = Metric(proportion=False, higher_is_better=False, unit="ms")
+    a, b = (Moments.of(random.normal(mean, 20, plan.units_a)) for mean in (120, 112))
+    told = verdict(a, b, plan=plan, metric=metric)
+    assert told.outcome == Outcome.B_BETTER
+    assert " ms, interval " in told.sentence
+    few = verdict(Moments.of([1.0, 2.0] * 10), Moments.of([1.0, 2.0] * 10), plan=plan, metric=metric)
+    assert few.outcome == Outcome.NOT_ENOUGH
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 4000), st.integers(0, 4000), st.booleans())
+def test_a_verdict_and_its_mirror_agree(first, second, last):
+    """Exchanging the arms exchanges better and worse, and the interval with its sign."""
+    n = 4000
+    told = verdict(arm(first, n), arm(second, n), plan=PLAN, last=last)
+    mirrored = verdict(arm(second, n), arm(first, n), plan=PLAN, last=last)
+    swapped = {Outcome.B_BETTER: Outcome.B_WORSE, Outcome.B_WORSE: Outcome.B_BETTER}
+    assert mirrored.outcome == swapped.get(told.outcome, told.outcome)
+    if told.gain is not None:
+        assert (mirrored.low, mirrored.high) == pytest.approx((-told.high, -told.low))
+        assert mirrored.gain == pytest.approx(-told.gain, abs=1e-9)
+        assert (told.outcome == Outcome.B_BETTER) == (told.low >= 0)
+
+
+def test_the_interval_is_as_wide_as_the_look_allows():
+    a, b = arm(300, 3000), arm(330, 3000)
+    told = verdict(a, b, plan=PLAN)
+    error = np.sqrt(squared_error(a) + squared_error(b))
+    assert told.edge == boundaries((told.fraction,)).edges[0]
+    assert told.high - told.low == pytest.approx(2 * told.edge * error)
+
+
+def test_a_plan_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="units_b"):
+        Plan(Design(), 0.01, 100, 1)
+
+
+def test_the_web_process_imports_it_cheaply():
+    """Neither numpy nor scipy nor Django comes with the import."""
+    names = ("verdict", "guardrails", "balance", "paired", "covariate", "bandit")
+    program = (
+        f"import importlib, json, sys; [importlib.import_module('registry.serving.statistics.' + n) for n in {names}];"
+        "print(json.dumps([n for n in ('numpy', 'scipy', 'django', 'torch') if n in sys.modules]))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == []
