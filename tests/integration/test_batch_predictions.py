@@ -1,11 +1,7 @@
 """Rows of a dataset version through a model, into a dataset version: as online, once, and on after a crash."""
 
-import os
-import signal
-
 import pyarrow.parquet as pq
 import pytest
-from django.db import connection
 from django.urls import reverse
 
 from datasets.jobs import ingest
@@ -84,23 +80,23 @@ def test_a_second_one_of_the_same_name_is_a_further_version(version, others, tra
     assert Dataset.objects.filter(name="scores").count() == 1
 
 
+class Killed(BaseException):
+    """As `kill -9`: nothing of the work's own handles it."""
+
+
 def test_a_killed_worker_is_followed_by_one_that_goes_on_and_there_is_one_result(version, others, trainer, monkeypatch):
     monkeypatch.setattr(predicting, "ROWS", 10)
     batch = batches.request_batch(actor=trainer, version=version, dataset_version=others)
-    connection.close()
-    worker = os.fork()
-    if worker == 0:
-        kept = predicting.Predicting._answer
+    kept = predicting.Predicting._answer
 
-        def die_in_the_middle(self, predictor, rows, first, path):
-            if first == 50:
-                os.kill(os.getpid(), signal.SIGKILL)
-            kept(self, predictor, rows, first, path)
+    def die_in_the_middle(self, predictor, rows, first, path):
+        if first == 50:
+            raise Killed
+        kept(self, predictor, rows, first, path)
 
-        predicting.Predicting._answer = die_in_the_middle
+    monkeypatch.setattr(predicting.Predicting, "_answer", die_in_the_middle)
+    with pytest.raises(Killed):
         predict_dataset(str(batch.pk))
-        os._exit(0)
-    assert os.waitpid(worker, 0)[1] == signal.SIGKILL
     BatchPrediction.objects.update(lease_expires_at="2000-01-01T00:00Z")
     assert len(list(folder_of(batch.pk).glob("*.parquet"))) == 5
     reconcile_batches()
@@ -108,7 +104,6 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on_and_there_is_one_result
     assert batch.state == "queued"
     BatchPrediction.objects.update(not_before=None)
     answered = []
-    kept = predicting.Predicting._answer
     monkeypatch.setattr(
         predicting.Predicting, "_answer",
         lambda self, predictor, rows, first, path: (answered.append(first), kept(self, predictor, rows, first, path)),
