@@ -86,7 +86,8 @@ class Batches:
 
     def _taken(self, version: UUID) -> list[_Request]:
         """Those that wait for a version, up to so many rows, without who has gone or waited too long."""
-        taken, rows = [], 0
+        taken: list[_Request] = []
+        rows = 0
         with self._lock:
             queue = self._queues.get(version, deque())
             while queue and (not taken or rows + len(queue[0].rows) <= MOST_ROWS):
