@@ -26,6 +26,8 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
+from registry.serving import batches, prediction_log
+from registry.serving.models import BatchPrediction
 from training import job_directories, preflights, states
 from training import reachability as code_objects
 from training.models import Preflight, Run
@@ -61,6 +63,10 @@ def reconcile_merges() -> dict[str, int]:
 
 def reconcile_uploads() -> dict[str, int]:
     return jobs.reconcile(Upload, give_up=jobs.give_up)
+
+
+def reconcile_batches() -> dict[str, int]:
+    return jobs.reconcile(BatchPrediction, give_up=jobs.give_up)
 
 
 def reconcile_preflights() -> dict[str, int]:
@@ -121,12 +127,15 @@ TICKS = (
     Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
     Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
+    Tick("reconcile batch predictions", settings.RECONCILE_SECONDS, reconcile_batches),
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
     Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
     Tick("forget preflights", 3600, preflights.forget_preflights),
     Tick("forget unused code", 3600, code_objects.forget_unused_code),
+    Tick("forget predictions", 3600, prediction_log.forget_old),
     Tick("expire uploads", 3600, uploads.expire),
     Tick("forget answers", 3600, forget_answers),
     Tick("collect objects", 6 * 3600, Collecting().start),
     Tick("sweep job directories", 3600, sweep_job_directories),
+    Tick("sweep batch folders", 3600, batches.sweep_folders),
 )

@@ -17,7 +17,7 @@ from .valkey import shared_connection
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["run", "sweep", "dataset_version", "model"]
+Kind = Literal["run", "sweep", "dataset_version", "model", "deployment"]
 
 
 class RunHint(TypedDict):

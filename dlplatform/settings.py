@@ -68,6 +68,7 @@ if MODEL_STORAGE_PATH == DATASET_PATH:
 JOB_PATH = DLP_HOME / "jobs"
 CACHE_PATH = DLP_HOME / "cache"
 OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
+PREDICTION_LOG_DAYS = _integer("PREDICTION_LOG_DAYS", 30, 1, 3650)
 UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
 HF_IMPORT_ENDPOINT = _read(env.str, "HF_IMPORT_ENDPOINT", "https://huggingface.co")
 if not HF_IMPORT_ENDPOINT.startswith(("https://", "http://")):
@@ -116,6 +117,7 @@ INSTALLED_APPS = [
     "dlplatform.accounts",
     "datasets",
     "registry",
+    "registry.serving",
     "training",
 ]
 

@@ -13,6 +13,7 @@ api = [
     path("", include("datasets.api_urls")),
     path("", include("training.api_urls")),
     path("", include("registry.api_urls")),
+    path("", include("registry.serving.api_urls")),
 ]
 
 icon = RedirectView.as_view(url=f"{settings.STATIC_URL}icon.svg")
@@ -32,4 +33,5 @@ urlpatterns = [
     path("", include("datasets.urls")),
     path("", include("training.urls")),
     path("", include("registry.urls")),
+    path("", include("registry.serving.urls")),
 ]

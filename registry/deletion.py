@@ -4,6 +4,7 @@ What is deleted are the files. The commit stays, with who made it, when, from wh
 refs must go on answering what was in production.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from .models import ModelVersion, RegisteredModel
 from .reachability import bytes_freed_by_deleting, objects_of
 
 NAMED_ADAPTERS = 5
+# Whoever stands on versions adds here what it has against deleting some; the registry itself knows none of them.
+further_obstacles: "list[Callable[[QuerySet[ModelVersion]], list[str]]]" = []
 
 # --- versions -----------------------------------------------------------------------------------------
 
@@ -39,7 +42,11 @@ def _obstacles(version: ModelVersion) -> list[str]:
         found.append(f"it is released as {version.release.number}")
     adapters = version.adapters.filter(deleted_at=None).select_related("model").order_by("created_at")[:NAMED_ADAPTERS]
     found += [f"{adapter} is an adapter over it" for adapter in adapters]
-    return found
+    return found + _further(ModelVersion.objects.filter(pk=version.pk))
+
+
+def _further(versions: "QuerySet[ModelVersion]") -> list[str]:
+    return [sentence for obstacles in further_obstacles for sentence in obstacles(versions)]
 
 
 @transaction.atomic
@@ -76,7 +83,8 @@ def restore_version(*, actor: User, version: ModelVersion) -> ModelVersion:
 
 def preview_of_model(model: RegisteredModel) -> Preview:
     versions = list(model.versions.filter(deleted_at=None).only("pk"))
-    return Preview(bytes_freed_by_deleting(versions, model.organization_id), len(versions))
+    freed = bytes_freed_by_deleting(versions, model.organization_id)
+    return Preview(freed, len(versions), obstacles=_further(model.versions.all()))
 
 
 @transaction.atomic
@@ -86,6 +94,8 @@ def delete_model(*, actor: User, model: RegisteredModel) -> RegisteredModel:
     row = RegisteredModel.objects.select_for_update().get(pk=model.pk)
     require_living(row)
     _require_no_adapters_elsewhere(row)
+    if obstacles := _further(row.versions.all()):
+        raise Conflict(f"“{row.name}” stays: {'; '.join(obstacles)}.", code="in_use")
     row.deleted_at = timezone.now()
     row.archived_at = row.archived_at or row.deleted_at
     row.save(update_fields=["deleted_at", "archived_at"])

@@ -1,5 +1,6 @@
 """Builders of rows. Each makes a valid row; a test names only what it is about."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
+from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Variant
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
@@ -214,6 +216,58 @@ class UploadFactory(factory.django.DjangoModelFactory):
     part_size = 1024 * 1024
 
 
+class DeploymentFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Deployment
+
+    organization = factory.SubFactory(OrganizationFactory)
+    name = factory.Sequence(lambda number: f"deployment-{number}")
+    salt = "salt"
+
+
+class VariantFactory(factory.django.DjangoModelFactory):
+    """Alone in its deployment: it has every bucket."""
+
+    class Meta:
+        model = Variant
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    version = factory.SubFactory(
+        ModelVersionFactory, model__organization=factory.SelfAttribute("...deployment.organization")
+    )
+    weight = 1.0
+
+    @classmethod
+    def _create(cls, model_class: Any, *args: Any, **kwargs: Any) -> Variant:
+        made: Variant = super()._create(model_class, *args, **kwargs)
+        Deployment.objects.filter(pk=made.deployment_id).update(allocation=[[10_000, str(made.pk)]])
+        made.deployment.refresh_from_db()
+        return made
+
+
+class DeploymentChangeFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = DeploymentChange
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    revision = factory.Sequence(lambda number: number + 1)
+    before = {"state": "active", "variants": [], "allocation": []}
+    after = {"state": "active", "variants": [], "allocation": []}
+
+
+class PredictionRecordFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = PredictionRecord
+
+    request_id = factory.LazyFunction(uuid.uuid4)
+    variant = factory.SubFactory(VariantFactory)
+    deployment = factory.SelfAttribute("variant.deployment")
+    instances = [{"x": 1.0}]
+    predictions = [{"value": 1.0}]
+    milliseconds = 1.0
+    at = factory.LazyFunction(timezone.now)
+
+
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:
     """A version with real stored parts, ingested in this process from the rows."""
     import csv
@@ -237,3 +291,12 @@ def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **
         dataset=dataset, source_sha256=original.sha256, source_bytes=original.size, rows=result.rows, columns=answer["columns"], profile=answer["profile"], parts=parts,
         problems=answer["problems"], detected=answer["detected"], **more,
     )  # fmt: skip
+
+
+class BatchPredictionFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = BatchPrediction
+
+    version = factory.SubFactory(ModelVersionFactory)
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
+    name = factory.Sequence(lambda number: f"predictions {number}")

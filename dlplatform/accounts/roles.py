@@ -49,6 +49,7 @@ ACTIONS: dict[str, Action] = {
     "model.write": Action(Role.TRAINER, Scope.TRAIN, "change"),
     "model.delete": Action(Role.MAINTAINER, Scope.ADMIN),
     "ref.move": Action(Role.MAINTAINER, Scope.DEPLOY, "change"),
+    "deploy": Action(Role.MAINTAINER, Scope.DEPLOY, "change"),
     "organization.manage": Action(Role.ADMIN, Scope.ADMIN),
     "key.write": Action(Role.VIEWER, Scope.ADMIN),
 }

@@ -15,11 +15,14 @@ from django.conf import settings
 from django.db import close_old_connections
 
 from dlplatform.engine.errors import PackageError, PredictionInputError
+from dlplatform.engine.predict import Predictor
 from dlplatform.objects.store import CorruptObject, MissingObject
 from registry.models import ModelVersion
 
+from .batching import Batches, Overloaded
 from .cache import PredictorCache
 from .client import SECRET_HEADER, shared_secret
+from .confined import ConfinedPredictor
 from .generation import stream_text
 
 MODEL_BUDGET = 1024**3
@@ -28,6 +31,23 @@ PATH = re.compile(r"/internal/versions/([0-9a-f-]{36})/(predict|generate)")
 # One thread: torch uses the cores itself, and a predictor is used by one request at a time.
 torch_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 cache = PredictorCache(MODEL_BUDGET)
+EXPECTED = (
+    orjson.JSONDecodeError, PredictionInputError, ModelVersion.DoesNotExist, Overloaded, PackageError, MissingObject,
+    CorruptObject,
+)  # fmt: skip
+
+
+def _predictor(version: UUID) -> Predictor | ConfinedPredictor:
+    close_old_connections()
+    return cache.get(version)
+
+
+def _together(predictor: Predictor | ConfinedPredictor) -> bool:
+    """Texts are written one after the other anyway, and what code of somebody's own does with more rows is unknown."""
+    return isinstance(predictor, Predictor) and predictor.writer is None
+
+
+batches = Batches(torch_thread, _predictor, _together)
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -48,11 +68,10 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if body is None:
         await _answer(send, 413, {"error": "too_large"})
         return
-    loop = asyncio.get_running_loop()
     if matched[2] == "generate":
         await stream_text(send, receive, UUID(matched[1]), body, torch_thread, cache)
         return
-    status, answer = await loop.run_in_executor(torch_thread, predict, UUID(matched[1]), body)
+    status, answer = await _predicted(UUID(matched[1]), body)
     await _answer(send, status, answer)
 
 
@@ -68,24 +87,42 @@ async def _body(receive: Any) -> bytes | None:
 
 
 def predict(version: UUID, body: bytes) -> tuple[int, dict[str, Any]]:
-    """(status, answer) for one request; runs in the torch thread."""
-    close_old_connections()
+    """(status, answer) for one request, waited for by a thread that is not the one of torch."""
     try:
-        instances = orjson.loads(body)["instances"]
-        return 200, {"predictions": cache.get(version).predict(instances)}
-    except orjson.JSONDecodeError as error:
+        return 200, {"predictions": batches.ask(version, _rows(body)).result()}
+    except EXPECTED as error:
+        return _refusal(error)
+
+
+async def _predicted(version: UUID, body: bytes) -> tuple[int, dict[str, Any]]:
+    try:
+        return 200, {"predictions": await asyncio.wrap_future(batches.ask(version, _rows(body)))}
+    except EXPECTED as error:
+        return _refusal(error)
+
+
+def _rows(body: bytes) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = orjson.loads(body)["instances"]
+    return rows
+
+
+def _refusal(error: Exception) -> tuple[int, dict[str, Any]]:
+    if isinstance(error, orjson.JSONDecodeError):
         return 400, {"code": "parse_error", "detail": f"The rows cannot be read: {error}", "attr": "instances"}
-    except PredictionInputError as error:
+    if isinstance(error, PredictionInputError):
         attr = f"instances.{error.row}" + (f".{error.column}" if error.column else "")
         return 400, {"code": error.code, "detail": error.message, "attr": attr}
-    except ModelVersion.DoesNotExist:
+    if isinstance(error, ModelVersion.DoesNotExist):
         return 404, {"error": "not_found"}
-    except (PackageError, MissingObject, CorruptObject) as error:
-        return 422, {"code": "model_unusable", "detail": f"This version cannot be loaded: {error}", "attr": None}
+    if isinstance(error, Overloaded):
+        return 503, {"error": "overloaded"}
+    return 422, {"code": "model_unusable", "detail": f"This version cannot be loaded: {error}", "attr": None}
 
 
 async def _answer(send: Any, status: int, answer: dict[str, Any]) -> None:
     headers = [(b"content-type", b"application/json")]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": orjson.dumps(answer, option=orjson.OPT_NON_STR_KEYS)})
 

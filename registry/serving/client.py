@@ -27,6 +27,14 @@ class Unusable(APIException):
     default_code = "model_unusable"
 
 
+class Overloaded(Unavailable):
+    """More requests wait than the inference process takes; ``wait`` becomes the answer's Retry-After, in seconds."""
+
+    default_code = "overloaded"
+    default_detail = "More predictions are asked for than can be made; try again in a second."
+    wait = 1
+
+
 class PredictionRefused(ValidationError):
     """An instance does not fit the model's inputs; ``attr`` says which row and column."""
 
@@ -75,6 +83,8 @@ def _refuse(answer: httpx.Response) -> None:
         if answer.status_code == 422:
             raise Unusable(problem["detail"])
         raise PredictionRefused(problem["attr"] or "prompt", problem["detail"], problem["code"])
+    if answer.status_code == 503:
+        raise Overloaded
     raise Unavailable
 
 

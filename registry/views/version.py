@@ -54,6 +54,9 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         "can_finetune": ("model.json" in found.tree or is_transformers(found))
         and may(request.user, "run.write", found.model.organization),
         "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
+        "can_deploy": "model.json" in found.tree
+        and found.deleted_at is None
+        and may(request.user, "deploy", found.model.organization),
         "can_delete": may(request.user, "model.delete", found),
     }
     if found.deleted_at is None:
@@ -126,7 +129,7 @@ def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
 def _predicted(version: ModelVersion, form: TryForm, instance: dict[str, Any]) -> dict[str, Any] | None:
     try:
         availability.require_files(version)
-        return _shown(client.predict(version.pk, [instance])[0])
+        return shown_prediction(client.predict(version.pk, [instance])[0])
     except ValidationError as error:
         form.add_refusal(error)
     except (Unavailable, Conflict, client.Unusable) as error:
@@ -136,7 +139,7 @@ def _predicted(version: ModelVersion, form: TryForm, instance: dict[str, Any]) -
     return None
 
 
-def _shown(prediction: dict[str, Any]) -> dict[str, Any]:
+def shown_prediction(prediction: dict[str, Any]) -> dict[str, Any]:
     """Classes or labels by falling probability; numbers as they are."""
     probabilities = prediction.get("probabilities")
     if "text" in prediction:

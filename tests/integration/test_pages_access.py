@@ -52,7 +52,13 @@ def things(organization, trainer):
     code = factories.CodeBundleFactory(
         organization=organization, filename=HOSTILE, tree={HOSTILE: {"sha256": "a" * 64, "size": 1}}, created_by=trainer
     )
+    deployment = factories.DeploymentFactory(organization=organization, name="screening", description=HOSTILE)
+    factories.VariantFactory(deployment=deployment, version=made)
+    then = {"state": "active", "variants": [{"model": HOSTILE, "number": 1, "role": "live", "weight": 1.0}]}
+    factories.DeploymentChangeFactory(deployment=deployment, reason=HOSTILE, before=then, after=then)
     return {
+        "deployment": deployment,
+        "batch": factories.BatchPredictionFactory(version=made, dataset_version=version, name=HOSTILE),
         "code": code,
         "dataset": dataset,
         "version": version,
@@ -91,6 +97,7 @@ def pages_of(things):
         reverse("upload", args=[things["upload"].pk]),
         reverse("code", args=[things["code"].pk]), reverse("code-lineage", args=[things["code"].pk]),
         reverse("sweep", args=[things["sweep"].pk]), reverse("sweep", args=[things["sweep"].pk]) + "?sort=-schedule",
+        reverse("deployment", args=[things["deployment"].pk]), reverse("batch", args=[things["batch"].pk]),
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
@@ -104,6 +111,7 @@ LISTS = [
     "experiments",
     "sweeps",
     "models",
+    "deployments",
     "members",
     "api-keys",
     "password-change",
@@ -118,7 +126,8 @@ CHANGES = [
     ("dataset", name) for name in ("dataset-edit", "dataset-archive", "dataset-restore", "dataset-delete")
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
     ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
-    ("model_version", "version-restore"),
+    ("model_version", "version-restore"), ("deployment", "deployment-variants"), ("deployment", "deployment-undo"),
+    ("deployment", "deployment-archive"), ("deployment", "deployment-restore"), ("batch", "batch-cancel"),
 ]  # fmt: skip
 
 

@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import httpx
+import orjson
 import pytest
 from django.core.exceptions import PermissionDenied, ValidationError
 
@@ -268,6 +270,27 @@ def test_bad_instances_are_named_by_row_and_column(api, viewer, trained, inferen
     answer = api(viewer).post(f"/api/v1/model-versions/{trained.pk}/predict", {"instances": instances}, format="json")
     assert answer.status_code == 400, answer.content
     assert answer.json()["errors"][0]["attr"].startswith(attr)
+
+
+def test_a_full_queue_is_answered_503_with_the_time_to_wait(api, viewer, trained, inference, monkeypatch):
+    monkeypatch.setattr("registry.serving.batching.MOST_WAITING", 0)
+    answer = api(viewer).post(f"/api/v1/model-versions/{trained.pk}/predict", {"instances": [ROW]}, format="json")
+    assert answer.status_code == 503 and answer["Retry-After"] == "1", answer.content
+    assert answer.json()["errors"][0]["code"] == "overloaded"
+
+
+def test_requests_that_wait_are_answered_as_each_alone(trained, inference):
+    alone = [
+        serving.predict(trained.pk, orjson.dumps({"instances": [ROW | {"length": n / 10}]})) for n in range(40, 60)
+    ]
+    with ThreadPoolExecutor(16) as many:
+        bodies = [orjson.dumps({"instances": [ROW | {"length": n / 10}]}) for n in range(40, 60)]
+        together = list(many.map(lambda body: serving.predict(trained.pk, body), bodies))
+    for (_, one), (status, other) in zip(alone, together, strict=True):
+        assert status == 200
+        first, second = one["predictions"][0], other["predictions"][0]
+        assert first["label"] == second["label"]
+        assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-5)
 
 
 def test_a_version_without_a_package_is_unusable_not_a_crash(api, trainer, model, inference):

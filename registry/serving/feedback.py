@@ -1,0 +1,100 @@
+"""What turned out to be right: taken late, repeatedly or by the list, and what it says of each variant."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+
+from .models import Deployment, Feedback, PredictionRecord, Variant
+
+LOOKED_AT = 5000  # labels, the newest first
+Z = 1.959964  # of a two-sided interval of 95 %
+
+
+@dataclass(frozen=True)
+class Label:
+    request_id: UUID
+    label: Any
+    index: int = 0
+
+
+@transaction.atomic
+def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label]) -> int:
+    """Keep labels; of several for one row the last wins. How many rows have one now of these."""
+    require(actor, "predict", deployment)
+    last = {(one.request_id, one.index): one.label for one in labels}
+    now = timezone.now()
+    rows = [
+        Feedback(deployment=deployment, request_id=request, index=index, label=label, actor=actor, at=now)
+        for (request, index), label in sorted(last.items())  # one order for all, or two writers wait for each other
+    ]
+    Feedback.objects.bulk_create(
+        rows, batch_size=500, update_conflicts=True, unique_fields=["deployment", "request_id", "index"],
+        update_fields=["label", "actor", "at"],
+    )  # fmt: skip
+    return len(rows)
+
+
+@dataclass
+class Quality:
+    """Of one variant over the newest labels: how many, how many right, the mean of the absolute errors."""
+
+    variant: Variant
+    labelled: int = 0
+    right: int = 0
+    classes: int = 0
+    error: float = 0.0
+
+    def count(self, prediction: dict[str, Any], label: Any) -> None:
+        if "label" in prediction:
+            self.labelled += 1
+            self.classes += 1
+            self.right += prediction["label"] == (label if isinstance(label, str) else str(label))
+        elif isinstance(prediction.get("value"), int | float) and isinstance(label, int | float):
+            self.labelled += 1
+            self.error += abs(prediction["value"] - label)
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.right / self.classes if self.classes else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the accuracy: Wilson's score interval of 95 % (Wilson 1927)."""
+        return wilson(self.right, self.classes) if self.classes else None
+
+    @property
+    def mean_absolute_error(self) -> float | None:
+        numbers = self.labelled - self.classes
+        return self.error / numbers if numbers else None
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    share = right / count
+    centre = share + Z * Z / (2 * count)
+    reach = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
+    return max(0.0, (centre - reach) / (1 + Z * Z / count)), min(1.0, (centre + reach) / (1 + Z * Z / count))
+
+
+def quality_of(deployment: Deployment) -> list[Quality]:
+    """Of every variant with labelled answers, by the newest labels."""
+    labels = list(Feedback.objects.filter(deployment=deployment).order_by("-at")[:LOOKED_AT])
+    wanted = {one.request_id for one in labels}
+    rows = PredictionRecord.objects.filter(deployment=deployment, request_id__in=wanted).only(
+        "request_id", "variant_id", "predictions"
+    )
+    records = {row.request_id: row for row in rows}
+    variants = Variant.objects.filter(deployment=deployment).select_related("version__model")
+    found = {row.pk: Quality(row) for row in variants}
+    for one in labels:
+        record = records.get(one.request_id)
+        if record is not None and record.predictions and one.index < len(record.predictions):
+            found[record.variant_id].count(record.predictions[one.index], one.label)
+    return [one for one in found.values() if one.labelled]

@@ -1,0 +1,74 @@
+"""Forms of the deployment pages."""
+
+from typing import Any
+from uuid import UUID
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.http import QueryDict
+
+from dlplatform.accounts.models import Organization, User
+from registry.forms import TryForm
+from registry.models import ModelVersion
+
+from .models import Variant
+from .services import MODEL_FILE, Wanted
+
+MOST_CHOICES = 300
+REMOVED = "removed"
+
+
+def servable_versions(user: User, organization: Organization) -> list[ModelVersion]:
+    """The newest versions that could be deployed."""
+    rows = ModelVersion.objects.visible_to(user).filter(
+        model__organization=organization, model__archived_at=None, deleted_at=None, tree__has_key=MODEL_FILE
+    )
+    return list(
+        rows.select_related("model").only("number", "model__name", "task").order_by("-created_at")[:MOST_CHOICES]
+    )
+
+
+class DeploymentForm(forms.Form):
+    name = forms.CharField(max_length=80, help_text="A part of its address: letters, digits, dot, dash, underscore")
+    version = forms.UUIDField(widget=forms.Select, help_text="It answers alone at first; more are added on its page")
+    description = forms.CharField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
+
+    def __init__(self, *args: Any, versions: list[ModelVersion], **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.fields["version"].widget.choices = [(one.pk, str(one)) for one in versions]  # type: ignore[attr-defined]
+
+
+class ChangeForm(forms.Form):
+    """What every change says: why, and which change it was made in sight of."""
+
+    reason = forms.CharField(max_length=2000, required=False)
+    revision = forms.IntegerField(min_value=0, max_value=2**31 - 1, required=False)
+
+
+class DeploymentTryForm(TryForm):
+    """The inputs of the model, and the key that chooses who answers."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.fields["key"] = forms.CharField(
+            max_length=200, required=False, label="Key",
+            help_text="Whom the answer is for. Blank: chance decides who answers",
+        )  # fmt: skip
+        self.order_fields(["key"])
+
+
+def variants_of(posted: QueryDict) -> list[Wanted]:
+    """The rows of the table of variants. Raises ValidationError for what is no row."""
+    columns = [posted.getlist(name) for name in ("version", "weight", "role")]
+    try:
+        rows = list(zip(*columns, strict=True))
+    except ValueError:
+        raise ValidationError("Each variant needs a version, a weight and a role.") from None
+    return [_variant(*row) for row in rows if row[0] and row[2] != REMOVED]
+
+
+def _variant(version: str, weight: str, role: str) -> Wanted:
+    try:
+        return Wanted(UUID(version), float(weight), role if role in Variant.Role.values else "")
+    except ValueError:
+        raise ValidationError("A weight is a number from 0 on.") from None

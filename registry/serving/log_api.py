@@ -1,0 +1,85 @@
+"""REST API of the prediction log: what answered a request, and what turned out to be right."""
+
+from uuid import UUID
+
+from django.http import Http404
+from rest_framework.exceptions import ErrorDetail, ValidationError
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from dlplatform.accounts.access import require
+from dlplatform.api import PagedView, documented
+
+from . import feedback, prediction_log
+from .api import TAGS, the_deployment
+from .models import PredictionRecord
+from .serializers import FeedbackIn, FeedbackOut, PredictionRecordOut
+
+MOST_LABELS = 10_000
+RECORD = {
+    "request_id": "0d3f…", "variant": "51c0…", "version": "9c1d…", "key": "patient 7",
+    "instances": [{"mean radius": 14.1, "mean texture": 20.3}],
+    "predictions": [{"label": "benign", "probabilities": {"benign": 0.97, "malignant": 0.03}}],
+    "labels": {"0": "benign"}, "milliseconds": 3.1, "error": "", "at": "2026-11-20T09:30:00Z",
+}  # fmt: skip
+
+
+class RequestsView(PagedView):
+    policy = {"GET": "read"}
+    ordering = "-id"
+
+    @documented(
+        "List the requests that a deployment answered", answer=PredictionRecordOut(many=True), example=(None, RECORD),
+        tags=TAGS, description="The newest first, as far as they were sampled and are kept. A record appears within a second.",
+    )  # fmt: skip
+    def get(self, request: Request, deployment: UUID) -> Response:
+        found = the_deployment(request, deployment)
+        rows = PredictionRecord.objects.filter(deployment=found).select_related("variant")
+        return self.paged(request, rows, _WithLabels)
+
+
+class _WithLabels:
+    """`PredictionRecordOut` for a page, with its labels fetched at once."""
+
+    def __init__(self, rows: list[PredictionRecord], *, many: bool, context: dict[str, object]) -> None:
+        found = prediction_log.labels_of(rows[0].deployment_id, [row.request_id for row in rows]) if rows else {}
+        self.data = PredictionRecordOut(rows, many=many, context={**context, "labels": found}).data
+
+
+class RequestView(APIView):
+    policy = {"GET": "read"}
+
+    @documented("What answered a request", answer=PredictionRecordOut, example=(None, RECORD), tags=TAGS)
+    def get(self, request: Request, deployment: UUID, request_id: UUID) -> Response:
+        found = the_deployment(request, deployment)
+        rows = PredictionRecord.objects.filter(deployment=found, request_id=request_id)
+        record = rows.select_related("variant").first()
+        if record is None:
+            raise Http404
+        labels = prediction_log.labels_of(found.pk, [request_id])
+        return Response(PredictionRecordOut(record, context={"labels": labels}).data)
+
+
+class FeedbackView(APIView):
+    policy = {"POST": "predict"}
+
+    @documented(
+        "Say what turned out to be right", request=FeedbackIn, answer=FeedbackOut, status=202, tags=TAGS,
+        description="For one row of a request, or a JSON list of these for up to 10,000 rows. It may come any time after the "
+                    "prediction, and again: the last one wins.",
+        example=({"request_id": "0d3f…", "index": 0, "label": "benign"}, {"accepted": 1}),
+    )  # fmt: skip
+    def post(self, request: Request, deployment: UUID) -> Response:
+        found = the_deployment(request, deployment)
+        require(request.user, "predict", found)
+        many = isinstance(request.data, list)
+        if many and not 0 < len(request.data) <= MOST_LABELS:
+            sentence = f"Send from 1 to {MOST_LABELS:,} labels in one request."
+            raise ValidationError([ErrorDetail(sentence, code="invalid")])
+        given = FeedbackIn(data=request.data, many=many)
+        given.is_valid(raise_exception=True)
+        wanted = given.validated_data if many else [given.validated_data]
+        labels = [feedback.Label(**one) for one in wanted]
+        accepted = feedback.give_feedback(actor=request.user, deployment=found, labels=labels)
+        return Response({"accepted": accepted}, status=202)

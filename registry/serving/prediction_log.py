@@ -1,0 +1,137 @@
+"""The prediction log: records are gathered in memory and written in bulk, off the path of the request.
+
+What a killed process loses is what it gathered since the last writing: at most SECONDS of traffic. While the database does
+not answer, up to MOST records are held, and further ones are lost and counted. Stopping in good order writes all.
+"""
+
+import atexit
+import logging
+import threading
+from collections import deque
+from collections.abc import Collection
+from datetime import timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import DatabaseError, DataError, IntegrityError, connection
+from django.utils import timezone
+
+from .models import Deployment, Feedback, PredictionRecord
+
+SECONDS = 1.0
+MOST = 10_000
+BATCH = 500
+
+logger = logging.getLogger(__name__)
+
+
+class RecordBuffer:
+    """Records on their way to the database. ``thread`` False leaves the writing to whoever calls `flush`."""
+
+    def __init__(self, thread: bool = True) -> None:
+        self._waiting: deque[PredictionRecord] = deque()
+        self._writes = thread
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._full = threading.Event()
+        self._started = False
+        self.lost = 0
+
+    def add(self, record: PredictionRecord) -> None:
+        """Take a record, without ever waiting for the database."""
+        with self._lock:
+            if len(self._waiting) >= MOST:
+                self.lost += 1
+                return
+            self._waiting.append(record)
+            if self._writes and not self._started:
+                self._started = True
+                threading.Thread(target=self._work, name="prediction log", daemon=True).start()
+        if len(self._waiting) >= BATCH:
+            self._full.set()
+
+    def _work(self) -> None:
+        while True:
+            self._full.wait(SECONDS)
+            self._full.clear()
+            try:
+                self.flush()
+            finally:
+                connection.close()
+
+    def flush(self) -> int:
+        """Write what waits; how many were written. What the database does not take now waits on."""
+        written = 0
+        with self._writing:
+            while batch := self._next():
+                try:
+                    _write(batch)
+                except DatabaseError as error:
+                    logger.warning("%d records of predictions wait: %s", len(batch), error)
+                    self._put_back(batch)
+                    break
+                written += len(batch)
+            self._tell_lost()
+        return written
+
+    def _next(self) -> list[PredictionRecord]:
+        with self._lock:
+            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+
+    def _put_back(self, batch: list[PredictionRecord]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed(batch))
+
+    def _tell_lost(self) -> None:
+        with self._lock:
+            lost, self.lost = self.lost, 0
+        if lost:
+            logger.error("%d records of predictions were lost: the database did not take them in time", lost)
+
+
+def _write(batch: list[PredictionRecord]) -> None:
+    """One statement; where a record spoils it (its deployment is gone, a NUL in a text), each on its own."""
+    try:
+        PredictionRecord.objects.bulk_create(batch)
+    except (IntegrityError, DataError):
+        living = set(
+            Deployment.objects.filter(pk__in={row.deployment_id for row in batch}).values_list("pk", flat=True)
+        )
+        _write_singly([row for row in batch if row.deployment_id in living])
+
+
+def _write_singly(records: Collection[PredictionRecord]) -> None:
+    for record in records:
+        try:
+            PredictionRecord.objects.bulk_create([record])
+        except (IntegrityError, DataError) as error:
+            logger.error("the record of request %s is not kept: %s", record.request_id, error)
+
+
+buffer = RecordBuffer()
+
+
+def drain() -> None:
+    """Write what waits, before the process ends."""
+    try:
+        buffer.flush()
+    finally:
+        connection.close()
+
+
+atexit.register(drain)
+
+
+def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[int, object]]:
+    """By request the labels that came, by row."""
+    found: dict[UUID, dict[int, object]] = {}
+    for row in Feedback.objects.filter(deployment=deployment, request_id__in=requests):
+        found.setdefault(row.request_id, {})[row.index] = row.label
+    return found
+
+
+def forget_old() -> int:
+    """Delete records and feedback that are older than the policy; how many."""
+    before = timezone.now() - timedelta(days=settings.PREDICTION_LOG_DAYS)
+    rows = (PredictionRecord.objects.filter(at__lt=before), Feedback.objects.filter(at__lt=before))
+    return sum(found.delete()[0] for found in rows)

@@ -1,0 +1,289 @@
+"""What changes in deployments. The only writers; every change is a row of the log and can be taken back."""
+
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+
+from dlplatform import events
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.names import name_taken, unique_name
+from dlplatform.api import Conflict
+from registry.availability import require_files
+from registry.models import ModelVersion, RegisteredModel
+
+from .assignment import reallocate
+from .models import Deployment, DeploymentChange, Variant
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+MOST_VARIANTS = 20
+HEAVIEST = 1e6
+MODEL_FILE = "model.json"  # what the inference process can load
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A variant as it shall be."""
+
+    version: UUID
+    weight: float = 1.0
+    role: str = Variant.Role.LIVE
+
+
+@transaction.atomic
+def create_deployment(
+    *, actor: User, organization: Organization, name: str, variants: Sequence[Wanted], description: str = "",
+    reason: str = "",
+) -> Deployment:  # fmt: skip
+    """A deployment that answers at once. Raises ValidationError, PermissionDenied, Conflict."""
+    require(actor, "deploy", organization)
+    _check_name(name)
+    if _namesakes(organization, name).exists():
+        raise name_taken(_taken(name))
+    with unique_name(_taken(name)):
+        deployment = Deployment.objects.create(
+            organization=organization, name=name, description=description, created_by=actor, salt=secrets.token_hex(16)
+        )
+    audit.record(actor, "deployment.create", deployment, organization, name=name)
+    empty = {"state": Deployment.State.ACTIVE, "variants": [], "allocation": []}
+    _set_variants(actor, deployment, variants)
+    _log(actor, deployment, empty, reason)
+    return deployment
+
+
+@transaction.atomic
+def change_variants(
+    *, actor: User, deployment: Deployment, variants: Sequence[Wanted], reason: str = "", revision: int | None = None
+) -> Deployment:
+    """Set versions, weights and roles. With ``revision`` only if that is still the newest. Raises Conflict else."""
+    locked = _locked(actor, deployment, revision)
+    if locked.state != Deployment.State.ACTIVE:
+        raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
+    before = state_of(locked)
+    _set_variants(actor, locked, variants)
+    if state_of(locked) != before:
+        _log(actor, locked, before, reason)
+    return locked
+
+
+@transaction.atomic
+def set_details(*, actor: User, deployment: Deployment, **details: Any) -> Deployment:
+    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log."""
+    require(actor, "deploy", deployment)
+    if not 0 <= details.get("sample_rate", 0) <= 1:
+        raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
+    for field, value in details.items():
+        setattr(deployment, field, value)
+    deployment.save(update_fields=list(details))
+    audit.record(actor, "deployment.details", deployment, deployment.organization, **details)
+    return deployment
+
+
+@transaction.atomic
+def set_archived(
+    *, actor: User, deployment: Deployment, archived: bool, reason: str = "", revision: int | None = None
+) -> Deployment:
+    """Stop answering and let the versions go, or answer again as before."""
+    locked = _locked(actor, deployment, revision)
+    wanted = Deployment.State.ARCHIVED if archived else Deployment.State.ACTIVE
+    if locked.state == wanted:
+        return locked
+    before = state_of(locked)
+    if not archived:
+        _claim_name(locked)
+        _lock_versions(actor, locked, [row.version_id for row in _variants(locked)])
+    _set_state(locked, wanted)
+    _log(actor, locked, before, reason)
+    return locked
+
+
+@transaction.atomic
+def undo_change(
+    *, actor: User, deployment: Deployment, change: DeploymentChange | None = None, reason: str = "",
+    revision: int | None = None,
+) -> Deployment:  # fmt: skip
+    """Go back to what was before a change, by default the newest: state, variants, and who gets which keys."""
+    locked = _locked(actor, deployment, revision)
+    undone = change or locked.changes.first()
+    if undone is None or not undone.before["variants"]:
+        raise Conflict("There is nothing before the creation to go back to; archive it instead.", code="nothing_before")
+    target, before = undone.before, state_of(locked)
+    if target == before:
+        return locked
+    if target["state"] == Deployment.State.ACTIVE != locked.state:
+        _claim_name(locked)
+    _restore(actor, locked, target)
+    _log(actor, locked, before, reason or f"Back to what was before change {undone.revision}", undoes=undone)
+    return locked
+
+
+def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
+    """The change of that number; ValidationError on `change` when there is none."""
+    found = DeploymentChange.objects.filter(deployment=deployment, revision=revision).first()
+    if found is None:
+        raise _refused("change", f"There is no change number {revision}.", "does_not_exist")
+    return found
+
+
+def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> None:
+    wanted = [Wanted(UUID(one["version"]), one["weight"], one["role"]) for one in target["variants"]]
+    if target["state"] == Deployment.State.ACTIVE:
+        _lock_versions(actor, deployment, [one.version for one in wanted])
+    _write_variants(deployment, wanted)
+    deployment.allocation = target["allocation"]
+    _set_state(deployment, target["state"])
+
+
+def state_of(deployment: Deployment) -> dict[str, Any]:
+    """What the log keeps: enough to answer what was served, and to go back to it."""
+    variants = [
+        {
+            "id": str(row.pk), "version": str(row.version_id), "model": row.version.model.name,
+            "number": row.version.number, "role": row.role, "weight": row.weight,
+        }
+        for row in _variants(deployment)
+    ]  # fmt: skip
+    return {
+        "state": str(deployment.state),
+        "variants": variants,
+        "allocation": [list(part) for part in deployment.allocation],
+    }
+
+
+def _variants(deployment: Deployment) -> list[Variant]:
+    return list(Variant.objects.filter(deployment=deployment, removed_at=None).select_related("version__model"))
+
+
+# --- the steps ----------------------------------------------------------------------------------------
+
+
+def _locked(actor: User, deployment: Deployment, revision: int | None) -> Deployment:
+    require(actor, "deploy", deployment)
+    locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
+    if revision is not None and revision != locked.revision:
+        raise Conflict(
+            f"It was changed meanwhile: the newest change is number {locked.revision}, not {revision}.", code="moved"
+        )
+    return locked
+
+
+def _set_variants(actor: User, deployment: Deployment, variants: Sequence[Wanted]) -> None:
+    _check_variants(variants)
+    _lock_versions(actor, deployment, [one.version for one in variants])
+    live = _write_variants(deployment, variants)
+    allocation = [(end, variant) for end, variant in deployment.allocation]
+    deployment.allocation = [list(part) for part in reallocate(allocation, live)]
+    deployment.save(update_fields=["allocation"])
+
+
+def _check_variants(variants: Sequence[Wanted]) -> None:
+    if not variants or len(variants) > MOST_VARIANTS:
+        raise _refused("variants", f"Give from 1 to {MOST_VARIANTS} variants.", "invalid")
+    if len({one.version for one in variants}) < len(variants):
+        raise _refused("variants", "Name each version once.", "unique")
+    for position, one in enumerate(variants):
+        if not (math.isfinite(one.weight) and 0 <= one.weight <= HEAVIEST):
+            raise _refused(f"variants.{position}.weight", f"Give a weight from 0 to {HEAVIEST:,.0f}.", "invalid")
+        if one.role not in Variant.Role.values:
+            raise _refused(f"variants.{position}.role", "Choose live or shadow.", "invalid")
+    if not any(one.weight > 0 for one in variants if one.role == Variant.Role.LIVE):
+        raise _refused("variants", "One live variant needs a weight above 0: somebody has to answer.", "nobody_answers")
+
+
+def _lock_versions(actor: User, deployment: Deployment, versions: Sequence[UUID]) -> None:
+    """Hold off whoever deletes files of these versions; raise for what cannot be served from here."""
+    rows = ModelVersion.objects.filter(pk__in=versions, model__organization_id=deployment.organization_id)
+    models = rows.values_list("model_id", flat=True)
+    list(RegisteredModel.objects.select_for_update().filter(pk__in=set(models)).order_by("pk"))
+    found = {row.pk: row for row in rows.visible_to(actor).select_related("model")}
+    for position, version in enumerate(versions):
+        _check_version(found.get(version), position)
+    tasks = {row.task for row in found.values()}
+    if len(tasks) > 1:
+        raise _refused("variants", f"All variants must have one task, not {', '.join(sorted(tasks))}.", "task_mismatch")
+
+
+def _check_version(version: ModelVersion | None, position: int) -> None:
+    place = f"variants.{position}.version"
+    if version is None:
+        raise _refused(place, "The organization has no model version with this id.", "does_not_exist")
+    require_files(version)
+    if MODEL_FILE not in version.tree:
+        sentence = f"v{version.number} has no {MODEL_FILE}: it was not trained here, and other programs load it."
+        raise _refused(place, sentence, "model_unusable")
+
+
+def _write_variants(deployment: Deployment, variants: Sequence[Wanted]) -> dict[str, float]:
+    """Write the rows; the weights of the live ones by the ids of their variants."""
+    rows = {row.version_id: row for row in Variant.objects.filter(deployment=deployment)}
+    gone = set(rows) - {one.version for one in variants}
+    Variant.objects.filter(deployment=deployment, version_id__in=gone, removed_at=None).update(
+        removed_at=timezone.now()
+    )
+    live = {}
+    for one in variants:
+        row = rows.get(one.version) or Variant(deployment=deployment, version_id=one.version)
+        row.weight, row.role, row.removed_at = float(one.weight), one.role, None
+        row.save()
+        if one.role == Variant.Role.LIVE:
+            live[str(row.pk)] = row.weight
+    return live
+
+
+def _set_state(deployment: Deployment, state: str) -> None:
+    deployment.state = state
+    with unique_name(_taken(deployment.name)):
+        deployment.save(update_fields=["state", "allocation"])
+
+
+def _log(
+    actor: User, deployment: Deployment, before: dict[str, Any], reason: str, undoes: DeploymentChange | None = None
+) -> None:
+    deployment.revision += 1
+    deployment.save(update_fields=["revision"])
+    DeploymentChange.objects.create(
+        deployment=deployment, revision=deployment.revision, before=before, after=state_of(deployment), actor=actor,
+        reason=reason, undoes=undoes,
+    )  # fmt: skip
+    audit.record(actor, "deployment.change", deployment, deployment.organization, revision=deployment.revision)
+    transaction.on_commit(
+        lambda: events.publish_state(
+            deployment.organization_id, "deployment", deployment.pk, deployment.state, deployment.name
+        )
+    )
+
+
+def _claim_name(deployment: Deployment) -> None:
+    if _namesakes(deployment.organization, deployment.name).exclude(pk=deployment.pk).exists():
+        raise Conflict(f"Another deployment is named “{deployment.name}” now.", code="name_taken")
+
+
+def _namesakes(organization: Organization, name: str) -> Any:
+    return Deployment.objects.filter(organization=organization, name=name, state=Deployment.State.ACTIVE)
+
+
+def _taken(name: str) -> str:
+    return f"There is a deployment “{name}” already."
+
+
+def _check_name(name: str) -> None:
+    """A name is a part of addresses, beside ids: it must not look like one of these."""
+    if not NAME.fullmatch(name):
+        raise _refused("name", "Use letters, digits, dot, dash and underscore; at most 80.", "invalid")
+    with suppress(ValueError):
+        UUID(name)
+        raise _refused("name", "Choose a name that does not look like an id.", "invalid")
+
+
+def _refused(field: str, sentence: str, code: str) -> ValidationError:
+    return ValidationError({field: ValidationError(sentence, code=code)})

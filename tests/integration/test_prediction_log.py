@@ -1,0 +1,261 @@
+"""The prediction log and feedback: what is kept, what is lost, what it says, and for how long."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+from django.db import OperationalError
+from django.urls import reverse
+from django.utils import timezone
+
+from dlplatform.api import Unavailable
+from registry.serving import client as inference
+from registry.serving import feedback, prediction_log, services
+from registry.serving.models import Feedback, PredictionRecord
+from tests import factories
+
+pytestmark = pytest.mark.django_db
+ROW = {"x": 1.5}
+
+
+@pytest.fixture
+def buffer(monkeypatch):
+    """Written when the test says so."""
+    made = prediction_log.RecordBuffer(thread=False)
+    monkeypatch.setattr(prediction_log, "buffer", made)
+    return made
+
+
+@pytest.fixture
+def deployment(organization):
+    signature = {"inputs": [{"name": "x", "type": "number"}, {"name": "picture", "type": "image"}]}
+    made = factories.DeploymentFactory(organization=organization, name="screening")
+    factories.VariantFactory(deployment=made, version__signature=signature, version__model__organization=organization)
+    return made
+
+
+@pytest.fixture
+def answers(monkeypatch, buffer):
+    def predict(version, instances):
+        return [{"label": "a" if row["x"] > 1 else "b"} for row in instances]
+
+    monkeypatch.setattr(inference, "predict", predict)
+
+
+def ask(client, deployment, *rows, **more):
+    url = f"/api/v1/deployments/{deployment.pk}/predict"
+    return client.post(url, {"instances": list(rows) or [ROW], **more}, format="json")
+
+
+def record_of(deployment, **more):
+    return PredictionRecord(
+        request_id=uuid4(), deployment=deployment, variant=deployment.variants.get(), instances=[ROW],
+        milliseconds=1.0, at=timezone.now(), **more,
+    )  # fmt: skip
+
+
+def test_what_answered_a_request_is_one_look_up(api, viewer, stranger, deployment, answers, buffer):
+    client = api(viewer)
+    answer = ask(client, deployment, ROW | {"picture": "AAAA"}, key="k7").json()
+    url = f"/api/v1/deployments/{deployment.pk}/requests"
+    assert client.get(f"{url}/{answer['request_id']}").status_code == 404, "not yet written"
+    assert buffer.flush() == 1
+    found = client.get(f"{url}/{answer['request_id']}").json()
+    assert found["version"] == answer["version"] and found["variant"] == answer["variant"] and found["key"] == "k7"
+    assert found["predictions"] == answer["predictions"] and found["error"] == "" and found["milliseconds"] > 0
+    assert found["instances"][0]["x"] == 1.5 and found["instances"][0]["picture"].startswith("sha256:")
+    assert client.get(url).json()["results"] == [found]
+    assert client.get(f"{url}/{uuid4()}").status_code == 404
+    assert api(stranger).get(f"{url}/{answer['request_id']}").status_code == 404
+
+
+def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer, monkeypatch):
+    def away(version, instances):
+        raise Unavailable
+
+    monkeypatch.setattr(inference, "predict", away)
+    assert ask(api(viewer), deployment).status_code == 503
+
+    def refuse(version, instances):
+        raise inference.PredictionRefused("instances.0.x", "no number", "invalid")
+
+    monkeypatch.setattr(inference, "predict", refuse)
+    assert ask(api(viewer), deployment).status_code == 400
+    buffer.flush()
+    kept = PredictionRecord.objects.order_by("id").values_list("error", "predictions")
+    assert list(kept) == [("unavailable", None), ("invalid", None)]
+
+
+def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer):
+    url = f"/api/v1/deployments/{deployment.pk}"
+    assert api(maintainer).patch(url, {"sample_rate": 0}, format="json").json()["sample_rate"] == 0
+    assert ask(api(viewer), deployment).status_code == 200
+    assert buffer.flush() == 0
+    assert api(maintainer).patch(url, {"sample_rate": 1.5}, format="json").status_code == 400
+    assert api(viewer).patch(url, {"sample_rate": 1}, format="json").status_code == 403
+
+
+def test_records_wait_for_a_database_that_is_away_and_are_lost_beyond_the_bound(
+    deployment, buffer, monkeypatch, caplog
+):
+    real = prediction_log._write
+
+    def away(batch):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(prediction_log, "_write", away)
+    monkeypatch.setattr(prediction_log, "MOST", 3)
+    records = [record_of(deployment) for _ in range(5)]
+    for record in records:
+        buffer.add(record)
+    assert buffer.flush() == 0 and "2 records of predictions were lost" in caplog.text
+    monkeypatch.setattr(prediction_log, "_write", real)
+    assert buffer.flush() == 3
+    kept = PredictionRecord.objects.order_by("id").values_list("request_id", flat=True)
+    assert list(kept) == [record.request_id for record in records[:3]], "in order"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_record_that_cannot_be_written_costs_no_other(deployment, buffer, organization):
+    gone = factories.DeploymentFactory(organization=organization)
+    factories.VariantFactory(deployment=gone, version__model__organization=organization)
+    orphan = record_of(gone)
+    odd = record_of(deployment, predictions=[{"text": "a\0b"}])
+    good = record_of(deployment)
+    gone.delete()
+    orphan.deployment_id, orphan.variant_id = uuid4(), uuid4()
+    for record in (orphan, odd, good):
+        buffer.add(record)
+    buffer.flush()
+    assert list(PredictionRecord.objects.values_list("request_id", flat=True)) == [good.request_id]
+
+
+def test_feedback_comes_late_again_early_and_in_bulk(api, viewer, stranger, deployment, answers, buffer):
+    client = api(viewer)
+    url = f"/api/v1/deployments/{deployment.pk}/feedback"
+    answer = ask(client, deployment, ROW, {"x": 0.5}).json()
+    one = {"request_id": answer["request_id"], "label": "b"}
+    first = client.post(url, one, format="json")
+    assert first.status_code == 202 and first.json() == {"accepted": 1}, first.content
+    buffer.flush()
+    again = [one | {"label": "b"}, one | {"label": "a"}, one | {"index": 1, "label": "a"}]
+    assert client.post(url, again, format="json").json() == {"accepted": 2}
+    found = client.get(f"/api/v1/deployments/{deployment.pk}/requests/{answer['request_id']}").json()
+    assert found["labels"] == {"0": "a", "1": "a"}
+    (quality,) = feedback.quality_of(deployment)
+    assert quality.labelled == 2 and quality.accuracy == 0.5
+    assert api(stranger).post(url, one, format="json").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "attr"),
+    [
+        ({}, "request_id"),
+        ([], None),
+        ({"request_id": "x", "label": 1}, "request_id"),
+        ({"request_id": str(UUID(int=1)), "label": {"a": 1}}, "label"),
+        ({"request_id": str(UUID(int=1)), "label": "x" * 1001}, "label"),
+        ({"request_id": str(UUID(int=1)), "label": "a", "index": -1}, "index"),
+        ([{"request_id": str(UUID(int=1)), "label": "a"}, {}], "1.request_id"),
+        ([{"request_id": str(UUID(int=1)), "label": "a"}, 3], "1"),
+    ],
+)
+def test_bad_feedback_is_refused_by_its_place(api, viewer, deployment, body, attr):
+    answer = api(viewer).post(f"/api/v1/deployments/{deployment.pk}/feedback", body, format="json")
+    assert answer.status_code == 400, answer.content
+    if attr:
+        assert answer.json()["errors"][0]["attr"].startswith(attr), answer.json()
+    assert not Feedback.objects.exists()
+
+
+def test_numbers_are_judged_by_their_distance_and_intervals_are_wilsons(deployment):
+    record = record_of(deployment, predictions=[{"value": 2.0}, {"value": 5.0}])
+    record.save()
+    labels = [feedback.Label(record.request_id, 3.0), feedback.Label(record.request_id, 5, index=1)]
+    person = factories.UserFactory()
+    factories.MembershipFactory(user=person, organization=deployment.organization, role="viewer")
+    feedback.give_feedback(actor=person, deployment=deployment, labels=labels)
+    (quality,) = feedback.quality_of(deployment)
+    assert quality.mean_absolute_error == 0.5 and quality.accuracy is None and quality.interval is None
+    low, high = feedback.wilson(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert feedback.wilson(0, 5)[0] == 0 and feedback.wilson(5, 5)[1] == 1
+
+
+def test_what_is_older_than_the_policy_goes(deployment, settings):
+    settings.PREDICTION_LOG_DAYS = 30
+    old, new = record_of(deployment), record_of(deployment)
+    old.at = timezone.now() - timedelta(days=31)
+    for record in (old, new):
+        record.save()
+        Feedback.objects.create(deployment=deployment, request_id=record.request_id, label="a", at=record.at)
+    assert prediction_log.forget_old() == 2
+    assert PredictionRecord.objects.get().request_id == new.request_id == Feedback.objects.get().request_id
+
+
+def test_the_page_shows_the_last_requests_and_the_accuracy(api, web, viewer, deployment, answers, buffer):
+    answer = ask(api(viewer), deployment, key="<b>k</b>").json()
+    buffer.flush()
+    label = {"request_id": answer["request_id"], "label": "a"}
+    api(viewer).post(f"/api/v1/deployments/{deployment.pk}/feedback", label, format="json")
+    address = reverse("deployment", args=[deployment.pk])
+    shown = web(viewer).get(address).content.decode()
+    assert answer["request_id"] in shown and "100" in shown and "<b>k</b>" not in shown
+    part = web(viewer).get(address + "?part=requests", headers={"HX-Request": "true"}).content.decode()
+    assert part.lstrip().startswith('<div id="requests"')
+
+
+def test_details_are_changed_by_maintainers_alone(trainer, maintainer, deployment):
+    services.set_details(actor=maintainer, deployment=deployment, description="new", sample_rate=0.5)
+    deployment.refresh_from_db()
+    assert deployment.sample_rate == 0.5 and deployment.description == "new"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_thread_writes_within_seconds(deployment):
+    buffer = prediction_log.RecordBuffer()
+    buffer.add(record_of(deployment))
+    deadline = time.monotonic() + 10
+    while not PredictionRecord.objects.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert PredictionRecord.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_server_that_is_stopped_in_good_order_writes_what_waits(deployment):
+    """A web process with a record that its thread would write only in an hour, stopped by SIGTERM."""
+    from django.db import connection
+
+    variant = deployment.variants.get()
+    program = f"""
+import os, django
+django.setup()
+import uvicorn
+from django.conf import settings
+settings.DATABASES["default"]["NAME"] = {connection.settings_dict["NAME"]!r}
+from django.utils import timezone
+from dlplatform.asgi import application
+from registry.serving import prediction_log
+from registry.serving.models import PredictionRecord
+prediction_log.SECONDS = 3600
+prediction_log.buffer.add(PredictionRecord(request_id="{uuid4()}", deployment_id="{deployment.pk}", variant_id="{variant.pk}",
+    instances=[], milliseconds=1, at=timezone.now()))
+print("ready", flush=True)
+uvicorn.run(application, port=0, lifespan="on", log_level="info")
+"""
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if "Uvicorn running" in line:
+            break
+    assert not PredictionRecord.objects.exists()
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert PredictionRecord.objects.count() == 1

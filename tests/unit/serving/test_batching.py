@@ -1,0 +1,163 @@
+"""Requests that wait are run together, each hears its own, and what waits is bounded."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from dlplatform.engine.errors import PredictionInputError
+from registry.serving import batching
+from registry.serving.batching import Batches, Overloaded
+
+ONE, OTHER = uuid4(), uuid4()
+SOON = 10
+
+
+class Echo:
+    """Answers each row with itself; notes how many rows came at once; waits while the gate is closed."""
+
+    writer = None
+
+    def __init__(self):
+        self.calls = []
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+
+    def predict(self, instances):
+        self.calls.append(len(instances))
+        self.entered.set()
+        assert self.gate.wait(SOON)
+        for position, row in enumerate(instances):
+            if row.get("x") == "bad":
+                raise PredictionInputError(position, "x", "bad_value", "no")
+            if row.get("x") == "crash":
+                raise RuntimeError("crash")
+        return [{"value": row["x"]} for row in instances]
+
+
+@pytest.fixture
+def thread():
+    with ThreadPoolExecutor(1) as made:
+        yield made
+
+
+@pytest.fixture
+def echo():
+    return Echo()
+
+
+@pytest.fixture
+def batches(thread, echo):
+    return Batches(thread, lambda version: echo)
+
+
+def held(batches, echo):
+    """A request that keeps the thread busy until the gate opens."""
+    first = batches.ask(ONE, [{"x": 0}])
+    assert echo.entered.wait(SOON)
+    return first
+
+
+def test_a_lone_request_is_run_at_once(batches, echo):
+    echo.gate.set()
+    assert batches.ask(ONE, [{"x": 1}, {"x": 2}]).result(SOON) == [{"value": 1}, {"value": 2}]
+    assert echo.calls == [2]
+
+
+def test_what_gathers_while_the_thread_is_busy_is_run_together_and_each_gets_its_own(batches, echo):
+    first = held(batches, echo)
+    later = [batches.ask(ONE, [{"x": number}] * (number % 3 + 1)) for number in range(20)]
+    echo.gate.set()
+    assert first.result(SOON) == [{"value": 0}]
+    for number, answer in enumerate(later):
+        assert answer.result(SOON) == [{"value": number}] * (number % 3 + 1)
+    assert echo.calls == [1, sum(number % 3 + 1 for number in range(20))]
+
+
+def test_versions_are_not_mixed(thread):
+    models = {ONE: Echo(), OTHER: Echo()}
+    batches = Batches(thread, lambda version: models[version])
+    held(batches, models[ONE])
+    answers = [batches.ask(version, [{"x": 1}]) for version in (ONE, OTHER, ONE, OTHER)]
+    for model in models.values():
+        model.gate.set()
+    assert [answer.result(SOON) for answer in answers] == [[{"value": 1}]] * 4
+    assert models[ONE].calls == [1, 2] and models[OTHER].calls == [2]
+
+
+def test_a_bad_row_is_told_to_its_own_sender_alone_by_its_own_position(batches, echo):
+    held(batches, echo)
+    good, bad = batches.ask(ONE, [{"x": 1}]), batches.ask(ONE, [{"x": 2}, {"x": "bad"}])
+    echo.gate.set()
+    assert good.result(SOON) == [{"value": 1}]
+    with pytest.raises(PredictionInputError) as caught:
+        bad.result(SOON)
+    assert caught.value.row == 1
+
+
+def test_a_crash_is_told_to_all_and_the_thread_goes_on(batches, echo):
+    held(batches, echo)
+    both = batches.ask(ONE, [{"x": 1}]), batches.ask(ONE, [{"x": "crash"}])
+    echo.gate.set()
+    for answer in both:
+        with pytest.raises(RuntimeError):
+            answer.result(SOON)
+    with pytest.raises(RuntimeError):
+        batches.ask(ONE, [{"x": "crash"}]).result(SOON)
+    assert batches.ask(ONE, [{"x": 3}]).result(SOON) == [{"value": 3}]
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_all(thread):
+    def refuse(version):
+        raise KeyError(version)
+
+    with pytest.raises(KeyError):
+        Batches(thread, refuse).ask(ONE, [{}]).result(SOON)
+
+
+def test_what_may_not_be_joined_is_run_one_by_one(thread, echo):
+    echo.writer = object()
+    batches = Batches(thread, lambda version: echo)
+    held(batches, echo)
+    answers = [batches.ask(ONE, [{"x": 1}]) for _ in range(3)]
+    echo.gate.set()
+    assert [answer.result(SOON) for answer in answers] == [[{"value": 1}]] * 3
+    assert echo.calls == [1, 1, 1, 1]
+
+
+def test_a_batch_has_a_bound_of_rows(batches, echo, monkeypatch):
+    monkeypatch.setattr(batching, "MOST_ROWS", 4)
+    held(batches, echo)
+    answers = [batches.ask(ONE, [{"x": 1}] * count) for count in (3, 2, 2, 9)]
+    echo.gate.set()
+    assert [len(answer.result(SOON)) for answer in answers] == [3, 2, 2, 9]
+    assert echo.calls == [1, 3, 4, 9]
+
+
+def test_a_full_queue_refuses_and_takes_again_when_it_has_emptied(batches, echo, monkeypatch):
+    monkeypatch.setattr(batching, "MOST_WAITING", 2)
+    held(batches, echo)
+    waiting = [batches.ask(ONE, [{"x": 1}]) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        batches.ask(ONE, [{"x": 1}])
+    echo.gate.set()
+    for answer in waiting:
+        answer.result(SOON)
+    assert batches.ask(ONE, [{"x": 5}]).result(SOON) == [{"value": 5}]
+
+
+def test_what_waited_too_long_or_was_given_up_is_not_run(batches, echo, monkeypatch):
+    held(batches, echo)
+    monkeypatch.setattr(batching, "SECONDS", 0.01)
+    late = batches.ask(ONE, [{"x": 1}])
+    gone = batches.ask(OTHER, [{"x": 1}])
+    assert gone.cancel()
+    monkeypatch.setattr(batching, "SECONDS", SOON)
+    time.sleep(0.05)
+    echo.gate.set()
+    with pytest.raises(Overloaded):
+        late.result(SOON)
+    assert batches.ask(ONE, []).result(SOON) == []
+    assert echo.calls == [1, 0]
