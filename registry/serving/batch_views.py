@@ -25,7 +25,9 @@ MOST_CHOICES = 300
 
 
 class BatchForm(forms.Form):
-    dataset_version = forms.ModelChoiceField(DatasetVersion.objects.none(), label="Rows")
+    dataset_version = forms.ModelChoiceField(
+        DatasetVersion.objects.none(), label="Rows", empty_label="Choose a dataset version…"
+    )
     name = forms.CharField(
         max_length=batches.LONGEST_NAME, required=False, label="Dataset of the predictions",
         help_text="Blank: one named after the data and the model. A dataset of this name gets a new version.",
