@@ -165,6 +165,11 @@ class PredictionRecordOut(serializers.ModelSerializer):
         return {str(index): label for index, label in self.context["labels"].get(record.request_id, {}).items()}
 
 
+def _storable(text: str) -> bool:
+    """Whether PostgreSQL takes it: no NUL, and no half of a character."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 @extend_schema_field(OpenApiTypes.ANY)
 class LabelField(serializers.Field):
     """A class as text, a number, or yes and no."""
@@ -172,7 +177,7 @@ class LabelField(serializers.Field):
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, bool) or (isinstance(data, int | float) and abs(data) < 1e300):
             return data
-        if isinstance(data, str) and len(data) <= 1000 and "\0" not in data:
+        if isinstance(data, str) and len(data) <= 1000 and _storable(data):
             return data
         raise serializers.ValidationError("Give a text of up to 1000 characters, a number, true or false.")
 

@@ -1,5 +1,6 @@
 """The prediction log and feedback: what is kept, what is lost, what it says, and for how long."""
 
+import json
 import os
 import signal
 import subprocess
@@ -160,6 +161,7 @@ def test_feedback_comes_late_again_early_and_in_bulk(api, viewer, stranger, depl
         ({"request_id": "x", "label": 1}, "request_id"),
         ({"request_id": str(UUID(int=1)), "label": {"a": 1}}, "label"),
         ({"request_id": str(UUID(int=1)), "label": "x" * 1001}, "label"),
+        ({"request_id": str(UUID(int=1)), "label": "a\0"}, "label"),
         ({"request_id": str(UUID(int=1)), "label": "a", "index": -1}, "index"),
         ([{"request_id": str(UUID(int=1)), "label": "a"}, {}], "1.request_id"),
         ([{"request_id": str(UUID(int=1)), "label": "a"}, 3], "1"),
@@ -170,6 +172,13 @@ def test_bad_feedback_is_refused_by_its_place(api, viewer, deployment, body, att
     assert answer.status_code == 400, answer.content
     if attr:
         assert answer.json()["errors"][0]["attr"].startswith(attr), answer.json()
+    assert not Feedback.objects.exists()
+
+
+def test_half_a_character_is_no_label(api, viewer, deployment):
+    body = json.dumps({"request_id": str(UUID(int=1)), "label": "a\ud800"})
+    answer = api(viewer).post(f"/api/v1/deployments/{deployment.pk}/feedback", body, content_type="application/json")
+    assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "label", answer.content
     assert not Feedback.objects.exists()
 
 
