@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from django.db import transaction
 from django.db.models import Prefetch, QuerySet
 from django.http import Http404
 from drf_spectacular.utils import OpenApiParameter
@@ -139,7 +140,9 @@ class DeploymentView(APIView):
         return _shown(request, deployment)
 
 
+@transaction.atomic
 def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None:
+    """All of it or, when a part is refused, nothing."""
     why = {"reason": wanted.get("reason", ""), "revision": wanted.get("revision")}
     if "archived" in wanted:
         found = services.set_archived(actor=request.user, deployment=found, archived=wanted["archived"], **why)

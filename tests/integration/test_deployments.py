@@ -229,6 +229,14 @@ def test_an_archived_deployment_frees_its_name_and_comes_back(
 # --- protection ---------------------------------------------------------------------------------------
 
 
+def test_of_a_change_whose_second_part_is_refused_nothing_stays(api, maintainer, deployment, versions):
+    both = {"archived": True, "description": "gone", **body_of(versions, 1, 1)}
+    refused = api(maintainer).patch(f"{ROOT}/{deployment.pk}", both, format="json")
+    assert refused.status_code == 409 and code_of(refused) == "archived"
+    found = api(maintainer).get(f"{ROOT}/{deployment.pk}").json()
+    assert (found["state"], found["revision"], found["description"]) == ("active", 1, "")
+
+
 def test_a_version_that_answers_is_not_deleted_and_one_that_was_deleted_does_not_answer(
     maintainer, organization, deployment, versions, model
 ):
