@@ -1,7 +1,9 @@
 """What every API view shares: errors, paging, strict input, the description of an operation."""
 
+import json
 from typing import Any
 
+import orjson
 from django.core.exceptions import PermissionDenied as DjangoPermissionDenied
 from django.core.exceptions import ValidationError as DjangoValidationError
 from django.db import DataError
@@ -121,6 +123,18 @@ class Strict(serializers.Serializer):
 def _writable(name: Any) -> str:
     """A name that a client made up, fit for an answer: half a surrogate pair cannot be encoded."""
     return str(name)[:100].encode("utf-8", "replace").decode()
+
+
+def can_be_encoded(value: Any) -> bool:
+    """Whether a JSON value holds whole characters alone: half a surrogate pair can neither be sent on nor stored."""
+    try:
+        orjson.dumps(value)
+    except TypeError:  # it may also be a number that orjson does not know
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return False
+    return True
 
 
 class SafeCharField(serializers.CharField):

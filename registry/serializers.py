@@ -4,7 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from dlplatform.api import SafeCharField, Strict
+from dlplatform.api import SafeCharField, Strict, can_be_encoded
 
 from . import releases, trees, uploads
 from .merges import METHODS
@@ -96,6 +96,9 @@ class RefMoveOut(serializers.ModelSerializer):
         fields = ["kind", "name", "from_version", "to_version", "actor", "reason", "moved_at"]
 
 
+HALF_A_CHARACTER = "The row holds half a surrogate pair, which is no character. Remove it."
+
+
 class PredictIn(Strict):
     instances = serializers.ListField(
         child=serializers.DictField(),
@@ -103,6 +106,13 @@ class PredictIn(Strict):
         max_length=1000,
         help_text="Rows: {column: value}. An image is the file in base64, or a `data:` URL",
     )
+
+    def validate_instances(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Half a character could not be sent on to the inference process."""
+        odd = {row: [HALF_A_CHARACTER] for row, instance in enumerate(rows) if not can_be_encoded(instance)}
+        if odd:
+            raise serializers.ValidationError(odd, code="invalid_text")
+        return rows
 
 
 class PredictOut(serializers.Serializer):

@@ -6,7 +6,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from dlplatform.api import SafeCharField, Strict
+from dlplatform.api import SafeCharField, Strict, can_be_encoded
 from registry.serializers import PredictIn, PredictOut
 
 from .assignment import shares
@@ -165,11 +165,6 @@ class PredictionRecordOut(serializers.ModelSerializer):
         return {str(index): label for index, label in self.context["labels"].get(record.request_id, {}).items()}
 
 
-def _storable(text: str) -> bool:
-    """Whether PostgreSQL takes it: no NUL, and no half of a character."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 @extend_schema_field(OpenApiTypes.ANY)
 class LabelField(serializers.Field):
     """A class as text, a number, or yes and no."""
@@ -177,7 +172,7 @@ class LabelField(serializers.Field):
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, bool) or (isinstance(data, int | float) and abs(data) < 1e300):
             return data
-        if isinstance(data, str) and len(data) <= 1000 and _storable(data):
+        if isinstance(data, str) and len(data) <= 1000 and "\0" not in data and can_be_encoded(data):
             return data
         raise serializers.ValidationError("Give a text of up to 1000 characters, a number, true or false.")
 

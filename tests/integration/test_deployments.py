@@ -406,3 +406,12 @@ def test_what_the_model_refuses_is_said_beside_the_field(web, viewer, maintainer
     assert "not a number" in web(viewer).post(address, {"input-0": "z"}).content.decode()
     services.set_archived(actor=maintainer, deployment=deployment, archived=True)
     assert "is archived" in web(viewer).post(address, {"input-0": "1"}).content.decode()
+
+
+@pytest.mark.parametrize("row", ['{"x": "a\\ud800"}', '{"\\ud800": 1}'])
+def test_half_a_character_in_a_row_is_refused_by_its_place(api, viewer, deployment, versions, row):
+    body = f'{{"instances": [{{"x": 123456789012345678901234567890}}, {row}]}}'
+    for path in (f"{ROOT}/{deployment.pk}/predict", f"/api/v1/model-versions/{versions[0].pk}/predict"):
+        answer = api(viewer).post(path, body, content_type="application/json")
+        told = answer.json()["errors"]
+        assert answer.status_code == 400 and [one["attr"] for one in told] == ["instances.1"], answer.content
