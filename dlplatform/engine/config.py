@@ -67,6 +67,7 @@ class TrainingConfig:
     max_grad_norm: float = 0.0
     precision: str = "float32"
     devices: int | Auto = "auto"
+    nodes: int = 1
     strategy: str = "auto"
     threads: int = 0
     checkpoint_seconds: float = 60.0
@@ -105,14 +106,10 @@ def parse_config(raw: dict[str, Any], task: str) -> TrainingConfig:
 def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
     """What one's own code cannot have. Its params are JSON of any kind."""
     problems: list[Problem] = []
-    if values.get("devices", "auto") not in ("auto", 1):
-        problems.append(
-            (
-                "devices",
-                "not_for_code",
-                "devices is 1 for your own code: its sandbox has no network over which processes could meet; remove it.",
-            )
-        )
+    for name in ("devices", "nodes"):
+        if values.get(name, "auto") not in ("auto", 1):
+            reason = f"{name} is 1 for your own code: its sandbox has no network over which processes could meet; remove it."
+            problems.append((name, "not_for_code", reason))
     if values.get("folds", "auto") not in ("auto", 1):
         problems.append(("folds", "not_for_code", "folds is 1 for your own code; remove it."))
     bad = [name for name in values.get("params", {}) if not isinstance(name, str) or not name.isidentifier()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, cast
 
@@ -22,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.processes import Processes
 from dlplatform.engine.transformers_models import parts
 
@@ -52,7 +54,8 @@ class Joined(Processes):
 
     def suited_to(self, network: nn.Module, strategy: str) -> Processes:
         if strategy == "auto":
-            large = training_bytes(network) > SHARE * memory_of(self.device, self.world)
+            sharing = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+            large = training_bytes(network) > SHARE * memory_of(self.device, sharing)
             strategy = "fsdp" if told_by_leader(int(large)) else "ddp"
         return Sharded(self.device) if strategy == "fsdp" else self
 
@@ -65,6 +68,29 @@ class Joined(Processes):
         told = torch.cat([loss.detach().reshape(1).float(), wishes])
         dist.all_reduce(told)
         return told[0], bool(told[1] > 0), bool(told[2] > 0)
+
+    def from_leader(self, load: Callable[[], Loaded | None]) -> Loaded | None:
+        """Read by each where all share a disk; else sent by the leader, tensor by tensor."""
+        if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+            return load()
+        loaded = load() if self.leads else None
+        tensors = loaded.tensors if loaded else {}
+        outline: list[Any] = [loaded and (loaded.step, loaded.state, {k: (v.shape, v.dtype) for k, v in tensors.items()})]
+        dist.broadcast_object_list(outline)
+        if outline[0] is None:
+            return None
+        step, state, shapes = outline[0]
+        received = {
+            name: self._sent(tensors[name] if self.leads else torch.empty(shape, dtype=dtype))
+            for name, (shape, dtype) in shapes.items()
+        }
+        return loaded or Loaded(step, received, state)
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """The leader's values in all processes, to the bit whatever their type; the same tensor, on the CPU."""
+        octets = tensor.contiguous().reshape(-1).view(torch.uint8).to(self.device)
+        dist.broadcast(octets, 0)
+        return octets.cpu().view(tensor.dtype).reshape(tensor.shape)
 
     def close(self) -> None:
         with contextlib.suppress(RuntimeError):
@@ -139,11 +165,11 @@ def training_bytes(network: nn.Module) -> int:
     )
 
 
-def memory_of(device: torch.device, world: int) -> int:
+def memory_of(device: torch.device, sharing: int) -> int:
     """Bytes of the device; of main memory the part of one of the processes that share it."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().total) // world
+    return int(psutil.virtual_memory().total) // sharing
 
 
 def meet() -> Joined:

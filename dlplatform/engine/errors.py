@@ -25,6 +25,7 @@ CODES: Final[dict[str, str]] = {
     "disk_limit": "Write less to the folder of the run: fewer checkpoints, smaller outputs.",
     "not_permitted": "Leave out what the sandbox forbids; the data of the run are in run.data.",
     "interrupted": "Start the engine on the same job directory to go on from the last checkpoint.",
+    "no_group": "Start the run again; its machines are gathered anew.",
     "internal": "Report this failure with the run's log.",
 }
 

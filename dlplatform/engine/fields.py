@@ -112,6 +112,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field("devices", "integer", "auto",
           "Accelerators to train on, or processes on a machine without any; auto takes one.", 1, 64,
           words=("auto",), advanced=True),
+    Field("nodes", "integer", 1,
+          "Machines that train together, each with so many devices; the run waits until they have free workers.", 1, 64,
+          advanced=True),
     Field("strategy", "choice", "auto",
           "With several devices: ddp (each holds the model) or fsdp (each holds a part of it); auto: fsdp once a "
           "model with its optimizer would fill half of a device.", choices=("auto", "ddp", "fsdp"), advanced=True),

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.dropout import Share
 from dlplatform.engine.durable import to_json, write_atomically
 
@@ -77,6 +79,10 @@ class Processes:
         """Take over what `optimizer_state` gave."""
         entries = {int(index): entry for index, entry in state.items()}
         optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+
+    def from_leader(self, load: Callable[[], Loaded | None]) -> Loaded | None:
+        """A checkpoint as the leader finds it; only the leader's machine is sure to have its files."""
+        return load()
 
     def close(self) -> None:
         """Part from the others."""

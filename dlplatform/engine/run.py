@@ -8,7 +8,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,8 @@ from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
-from dlplatform.engine.processes import Processes, in_group, join, tell_outcome
+from dlplatform.engine.nodes import read_group
+from dlplatform.engine.processes import Processes, agreed, in_group, join, tell_outcome
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.results import save_package
 from dlplatform.engine.schema import Column
@@ -47,9 +48,9 @@ def run_job(job_dir: Path) -> int:
     SIGTERM with a checkpoint to resume from. SIGUSR1 writes all stacks to ``stacks.txt``.
     """
     job_dir = Path(job_dir).resolve()
-    devices = devices_of(job_dir)
-    if devices > 1 and not in_group():
-        return _launched(job_dir, devices)
+    devices, nodes = devices_of(job_dir), nodes_of(job_dir)
+    if devices * nodes > 1 and not in_group():
+        return _launched(job_dir, devices, nodes)
     processes = join()
     writer = EventWriter(job_dir / SPOOL) if processes.leads else SilentWriter()
     reporter = Reporter(writer)
@@ -75,13 +76,27 @@ def devices_of(job_dir: Path) -> int:
     return devices if isinstance(devices, int) else 1
 
 
-def _launched(job_dir: Path, devices: int) -> int:
-    """The job by several processes, whose threads share the cores."""
+def nodes_of(job_dir: Path) -> int:
+    """For how many machines the job is; see `devices_of`."""
+    try:
+        return read_spec(job_dir).config.nodes
+    except EngineError:
+        return 1
+
+
+def _launched(job_dir: Path, devices: int, nodes: int) -> int:
+    """The job by several processes, whose threads share the cores of a machine."""
     spec = read_spec(job_dir)
     from dlplatform.engine.launch import launch  # large, and of no use to a job that runs alone
 
+    try:
+        group = read_group(job_dir, nodes) if nodes > 1 else None
+    except EngineError as error:
+        with closing(EventWriter(job_dir / SPOOL)) as writer:
+            writer.emit("failed", **error.payload())
+        return FAILED
     pin_threads(job_dir, spec.config, None, devices)
-    return launch(job_dir, devices)
+    return launch(job_dir, devices, group=group)
 
 
 def _run_guarded(job_dir: Path, reporter: Reporter, processes: Processes) -> int:
@@ -121,11 +136,12 @@ def is_out_of_memory(error: Exception) -> bool:
 def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     reporter.report()
     spec = read_spec(job_dir)
-    if _emit_finished_package(job_dir, reporter):
+    if agreed(int(processes.leads and _emit_finished_package(job_dir, reporter))):
         return
     store = CheckpointStore(job_dir / CHECKPOINTS)
-    loaded = _latest_checkpoint(store, reporter)
-    threads = pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None)
+    loaded = processes.from_leader(lambda: _latest_checkpoint(store, reporter))
+    threads = agreed(pin_threads(job_dir, spec.config, loaded.state.get("threads") if loaded else None))
+    torch.set_num_threads(threads)  # the leader's, on every machine: another number gives other weights
     learner, plan = learner_of(job_dir, spec, reporter, loaded)
     processes = processes.suited_to(learner.network, strategy_of(spec.config.strategy, plan, reporter))
     trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
