@@ -28,7 +28,7 @@ from registry import uploads
 from registry.models import Comparison, Merge, Upload
 from registry.serving import batches, prediction_log
 from registry.serving.models import BatchPrediction
-from training import job_directories, preflights, states
+from training import job_directories, kept_checkpoints, preflights, states
 from training import reachability as code_objects
 from training.models import Preflight, Run
 from training.sweeps.waking import wake_idle_sweeps
@@ -78,7 +78,8 @@ def forget_answers() -> int:
 
 
 def sweep_job_directories() -> int:
-    return job_directories.sweep_job_directories(timedelta(days=14))
+    keep = timedelta(days=14)
+    return job_directories.sweep_job_directories(keep) + kept_checkpoints.sweep(keep)
 
 
 class Collecting:

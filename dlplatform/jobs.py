@@ -8,7 +8,6 @@ back from the dead is refused (`LeaseLost`).
 import logging
 import os
 import signal
-import socket
 import uuid
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -78,6 +77,11 @@ class Job(models.Model):
     def ended(self) -> bool:
         return self.state in self.ENDED
 
+    @property
+    def queue_name(self) -> str:
+        """The queue whose workers may take this job."""
+        return self.QUEUE
+
     @classmethod
     def claim(cls, identifier: uuid.UUID) -> Self | None:
         """Take the lease of a waiting job; None when it is gone, held, ended or not yet due."""
@@ -143,7 +147,7 @@ class Job(models.Model):
 
 
 def lease_owner() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"[:120]
+    return f"{settings.NODE_NAME}:{os.getpid()}"[:120]
 
 
 def _lease_end() -> Any:
@@ -165,7 +169,7 @@ def enqueue(job: Job) -> None:
 
 def wake(job: Job) -> None:
     try:
-        queue(job.QUEUE).enqueue(
+        queue(job.queue_name).enqueue(
             job.ENTRY,
             str(job.pk),
             job_id=str(job.pk),

@@ -4,6 +4,8 @@ Precedence: the process environment, then `.env` beside manage.py, then `$DLP_HO
 `manage.py up` writes with the addresses and secrets of the services that it started.
 """
 
+import ipaddress
+import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +78,15 @@ if not HF_IMPORT_ENDPOINT.startswith(("https://", "http://")):
 MODEL_UPLOAD_MAX_BYTES = _integer("MODEL_UPLOAD_MAX_BYTES", 64 * 1024**3, 1024, 1024**5)
 
 # --- work ---------------------------------------------------------------------------------------------
+NODE_NAME = _read(env.str, "NODE_NAME", socket.gethostname())[:100]
+NODE_ADDRESS = _read(env.str, "NODE_ADDRESS", "")
+if NODE_ADDRESS:
+    try:
+        ipaddress.ip_address(NODE_ADDRESS)
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"NODE_ADDRESS: {error}; give the address by which others reach this machine"
+        ) from None
 MAX_WORKERS = _integer("MAX_WORKERS", 2, 1, 256)
 GPU_ENABLED = _read(env.bool, "GPU_ENABLED", False)
 LEASE_SECONDS = _integer("LEASE_SECONDS", 15, 3, 600)

@@ -11,7 +11,7 @@ from django.template.defaultfilters import filesizeformat
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import experiments, services
-from .models import Accelerator, CodeBundle, Experiment, Run, Sweep
+from .models import Accelerator, CodeBundle, Experiment, Node, Run, Sweep
 from .sweeps import services as sweeps
 
 
@@ -102,3 +102,11 @@ class AcceleratorAdmin(ReadOnly):
     @admin.display(description="Memory", ordering="memory_bytes")
     def memory(self, accelerator: Accelerator) -> str:
         return filesizeformat(accelerator.memory_bytes)
+
+
+@admin.register(Node)
+class NodeAdmin(ReadOnly):
+    list_display = ["run", "rank", "host", "state", "queued_at", "finished_at"]
+    list_filter = ["state", "host"]
+    search_fields = ["host", "run__name"]
+    list_select_related = ["run"]

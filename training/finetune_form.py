@@ -24,6 +24,7 @@ SHOWN = (
     "augmentation",
     "ema",
     "devices",
+    "nodes",
 )
 
 

@@ -13,13 +13,18 @@ from dlplatform.objects.store import ObjectStore
 from registry.models import ModelVersion
 from registry.packages import package_files, safe_target
 
-from .models import CodeBundle, Run
+from .models import CodeBundle, Node, Run
 
 Beat = Callable[[int], None]
 
 
 def job_directory(run: Run) -> Path:
     return settings.JOB_PATH / str(run.pk)
+
+
+def node_directory(node: Node) -> Path:
+    """Where a machine works on a run that another one leads; not the leader's, should they share a disk."""
+    return settings.JOB_PATH / f"{node.run_id}.{node.rank}"
 
 
 def fetch_base(base: ModelVersion | None, directory: Path, beat: Beat) -> None:
@@ -43,13 +48,18 @@ def fetch_code(code: CodeBundle | None, directory: Path) -> None:
         store.fetch(entry["sha256"], safe_target(directory / CODE, name))
 
 
+def is_needed(run: str, keep: timedelta) -> bool:
+    """Whether files of a run are kept: it exists, and has not ended longer ago than ``keep``."""
+    row = Run.objects.filter(pk=run).only("state", "finished_at").first()
+    old = row is not None and row.ended and row.finished_at and row.finished_at < timezone.now() - keep
+    return row is not None and not old
+
+
 def sweep_job_directories(age: timedelta) -> int:
     """Remove directories of runs that are gone or ended longer ago than ``age``; the number removed."""
     removed = 0
     for folder in settings.JOB_PATH.glob("*-*-*-*-*"):
-        run = Run.objects.filter(pk=folder.name).only("state", "finished_at").first()
-        old = run is not None and run.ended and run.finished_at and run.finished_at < timezone.now() - age
-        if run is None or old:
+        if not is_needed(folder.name.split(".")[0], age):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     return removed

@@ -2,7 +2,8 @@
 
 from uuid import UUID
 
-from .models import Preflight, Run, Trial
+from .models import Node, Preflight, Run, Trial
+from .nodes.joining import Joining
 from .orchestrator import Orchestrator
 from .sweeps.advancing import advance
 from .trying import Trying
@@ -16,6 +17,13 @@ def train(run: str) -> None:
     Orchestrator(claimed).work()
     if claimed.trial_id is not None:
         advance(Trial.objects.values_list("sweep_id", flat=True).get(pk=claimed.trial_id))
+
+
+def join_run(node: str) -> None:
+    """Work on a run that another machine leads, unless that does not wait for us any more."""
+    claimed = Node.claim(UUID(node))
+    if claimed is not None:
+        Joining(claimed).work()
 
 
 def advance_sweep(sweep: str) -> None:

@@ -6,30 +6,30 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
 from django.db import connection as database
 
-from datasets.images import records_of
 from datasets.ingestion.leakage import leakage_warnings
 from dlplatform.accounts.access import may_run_code
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.job import SPEC
 from dlplatform.jobs import LeaseLost
-from dlplatform.objects.store import CorruptObject, MissingObject, ObjectStore
+from dlplatform.objects.store import CorruptObject, MissingObject
 from dlplatform.sandbox.process import WORK, Unconfinable
 
-from . import states
+from . import kept_checkpoints, states
 from .accelerators import leases
 from .collector import collect
 from .confined import SandboxConnection, allowed_to_code, read_plain
 from .connection import OUTPUT_FILE, Connection, LocalConnection
-from .job_directories import fetch_base, fetch_code, job_directory
+from .job_directories import job_directory
+from .kept_checkpoints import CheckpointKeeper
 from .models import Run
 from .monitor import Monitor
+from .nodes.gathering import Gathering, TooFewMachines, wanted
+from .preparing import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,10 @@ class Orchestrator:
         self.draining = False
         self.stalled = False
         self.doubted = False
+        self.group = Gathering(run) if wanted(run) > 1 else None
+        # What code of a user's own calls a checkpoint stays where it is confined.
+        self.keeper = None if run.code_id else CheckpointKeeper(run, self.directory)
+        self.lost = ""  # why the machines cannot go on together
         self._stop_sent: float | None = None
         self._renewed = time.monotonic()  # the claim has just taken the lease
 
@@ -77,13 +81,23 @@ class Orchestrator:
             if devices is None:
                 states.wait(self.run, leases.wanted(self.run), delay=WAIT_SECONDS)
                 return
+            if self.group:
+                self.group.ask()
             self._prepare()
+            if self.keeper:
+                kept_checkpoints.fetch(self.run, self.directory, self._beat)
+            if self.group:
+                self.group.wait(self._beat).write(self.directory)
+                self._log("info", f"Trains on {', '.join([settings.NODE_NAME, *self.group.hosts()])}.")
             self.connection.start(self.directory, devices)
             states.enter(self.run, Run.State.RUNNING)
             self._follow()
+            self._patiently(self._keep)
             self._patiently(self._conclude)
         except Interrupted:
             self._patiently(self._conclude_early)
+        except TooFewMachines as reason:
+            states.wait_for_machines(self.run, wanted(self.run), str(reason), delay=WAIT_SECONDS)
         except LeaseLost:
             logger.warning("run %s is held by somebody else now; this worker stops", self.run.pk)
         except leases.TooFew as few:
@@ -97,7 +111,12 @@ class Orchestrator:
             states.end(self.run, Run.State.FAILED, states.failure("code_not_permitted"))
         finally:
             self.connection.kill()
-            self._patiently(lambda: leases.give_back(self.run))
+            self._patiently(self._let_go)
+
+    def _let_go(self) -> None:
+        leases.give_back(self.run)
+        if self.group:
+            self.group.dissolve()
 
     def _drain(self, _signal: int, _frame: Any) -> None:
         self.draining = True
@@ -107,23 +126,7 @@ class Orchestrator:
     def _prepare(self) -> None:
         """Write the job directory; what an earlier attempt left there is kept and resumed from."""
         self._require_permission()
-        (self.directory / "data").mkdir(parents=True, exist_ok=True, mode=0o700)
-        version = self.run.dataset_version
-        store = ObjectStore("datasets", version.dataset.organization_id)
-        parts = []
-        for index, part in enumerate(version.parts):
-            path = self.directory / "data" / f"part-{index:05d}.parquet"
-            if not path.exists() or path.stat().st_size != part["bytes"]:
-                store.fetch(part["sha256"], path)
-            parts.append(path)
-            self._renew()
-        self._fetch_images(store)
-        fetch_base(self.run.base_version, self.directory, self._beat)
-        fetch_code(self.run.code, self.directory)
-        spec = self._spec(parts)
-        temporary = self.directory / f".{SPEC}"
-        temporary.write_text(json.dumps(spec))
-        temporary.replace(self.directory / SPEC)
+        prepare(self.run, self.directory, self._beat)
 
     def _require_permission(self) -> None:
         """To run code of one's own; it may have been taken back since the run was queued."""
@@ -131,49 +134,11 @@ class Orchestrator:
         if run.code_id and (run.created_by is None or not may_run_code(run.created_by, run.experiment.organization)):
             raise NotPermitted
 
-    def _fetch_images(self, store: ObjectStore) -> None:
-        """The files of the version's images, if the run learns from a column of them; whole ones stay."""
-        version = self.run.dataset_version
-        taken = set(self.run.target_names)
-        features = self.run.features or [c["name"] for c in version.columns if c["name"] not in taken]
-        if not version.images or not set(version.image_columns) & set(features):
-            return
-        folder = self.directory / "data" / "images"
-        wanted = {}
-        for record in records_of(store, version.images):
-            path = folder / record.sha256[:2] / record.sha256
-            if not path.exists() or path.stat().st_size != record.size:
-                wanted[record.sha256] = path
-        store.fetch_many(wanted, self._beat)
-
-    def _beat(self, _count: int) -> None:
+    def _beat(self, _count: int = 1) -> None:
         """While something long is prepared: keep the lease; raise Interrupted when it is no longer wanted."""
         self._renew()
         if self.cancelled or self.draining or self.run.pause_requested_at:
             raise Interrupted
-
-    def _spec(self, parts: list[Path]) -> dict[str, Any]:
-        run = self.run
-        return {
-            "format": 1,
-            "run": str(run.pk),
-            "attempt": run.attempt,
-            "task": run.task,
-            "target": run.targets or run.target,
-            "columns": [{"name": column["name"], "type": column["type"]} for column in run.dataset_version.columns],
-            "features": run.features,
-            "data": [path.relative_to(self.directory).as_posix() for path in parts],
-            "config": run.config,
-            "lineage": {
-                "dataset": run.dataset_version.dataset.name,
-                "dataset_version": str(run.dataset_version_id),
-                "dataset_version_number": run.dataset_version.number,
-                **({"base_version": str(run.base_version_id)} if run.base_version_id else {}),
-            },
-            **({"finetune": run.finetune} if run.finetune else {}),
-            **({"entry": run.entry} if run.code_id else {}),
-            **({"stop_after_epoch": run.stop_after_epoch} if run.stop_after_epoch else {}),
-        }
 
     # --- during -------------------------------------------------------------------------------------
 
@@ -196,6 +161,9 @@ class Orchestrator:
         self._renew()
         self._stop_if_asked()
         self._stop_if_stalled()
+        self._stop_if_torn()
+        if self.keeper:
+            self.keeper.look()
         if not self.doubted and self.run.metrics:
             self._doubt()
         return found
@@ -236,6 +204,17 @@ class Orchestrator:
         time.sleep(1.0)
         self.connection.kill()
 
+    def _stop_if_torn(self) -> None:
+        """Without one of its machines the group cannot compute another step."""
+        if self.group and not self.lost and (reason := self.group.watch()):
+            self.lost = reason
+            self.connection.kill()
+
+    def _keep(self) -> None:
+        """What whoever goes on with the run needs, should that be another machine."""
+        if self.keeper and not (self.monitor.finished or self.cancelled):
+            self.keeper.finish(self._renew)
+
     def _log(self, level: str, message: str) -> None:
         from .records import append_event, clean_json
 
@@ -275,6 +254,13 @@ class Orchestrator:
             states.requeue(
                 self.run, delay=0, charge=False, reason="What it was stopped for was taken back; it goes on."
             )
+        elif self.group and self.group.stopping():
+            states.requeue(
+                self.run, delay=0, charge=False, reason="The worker of a machine is stopping; the run goes on."
+            )
+        elif self.group and (lost := self.lost or self.group.lost()):
+            self._log("error", f"The machines cannot go on together: {lost}.")
+            self._retry_or_fail(states.failure("machine_lost", attempts=self.run.failures, reason=lost))
         elif fault:
             self._tell_the_end()
             states.end(self.run, Run.State.FAILED, states.failure(fault, **allowed_to_code()))
@@ -318,6 +304,7 @@ class Orchestrator:
             states.end(run, Run.State.FAILED, states.failure("package_rejected", reason=error))
             return
         shutil.rmtree(self.directory, ignore_errors=True)
+        kept_checkpoints.forget(run)
 
     def _retry_or_fail(self, error: dict[str, str]) -> None:
         if self.run.failures >= self.run.max_attempts:

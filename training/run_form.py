@@ -113,6 +113,7 @@ def _settings_of_code(code: CodeBundle) -> dict[str, forms.Field]:
     without = (
         "config.architecture",
         "config.devices",
+        "config.nodes",
         "config.strategy",
         "config.folds",
         *(f"config.{one}" for one in SENSES),

@@ -63,6 +63,15 @@ SENTENCES = {
         "The run asks for {asked} devices; no machine has more than {most}.",
         "Clone the run with fewer devices, or start a worker on a machine with as many.",
     ),
+    "worker_stopping": ("The worker on {host} is stopping.", "The run goes on by itself, with another machine."),
+    "machine_failed": (
+        "The part of the run on {host} ended ({how}). {words}",
+        "If it happens again on the same machine, stop the worker there.",
+    ),
+    "machine_lost": (
+        "A machine that the run trains on was lost {attempts} times: {reason}.",
+        "Look at that machine, or clone the run with fewer nodes.",
+    ),
     "package_rejected": ("The finished model did not pass its check: {reason}", CODES["internal"]),
 }
 
@@ -134,6 +143,17 @@ def wait(run: Run, devices: int, *, delay: float) -> None:
         append_event(run, "log", level="info", message=f"The devices of this machine are in use; {words}.")
         append_event(run, "state", state=Run.State.QUEUED, attempt=run.attempt - 1)
     run.release(delay=delay, charge=False, attempt=F("attempt") - 1, waits_for=devices, phase=words)
+    announce(run)
+
+
+@transaction.atomic
+def wait_for_machines(run: Run, nodes: int, reason: str, *, delay: float) -> None:
+    """Give a run that we hold back to the queue until machines have free workers. No attempt; each reason is told once."""
+    words = f"waiting for {nodes} machines: {reason}"[:60]
+    if run.phase != words:
+        append_event(run, "log", level="info", message=f"The run trains on {nodes} machines and waits: {reason}.")
+        append_event(run, "state", state=Run.State.QUEUED, attempt=run.attempt - 1)
+    run.release(delay=delay, charge=False, attempt=F("attempt") - 1, phase=words)
     announce(run)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ import safetensors.torch
 from torch import Tensor
 
 from dlplatform.engine.durable import Content, check_manifest, commit_directory, read_manifest, to_json
+from dlplatform.engine.job import checkpoints_in
 from dlplatform.engine.safetensors_pieces import to_safetensors
 
 TENSORS: Final = "state.safetensors"
 STATE: Final = "state.json"
-_NAME: Final = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class CheckpointStore:
     def load_latest(self) -> Loaded | None:
         """The newest checkpoint that matches its manifest, or None."""
         skipped: list[str] = []
-        for step, path in reversed(self._list()):
+        for step, path in reversed(checkpoints_in(self.directory)):
             try:
                 check_manifest(path)
                 state = orjson.loads((path / STATE).read_bytes())
@@ -111,14 +110,8 @@ class CheckpointStore:
             return Loaded(step, tensors, state, tuple(skipped))
         return Loaded(-1, {}, {}, tuple(skipped)) if skipped else None
 
-    def _list(self) -> list[tuple[int, Path]]:
-        if not self.directory.is_dir():
-            return []
-        named = ((_NAME.fullmatch(path.name), path) for path in self.directory.iterdir())
-        return sorted((int(match[1]), path) for match, path in named if match)
-
     def _prune(self) -> None:
-        found = self._list()
+        found = checkpoints_in(self.directory)
         best = [step for step, path in found if _is_best(path)]
         keep = {step for step, _ in found[-2:]} | set(best[-1:])
         for step, path in found:

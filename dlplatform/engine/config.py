@@ -108,7 +108,9 @@ def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
     problems: list[Problem] = []
     for name in ("devices", "nodes"):
         if values.get(name, "auto") not in ("auto", 1):
-            reason = f"{name} is 1 for your own code: its sandbox has no network over which processes could meet; remove it."
+            reason = (
+                f"{name} is 1 for your own code: its sandbox has no network over which processes could meet; remove it."
+            )
             problems.append((name, "not_for_code", reason))
     if values.get("folds", "auto") not in ("auto", 1):
         problems.append(("folds", "not_for_code", "folds is 1 for your own code; remove it."))

@@ -75,7 +75,9 @@ class Joined(Processes):
             return load()
         loaded = load() if self.leads else None
         tensors = loaded.tensors if loaded else {}
-        outline: list[Any] = [loaded and (loaded.step, loaded.state, {k: (v.shape, v.dtype) for k, v in tensors.items()})]
+        outline: list[Any] = [
+            loaded and (loaded.step, loaded.state, {k: (v.shape, v.dtype) for k, v in tensors.items()})
+        ]
         dist.broadcast_object_list(outline)
         if outline[0] is None:
             return None

@@ -156,11 +156,12 @@ class EventWriter:
 
     Opening an existing spool cuts a torn last line, goes on with the next sequence number and remembers
     the last metric step and the codes of findings, so that a resumed run does not report them twice.
+    ``told``: the last sequence number that is known elsewhere, for a spool that begins on another machine.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, told: int = 0) -> None:
         self._file = path.open("ab")
-        self.sequence = 0
+        self.sequence = told
         self.last_metric_step = -1
         self.found: set[str] = set()
         offset = self._recover(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +22,7 @@ BASE: Final = "base"
 CHECKPOINTS: Final = "checkpoints"
 CODE: Final = "code"
 STACKS: Final = "stacks.txt"
+_CHECKPOINT: Final = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ def read_spec(job_dir: Path) -> JobSpec:
         rows=int(raw.get("rows") or 0),
         entry=_entry(raw, task),
     )
+
+
+def told_of(job_dir: Path) -> int:
+    """The last event that earlier attempts told, wherever they worked; 0 when the job does not say."""
+    try:
+        told = _read_json(job_dir / SPEC).get("told")
+    except EngineError:  # told later, in the usual way
+        return 0
+    return told if isinstance(told, int) else 0
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -164,3 +175,11 @@ def _config(raw: dict[str, Any], task: str) -> TrainingConfig:
     except ConfigError as error:
         problems = "; ".join(f"{name}: {code}" for name, code, _ in error.problems)
         raise EngineError("bad_config", str(error), detail=problems) from error
+
+
+def checkpoints_in(directory: Path) -> list[tuple[int, Path]]:
+    """Step and folder of every checkpoint in a ``checkpoints`` directory, the oldest first."""
+    if not directory.is_dir():
+        return []
+    named = ((_CHECKPOINT.fullmatch(path.name), path) for path in directory.iterdir())
+    return sorted((int(match[1]), path) for match, path in named if match)

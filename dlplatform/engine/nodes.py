@@ -55,7 +55,7 @@ def interface_of(address: str) -> str | None:
     """Name of the network interface that has an address; None when no interface of this machine has it."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.split("%")[0] == address for one in addresses):
-            return name
+            return str(name)
     return None
 
 

@@ -25,7 +25,7 @@ from dlplatform.engine.environment import choose_device, describe, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
 from dlplatform.engine.finetuning import Plan
-from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec
+from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec, told_of
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
 from dlplatform.engine.nodes import read_group
@@ -52,7 +52,7 @@ def run_job(job_dir: Path) -> int:
     if devices * nodes > 1 and not in_group():
         return _launched(job_dir, devices, nodes)
     processes = join()
-    writer = EventWriter(job_dir / SPOOL) if processes.leads else SilentWriter()
+    writer = EventWriter(job_dir / SPOOL, told_of(job_dir)) if processes.leads else SilentWriter()
     reporter = Reporter(writer)
     try:
         with _signals(job_dir, reporter):
@@ -92,7 +92,7 @@ def _launched(job_dir: Path, devices: int, nodes: int) -> int:
     try:
         group = read_group(job_dir, nodes) if nodes > 1 else None
     except EngineError as error:
-        with closing(EventWriter(job_dir / SPOOL)) as writer:
+        with closing(EventWriter(job_dir / SPOOL, told_of(job_dir))) as writer:
             writer.emit("failed", **error.payload())
         return FAILED
     pin_threads(job_dir, spec.config, None, devices)

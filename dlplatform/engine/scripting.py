@@ -64,7 +64,7 @@ class ScriptRun:
 
     def __init__(self, folder: Path, spec: Mapping[str, Any]) -> None:
         self._folder = folder
-        self._writer = EventWriter(folder / SPOOL)
+        self._writer = EventWriter(folder / SPOOL, int(spec.get("told") or 0))
         self._logged = _steps_logged(folder / SPOOL)
         self._values: dict[str, float | None] = {}
         self._metrics: dict[str, float | None] | None = None

@@ -4,9 +4,9 @@ A lease belongs to one claim of a run: it is worth as much as the run's own leas
 to give it back. A run that has to wait for devices lets no later one pass that would take them away from it.
 """
 
-import socket
 from datetime import timedelta
 
+from django.conf import settings
 from django.db import connection, transaction
 from django.db.models import Count, F, Q, QuerySet
 from django.db.models.functions import Now
@@ -54,8 +54,8 @@ def hold(run: Run) -> list[str] | None:
 
 
 def give_back(run: Run) -> None:
-    """Free what this claim of the run holds, and have those look again that wait for devices."""
-    if Accelerator.objects.filter(run=run, lease_epoch=run.lease_epoch).update(run=None):
+    """Free what this claim of the run holds of this machine, and have those look again that wait for devices."""
+    if _here().filter(run=run, lease_epoch=run.lease_epoch).update(run=None):
         waiting = Run.objects.filter(state=Run.State.QUEUED, waits_for__isnull=False)
         waiting.update(not_before=None)
         for other in waiting.order_by("queued_at"):
@@ -63,20 +63,20 @@ def give_back(run: Run) -> None:
 
 
 def _here() -> QuerySet[Accelerator]:
-    return Accelerator.objects.filter(host=socket.gethostname())
+    return Accelerator.objects.filter(host=settings.NODE_NAME)
 
 
 def _one_at_a_time() -> None:
     """Workers of a machine choose one after the other."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"accelerators of {socket.gethostname()}"]
+            "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"accelerators of {settings.NODE_NAME}"]
         )
 
 
 def _remember(there: list[Device]) -> None:
     """What the machine has now; a device that is gone is forgotten."""
-    host = socket.gethostname()
+    host = settings.NODE_NAME
     _here().exclude(uuid__in=[device.uuid for device in there]).delete()
     Accelerator.objects.bulk_create(
         [

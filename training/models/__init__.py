@@ -3,6 +3,7 @@
 from .accelerators import Accelerator
 from .code_bundles import CodeBundle
 from .experiments import Experiment, ExperimentGroupPermission, ExperimentUserPermission
+from .nodes import Node
 from .preflights import Preflight, PreflightQuerySet
 from .reports import MetricBucket, MetricPoint, MetricSeries, RunEvent
 from .runs import ReplayCertificate, Run, RunQuerySet
@@ -17,6 +18,7 @@ __all__ = [
     "MetricBucket",
     "MetricPoint",
     "MetricSeries",
+    "Node",
     "Preflight",
     "PreflightQuerySet",
     "ReplayCertificate",

@@ -90,6 +90,9 @@ class Run(Job):
     waits_for = models.PositiveSmallIntegerField(
         null=True, editable=False, help_text="Devices that it waits for; null = for none"
     )
+    kept_checkpoint = models.JSONField(
+        null=True, editable=False, help_text="{step, folder} of the checkpoint that every machine finds"
+    )
 
     progress = models.FloatField(default=0.0)
     phase = models.CharField(max_length=60, blank=True)

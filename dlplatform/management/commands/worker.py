@@ -36,6 +36,8 @@ class Command(BaseCommand):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         queues = options["queue"] or ["training"]
+        if "training" in queues:
+            queues = [_queue_of_this_machine(), *queues]  # first: other machines wait for what is on it
         for _ in range(options["count"]):
             self._fork(queues)
         if not options["queue"]:
@@ -86,6 +88,12 @@ def _preload() -> None:
     # What is there now is never garbage: without this, collections in the forks would copy its pages.
     gc.collect()
     gc.freeze()
+
+
+def _queue_of_this_machine() -> str:
+    from training.models.nodes import queue_of
+
+    return queue_of(settings.NODE_NAME)
 
 
 def _serve(queues: list[str]) -> None:

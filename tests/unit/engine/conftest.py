@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.unit.engine.warm_engines import Engine
+
 ARROW = {
     "number": pa.float64(),
     "integer": pa.int64(),
@@ -106,10 +104,9 @@ def read_spool(job_dir: Path, type_: str | None = None) -> list[dict[str, Any]]:
     return [event for event in events if type_ is None or event["type"] == type_]
 
 
-def start_engine(job_dir: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "dlplatform.engine", str(job_dir)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment)
+def start_engine(job_dir: Path) -> Engine:
+    """The engine on a job directory, in a process of its own."""
+    return Engine(job_dir)
 
 
 @pytest.fixture

@@ -88,3 +88,13 @@ def test_a_long_spool_is_read_in_pieces(tmp_path: Path) -> None:
         seen += [event["sequence"] for event in events]
         offset = following
     assert seen == list(range(1, 51))
+
+
+def test_a_spool_on_another_machine_goes_on_with_the_numbers_that_are_known(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path / "events.jsonl", told=7)
+    writer.log("info", "eight")
+    writer.close()
+    again = EventWriter(tmp_path / "events.jsonl", told=3)
+    again.log("info", "nine")
+    again.close()
+    assert [event["sequence"] for event in read_events(tmp_path / "events.jsonl")[0]] == [8, 9]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from dlplatform.engine.launch import CRASHED
 from dlplatform.engine.nodes import Group, free_port, interface_of, read_group
 from tests.unit.engine.conftest import mixed_columns, read_spool, start_engine
 from tests.unit.engine.test_distributed import CONFIG, losses, members_of, trained, until
+from tests.unit.engine.warm_engines import Engine
 
 HERE = "127.0.0.1"
 
@@ -36,7 +36,7 @@ def gather(made: list[Path], name: str) -> None:
         Group(name, len(made), node, HERE, port, HERE).write(directory)
 
 
-def started(made: list[Path]) -> list[subprocess.Popen[bytes]]:
+def started(made: list[Path]) -> list[Engine]:
     return [start_engine(directory) for directory in made]
 
 
