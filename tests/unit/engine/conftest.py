@@ -15,6 +15,7 @@ import pytest
 
 from tests.unit.engine.warm_engines import Engine
 
+ROOT = Path(__file__).resolve().parents[3]
 ARROW = {
     "number": pa.float64(),
     "integer": pa.int64(),
@@ -132,3 +133,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for job_dir in jobs.values():
         assert run_job(job_dir) == 0
     return jobs
+
+
+# What several processes have to equal, and what all of them are started with.
+TOGETHER = {
+    "epochs": 4,
+    "threads": 1,
+    "folds": 2,
+    "batch_size": 16,
+    "early_stopping": False,
+    "checkpoint_seconds": 0.05,
+    "importance": False,
+    "params": {"members": 4, "width": 16, "dropout": 0.2},
+}
+
+
+@pytest.fixture(scope="session")
+def by_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``by_two(strategy, epochs)``: the job that two processes of one machine trained undisturbed, once for all tests."""
+    made: dict[tuple[str, int], Path] = {}
+
+    def trained(strategy: str, epochs: int = 4) -> Path:
+        if (strategy, epochs) not in made:
+            config = {**TOGETHER, "devices": 2, "strategy": strategy, "epochs": epochs}
+            folder = tmp_path_factory.mktemp("by-two") / "job"
+            made[strategy, epochs] = write_job(folder, mixed_columns(120), config=config)
+            assert start_engine(folder).wait(timeout=240) == 0, read_spool(folder)[-3:]
+        return made[strategy, epochs]
+
+    return trained

@@ -17,25 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from dlplatform.engine.dropout import Dropout, Share, sharing
-from tests.unit.engine.conftest import mixed_columns, read_spool, start_engine
+from tests.unit.engine.conftest import TOGETHER, mixed_columns, read_spool, start_engine
 from tests.unit.engine.test_modalities import image_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
 
-CONFIG = {
-    "epochs": 4,
-    "threads": 1,
-    "folds": 2,
-    "batch_size": 16,
-    "early_stopping": False,
-    "checkpoint_seconds": 0.05,
-    "importance": False,
-    "params": {"members": 4, "width": 16, "dropout": 0.2},
-}
-
 
 def trained(job: Callable[..., Path], name: str, **config: Any) -> Path:
-    made = job(mixed_columns(120), name=name, config={**CONFIG, **config})
+    made = job(mixed_columns(120), name=name, config={**TOGETHER, **config})
     assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
     return made
 
@@ -59,16 +48,16 @@ def members_of(job_dir: Path) -> list[psutil.Process]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.unit.engine.conftest import write_job
 
-    made = write_job(tmp_path_factory.mktemp("alone") / "job", mixed_columns(120), config=CONFIG)
+    made = write_job(tmp_path_factory.mktemp("alone") / "job", mixed_columns(120), config=TOGETHER)
     assert start_engine(made).wait(timeout=240) == 0
     return made
 
 
 @pytest.mark.parametrize(("devices", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp")])
 def test_several_processes_end_where_one_does(
-    job: Callable[..., Path], alone: Path, devices: int, strategy: str
+    job: Callable[..., Path], alone: Path, by_two: Callable[..., Path], devices: int, strategy: str
 ) -> None:
-    made = trained(job, "several", devices=devices, strategy=strategy)
+    made = by_two(strategy) if devices == 2 else trained(job, "several", devices=devices, strategy=strategy)
     assert losses(made) == pytest.approx(losses(alone), rel=1e-6)
     assert read_spool(made, "started")[0]["environment"]["processes"] == devices
     ours, theirs = (load_file(each / "output" / "model.safetensors") for each in (made, alone))
@@ -80,9 +69,11 @@ def test_several_processes_end_where_one_does(
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_killed_process_costs_nothing(job: Callable[..., Path], strategy: str) -> None:
-    whole = trained(job, "whole", devices=2, strategy=strategy, epochs=8)
-    broken = job(mixed_columns(120), name="broken", config={**CONFIG, "devices": 2, "strategy": strategy, "epochs": 8})
+def test_a_killed_process_costs_nothing(job: Callable[..., Path], by_two: Callable[..., Path], strategy: str) -> None:
+    whole = by_two(strategy, epochs=8)
+    broken = job(
+        mixed_columns(120), name="broken", config={**TOGETHER, "devices": 2, "strategy": strategy, "epochs": 8}
+    )
     process = start_engine(broken)
     until(lambda: read_spool(broken, "checkpoint") if (broken / "events.jsonl").exists() else [])
     members_of(broken)[-1].kill()
@@ -95,7 +86,7 @@ def test_a_killed_process_costs_nothing(job: Callable[..., Path], strategy: str)
 
 
 def test_a_request_to_stop_ends_all_after_a_checkpoint(job: Callable[..., Path]) -> None:
-    made = job(mixed_columns(120), config={**CONFIG, "devices": 2, "epochs": 2000})
+    made = job(mixed_columns(120), config={**TOGETHER, "devices": 2, "epochs": 2000})
     process = start_engine(made)
     until(lambda: read_spool(made, "metric") if (made / "events.jsonl").exists() else [])
     process.send_signal(signal.SIGTERM)
@@ -105,7 +96,7 @@ def test_a_request_to_stop_ends_all_after_a_checkpoint(job: Callable[..., Path])
 
 
 def test_a_dead_launcher_leaves_no_orphans(job: Callable[..., Path]) -> None:
-    made = job(mixed_columns(120), config={**CONFIG, "devices": 2, "epochs": 2000})
+    made = job(mixed_columns(120), config={**TOGETHER, "devices": 2, "epochs": 2000})
     process = start_engine(made)
     until(lambda: read_spool(made, "metric") if (made / "events.jsonl").exists() else [])
     assert len(members_of(made)) == 2
@@ -141,7 +132,7 @@ def test_fine_tuning_by_two_ends_where_one_does(
     """What trains only in part is held whole by each, even where ``fsdp`` was asked for, and says so."""
     ends = []
     for devices in (1, 2):
-        made = job(mixed_columns(120), name=str(devices), config={**CONFIG, "devices": devices, "strategy": "fsdp"},
+        made = job(mixed_columns(120), name=str(devices), config={**TOGETHER, "devices": devices, "strategy": "fsdp"},
                    finetune=finetune)  # fmt: skip
         shutil.copytree(alone / "output", made / "base")
         assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
@@ -168,7 +159,10 @@ def test_architectures_of_the_library_end_where_one_process_does(job: Callable[.
     """With batch normalisation made group normalisation, stochastic depth shared, and weights that nothing uses."""
     ends = []
     for devices in (1, 2):
-        config = {**{key: value for key, value in CONFIG.items() if key not in ("folds", "params")}, "devices": devices}
+        config = {
+            **{key: value for key, value in TOGETHER.items() if key not in ("folds", "params")},
+            "devices": devices,
+        }
         if kind == "bert":
             made = job(mixed_columns(120), name=str(devices), config={**config, "text_model": FRESH[kind]})
         else:

@@ -14,8 +14,8 @@ import pytest
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.launch import CRASHED
 from dlplatform.engine.nodes import Group, free_port, interface_of, read_group
-from tests.unit.engine.conftest import mixed_columns, read_spool, start_engine
-from tests.unit.engine.test_distributed import CONFIG, losses, members_of, trained, until
+from tests.unit.engine.conftest import TOGETHER, mixed_columns, read_spool, start_engine
+from tests.unit.engine.test_distributed import losses, members_of, until
 from tests.unit.engine.warm_engines import Engine
 
 HERE = "127.0.0.1"
@@ -24,7 +24,7 @@ HERE = "127.0.0.1"
 def machines(job: Callable[..., Path], name: str, **config: Any) -> list[Path]:
     """Job directories of two machines that know nothing of each other's files."""
     made = [
-        job(mixed_columns(120), name=f"{name}-{node}", config={**CONFIG, "nodes": 2, **config}) for node in range(2)
+        job(mixed_columns(120), name=f"{name}-{node}", config={**TOGETHER, "nodes": 2, **config}) for node in range(2)
     ]
     gather(made, name)
     return made
@@ -47,8 +47,10 @@ def weights(job_dir: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.xdist_group("distributed")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_machines_end_where_two_processes_of_one_do(job: Callable[..., Path], strategy: str) -> None:
-    one = trained(job, "one", devices=2, strategy=strategy)
+def test_two_machines_end_where_two_processes_of_one_do(
+    job: Callable[..., Path], by_two: Callable[..., Path], strategy: str
+) -> None:
+    one = by_two(strategy)
     made = machines(job, strategy, strategy=strategy)
     assert [process.wait(timeout=240) for process in started(made)] == [0, 0], read_spool(made[0])[-3:]
     assert weights(made[0]) == weights(one) and losses(made[0]) == losses(one)
@@ -59,11 +61,11 @@ def test_two_machines_end_where_two_processes_of_one_do(job: Callable[..., Path]
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("distributed")
-def test_after_the_loss_of_a_machine_another_takes_its_place(job: Callable[..., Path]) -> None:
+def test_after_the_loss_of_a_machine_another_takes_its_place(
+    job: Callable[..., Path], by_two: Callable[..., Path]
+) -> None:
     """The survivor ends at once; gathered again with a machine that has no files, the result is the same to the bit."""
-    whole = machines(job, "whole", epochs=8)
-    assert [process.wait(timeout=240) for process in started(whole)] == [0, 0]
-    broken = machines(job, "broken", epochs=8)
+    broken = machines(job, "broken", epochs=8, strategy="ddp")
     leader, other = started(broken)
     assert until(lambda: (broken[0] / "events.jsonl").exists() and read_spool(broken[0], "checkpoint"))
     members = members_of(broken[1])
@@ -73,11 +75,11 @@ def test_after_the_loss_of_a_machine_another_takes_its_place(job: Callable[..., 
     assert leader.wait(timeout=60) == CRASHED
     assert until(lambda: not members_of(broken[0]), 10)
     shutil.rmtree(broken[1])
-    fresh = job(mixed_columns(120), name="fresh", config={**CONFIG, "nodes": 2, "epochs": 8})
+    fresh = job(mixed_columns(120), name="fresh", config={**TOGETHER, "nodes": 2, "epochs": 8, "strategy": "ddp"})
     gather([broken[0], fresh], "again")
     assert [process.wait(timeout=240) for process in started([broken[0], fresh])] == [0, 0]
     assert read_spool(broken[0], "started")[-1]["resumed_from"] > 0
-    assert weights(broken[0]) == weights(whole[0])
+    assert weights(broken[0]) == weights(by_two("ddp", epochs=8))
 
 
 @pytest.mark.slow
@@ -93,7 +95,7 @@ def test_a_request_to_stop_one_machine_stops_both_after_a_checkpoint(job: Callab
 
 
 def test_a_job_for_machines_that_were_not_gathered_is_refused(job: Callable[..., Path]) -> None:
-    made = job(mixed_columns(40), config={**CONFIG, "nodes": 2})
+    made = job(mixed_columns(40), config={**TOGETHER, "nodes": 2})
     assert start_engine(made).wait(timeout=60) == 1
     assert read_spool(made, "failed")[0]["code"] == "no_group"
 
