@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
 
-from .models import Deployment, Feedback, PredictionRecord
+from .models import Deployment, Feedback, PredictionRecord, Variant
 
 SECONDS = 1.0
 MOST = 10_000
@@ -120,6 +120,15 @@ def drain() -> None:
 
 
 atexit.register(drain)
+
+
+def shadows_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, list[PredictionRecord]]:
+    """By request what the shadows made of it."""
+    found: dict[UUID, list[PredictionRecord]] = {}
+    rows = PredictionRecord.objects.filter(deployment=deployment, request_id__in=requests, role=Variant.Role.SHADOW)
+    for row in rows.select_related("variant").order_by("id"):
+        found.setdefault(row.request_id, []).append(row)
+    return found
 
 
 def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[int, object]]:

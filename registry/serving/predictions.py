@@ -18,7 +18,7 @@ from dlplatform.api import Conflict
 from registry.models import ModelVersion
 
 from . import client, prediction_log
-from .assignment import assign
+from .assignment import assign, shares
 from .models import Deployment, PredictionRecord, Variant
 
 
@@ -48,6 +48,7 @@ def predict(*, actor: User, deployment: Deployment, instances: list[dict[str, An
             prediction_log.buffer.add(
                 PredictionRecord(
                     request_id=request_id, deployment_id=deployment.pk, variant_id=variant.pk, key=key or "",
+                    revision=deployment.revision, propensity=shares(deployment.allocation)[str(variant.pk)],
                     instances=without_images(instances, variant.version.signature), predictions=predictions,
                     milliseconds=(time.perf_counter() - began) * 1000, error=error or "", at=timezone.now(),
                 )

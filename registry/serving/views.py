@@ -125,7 +125,8 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
 
 def _log_context(deployment: Deployment) -> dict[str, Any]:
     """The last requests with their labels, and what the labels say of each variant."""
-    rows = PredictionRecord.objects.filter(deployment=deployment).select_related("variant__version__model")
+    rows = PredictionRecord.objects.filter(deployment=deployment, role=Variant.Role.LIVE)
+    rows = rows.select_related("variant__version__model")
     records = list(rows.order_by("-id")[:RECORDS_SHOWN])
     labels = prediction_log.labels_of(deployment.pk, [record.request_id for record in records])
     for record in records:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError, transaction
 from django.urls import reverse
 from django.utils import timezone
 
@@ -69,10 +69,30 @@ def test_what_answered_a_request_is_one_look_up(api, viewer, stranger, deploymen
     found = client.get(f"{url}/{answer['request_id']}").json()
     assert found["version"] == answer["version"] and found["variant"] == answer["variant"] and found["key"] == "k7"
     assert found["predictions"] == answer["predictions"] and found["error"] == "" and found["milliseconds"] > 0
+    assert found["revision"] == deployment.revision and found["propensity"] == 1 and found["shadows"] == []
     assert found["instances"][0]["x"] == 1.5 and found["instances"][0]["picture"].startswith("sha256:")
     assert client.get(url).json()["results"] == [found]
     assert client.get(f"{url}/{uuid4()}").status_code == 404
     assert api(stranger).get(f"{url}/{answer['request_id']}").status_code == 404
+
+
+def test_shadows_are_shown_beside_the_live_answer_and_judged_by_the_same_labels(api, viewer, deployment):
+    live = record_of(deployment, predictions=[{"label": "a"}], revision=4, propensity=0.9)
+    live.save()
+    shadow = factories.VariantFactory(deployment=deployment, role="shadow", version__number=7)
+    more = {"request_id": live.request_id, "deployment": deployment, "variant": shadow, "role": "shadow"}
+    factories.PredictionRecordFactory(**more, predictions=[{"label": "b"}])
+    with pytest.raises(IntegrityError), transaction.atomic():
+        factories.PredictionRecordFactory(**more)
+    url = f"/api/v1/deployments/{deployment.pk}"
+    (found,) = api(viewer).get(f"{url}/requests").json()["results"]
+    assert api(viewer).get(f"{url}/requests/{live.request_id}").json() == found
+    assert found["variant"] == str(live.variant_id) and found["revision"] == 4 and found["propensity"] == 0.9
+    assert [(one["variant"], one["predictions"]) for one in found["shadows"]] == [(str(shadow.pk), [{"label": "b"}])]
+    feedback.give_feedback(actor=viewer, deployment=deployment, labels=[feedback.Label(live.request_id, "b")])
+    assert {one.variant.pk: one.accuracy for one in feedback.quality_of(deployment)} == {
+        live.variant_id: 0, shadow.pk: 1,
+    }  # fmt: skip
 
 
 def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer, monkeypatch):
