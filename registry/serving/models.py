@@ -149,6 +149,7 @@ class PredictionRecord(models.Model):
     """
 
     tenant_parent = "deployment"
+    DROPPED = "dropped"  # the error of a copy that its shadow never got
 
     request_id = models.UUIDField()
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="records")

@@ -28,7 +28,7 @@ from registry.examples import example_images
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
-from . import feedback, prediction_log, predictions, services
+from . import feedback, prediction_log, predictions, services, shadowing
 from .assignment import shares
 from .client import Unusable
 from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
@@ -132,7 +132,11 @@ def _log_context(deployment: Deployment) -> dict[str, Any]:
     for record in records:
         record.told = told(record.predictions)
         record.labels = list(labels.get(record.request_id, {}).values())
-    return {"records": records, "qualities": feedback.quality_of(deployment)}
+    return {
+        "records": records,
+        "qualities": feedback.quality_of(deployment),
+        "shadows": shadowing.comparisons_of(deployment),
+    }
 
 
 def told(answers: list[dict[str, Any]] | None) -> Any:

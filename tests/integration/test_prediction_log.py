@@ -14,22 +14,13 @@ from django.db import IntegrityError, OperationalError, transaction
 from django.urls import reverse
 from django.utils import timezone
 
-from dlplatform.api import Unavailable
-from registry.serving import client as inference
+from dlplatform.engine.errors import PackageError, PredictionInputError
 from registry.serving import feedback, prediction_log, services
 from registry.serving.models import Feedback, PredictionRecord
 from tests import factories
 
 pytestmark = pytest.mark.django_db
 ROW = {"x": 1.5}
-
-
-@pytest.fixture
-def buffer(monkeypatch):
-    """Written when the test says so."""
-    made = prediction_log.RecordBuffer(thread=False)
-    monkeypatch.setattr(prediction_log, "buffer", made)
-    return made
 
 
 @pytest.fixture
@@ -41,11 +32,22 @@ def deployment(organization):
 
 
 @pytest.fixture
-def answers(monkeypatch, buffer):
-    def predict(version, instances):
-        return [{"label": "a" if row["x"] > 1 else "b"} for row in instances]
+def answers(deployment, stubs, inference):
+    """A model behind the deployment, and the inference server in front of it."""
 
-    monkeypatch.setattr(inference, "predict", predict)
+    def answer(rows):
+        if any(row["x"] == "bad" for row in rows):
+            raise PredictionInputError(0, "x", "invalid", "no number")
+        if any(row["x"] == "broken" for row in rows):
+            raise PackageError("it broke")
+        return [{"label": "a" if row["x"] > 1 else "b"} for row in rows]
+
+    stubs.answers[deployment.variants.get().version_id] = answer
+
+
+@pytest.fixture
+def buffer(inference):
+    return prediction_log.buffer
 
 
 def ask(client, deployment, *rows, **more):
@@ -95,26 +97,19 @@ def test_shadows_are_shown_beside_the_live_answer_and_judged_by_the_same_labels(
     }  # fmt: skip
 
 
-def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer, monkeypatch):
-    def away(version, instances):
-        raise Unavailable
-
-    monkeypatch.setattr(inference, "predict", away)
-    assert ask(api(viewer), deployment).status_code == 503
-
-    def refuse(version, instances):
-        raise inference.PredictionRefused("instances.0.x", "no number", "invalid")
-
-    monkeypatch.setattr(inference, "predict", refuse)
-    assert ask(api(viewer), deployment).status_code == 400
+def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer):
+    assert ask(api(viewer), deployment, {"x": "broken"}).status_code == 422
+    refused = ask(api(viewer), deployment, {"x": "bad"})
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "instances.0.x", refused.content
     buffer.flush()
     kept = PredictionRecord.objects.order_by("id").values_list("error", "predictions")
-    assert list(kept) == [("unavailable", None), ("invalid", None)]
+    assert list(kept) == [("model_unusable", None), ("invalid", None)]
 
 
-def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer):
+def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer, inference):
     url = f"/api/v1/deployments/{deployment.pk}"
     assert api(maintainer).patch(url, {"sample_rate": 0}, format="json").json()["sample_rate"] == 0
+    inference.server.watcher.look()
     assert ask(api(viewer), deployment).status_code == 200
     assert buffer.flush() == 0
     assert api(maintainer).patch(url, {"sample_rate": 1.5}, format="json").status_code == 400
@@ -257,7 +252,7 @@ def test_a_thread_writes_within_seconds(deployment):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_server_that_is_stopped_in_good_order_writes_what_waits(deployment):
-    """A web process with a record that its thread would write only in an hour, stopped by SIGTERM."""
+    """An inference server with a record that its thread would write only in an hour, stopped by SIGTERM."""
     from django.db import connection
 
     variant = deployment.variants.get()
@@ -268,14 +263,14 @@ import uvicorn
 from django.conf import settings
 settings.DATABASES["default"]["NAME"] = {connection.settings_dict["NAME"]!r}
 from django.utils import timezone
-from dlplatform.asgi import application
+from registry.serving.server.application import InferenceServer
 from registry.serving import prediction_log
 from registry.serving.models import PredictionRecord
 prediction_log.SECONDS = 3600
 prediction_log.buffer.add(PredictionRecord(request_id="{uuid4()}", deployment_id="{deployment.pk}", variant_id="{variant.pk}",
     instances=[], milliseconds=1, at=timezone.now()))
 print("ready", flush=True)
-uvicorn.run(application, port=0, lifespan="on", log_level="info")
+uvicorn.run(InferenceServer(), port=0, lifespan="on", log_level="info")
 """
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
     process = subprocess.Popen(
