@@ -7,7 +7,7 @@ import time
 import uuid
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import orjson
@@ -114,26 +114,58 @@ class Answering:
         served = await self.served(permit)
         by_chance = variant is None
         variant = variant or served.choose(key)
-        request_id, began = uuid.uuid4(), time.perf_counter()
-        recorded = random.random() < served.sample_rate  # noqa: S311 - a sample, no secret
-        predictions, error = None, ""
-        try:
-            predictions = await self.predict(variant.version, rows, receive)
-        except ClientGone:
-            error = "client_gone"
-            raise
-        except Exception as refused:
-            error = code_of(refused)
-            raise
-        finally:
-            if recorded:
-                milliseconds = (time.perf_counter() - began) * 1000
-                record = record_of(served, variant, request_id, rows, predictions, milliseconds, error, key)
-                record.propensity = served.propensities[str(variant.id)] if by_chance else None
-                prediction_log.buffer.add(record)
-        return Answer(request_id, served, variant, predictions, recorded)
+        with Record(served, variant, rows, key, by_chance) as record:
+            record.predictions = await self.predict(variant.version, rows, receive)
+        return record.answer
 
     async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
         predictor = await self._models.loaded(version)
         return await unless_gone(self._models.live.of(version, predictor).ask(version, rows), receive)
+
+
+class Record:
+    """An answer on its way: used as a context, it is kept in the prediction log as it ends, with the error if there is one.
+
+    ``by_chance``: the weights chose the variant, and nobody named it.
+    """
+
+    def __init__(
+        self, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool = True
+    ) -> None:
+        self.served, self.variant, self.request_id = served, variant, uuid.uuid4()
+        self.predictions: Rows | None = None
+        self._rows, self._key, self._by_chance = rows, key, by_chance
+        self._recorded = random.random() < served.sample_rate  # noqa: S311 - a sample, no secret
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+        if not self._recorded:
+            return
+        milliseconds = (time.perf_counter() - self._began) * 1000
+        row = record_of(
+            self.served,
+            self.variant,
+            self.request_id,
+            self._rows,
+            self.predictions,
+            milliseconds,
+            _code(error),
+            self._key,
+        )
+        row.propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
+        prediction_log.buffer.add(row)
+
+    @property
+    def answer(self) -> Answer:
+        assert self.predictions is not None
+        return Answer(self.request_id, self.served, self.variant, self.predictions, self._recorded)
+
+
+def _code(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return "client_gone" if isinstance(error, ClientGone) or not isinstance(error, Exception) else code_of(error)

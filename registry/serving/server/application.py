@@ -16,7 +16,7 @@ from registry.serving import prediction_log
 from registry.serving.batching import Rows
 from registry.serving.client import SECRET_HEADER, shared_secret
 
-from . import inference_protocol
+from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
 from .errors import NotFoundHere, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
@@ -24,6 +24,7 @@ from .generation import stream_text
 from .http import ClientGone, body_of, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
 from .models import Models
+from .openai_api import OpenAIApi
 from .shadows import Shadows
 from .watching import Watcher
 
@@ -49,6 +50,7 @@ class InferenceServer:
         self.protocol = InferenceProtocol(
             self.answering, self.gate, self.rate, self.models, self._is_ready, self._tell_shadows
         )
+        self.openai = OpenAIApi(self.answering, self.gate, self._threads, self.rate, self.models, self._tell_shadows)
 
     def start(self) -> None:
         self.watcher.start()
@@ -95,6 +97,8 @@ class InferenceServer:
             await self._readyz(send)
         elif (matched := inference_protocol.PATH.fullmatch(path)) is not None:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
+        elif (matched := openai_api.PATH.fullmatch(path)) is not None:
+            await self.openai(scope, receive, send, matched[1], matched[2])
         elif path.startswith("/internal/"):
             await self._internal(scope, receive, send)
         else:

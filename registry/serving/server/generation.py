@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -62,10 +63,21 @@ def _line(value: dict[str, Any]) -> bytes:
     return orjson.dumps(value) + b"\n"
 
 
-async def pieces(version: UUID, instance: Any, models: Models, gone: Callable[[], bool]) -> AsyncGenerator[str, None]:
+@dataclass
+class Usage:
+    """Tokens that were read and written so far; ``whole``: the text ended before it had the most tokens it may have."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    whole: bool = True
+
+
+async def pieces(
+    version: UUID, instance: Any, models: Models, gone: Callable[[], bool], usage: Usage | None = None
+) -> AsyncGenerator[str, None]:
     """The pieces of a text, written in the thread for texts until ``gone()``, or until nobody takes them any more.
 
-    Raises Unusable for a model that writes none, PredictionRefused for the instance, Overloaded, ClientGone, and what
+    ``usage`` is kept up to date. Raises Unusable for a model that writes none, PredictionRefused for the instance, Overloaded, ClientGone, and what
     loading does.
     """
     loop = asyncio.get_running_loop()
@@ -77,7 +89,7 @@ async def pieces(version: UUID, instance: Any, models: Models, gone: Callable[[]
 
     def work() -> None:
         try:
-            for piece in _written(writer, instance, lambda: stopped.is_set() or gone()):
+            for piece in _written(writer, instance, lambda: stopped.is_set() or gone(), usage or Usage()):
                 put(piece)
             put(None)
         except BaseException as error:
@@ -97,15 +109,19 @@ async def pieces(version: UUID, instance: Any, models: Models, gone: Callable[[]
         stopped.set()
 
 
-def _written(writer: Writer, instance: Any, gone: Callable[[], bool]) -> Iterator[str]:
+def _written(writer: Writer, instance: Any, gone: Callable[[], bool], usage: Usage) -> Iterator[str]:
     if gone():  # while it waited for the thread
         raise ClientGone
     if not isinstance(instance, dict):
         raise ValidationError("Send a JSON object with a prompt or messages.")
     try:
-        for piece in writer.stream(0, instance):
+        text = writer.stream(0, instance)
+        usage.prompt_tokens = text.prompt_tokens
+        for piece in text:
+            usage.tokens = text.tokens
             yield piece
             if gone():
                 raise ClientGone
+        usage.tokens, usage.whole = text.tokens, text.tokens < text.most
     except PredictionInputError as error:
         raise client.PredictionRefused(error.column or "prompt", error.message, error.code) from None
