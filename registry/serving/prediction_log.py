@@ -35,13 +35,20 @@ class RecordBuffer:
         self._writing = threading.Lock()
         self._full = threading.Event()
         self._started = False
-        self.lost = 0
+        self.lost = 0  # since it was last told
+        self.lost_ever = 0
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not in the database yet."""
+        return len(self._waiting)
 
     def add(self, record: PredictionRecord) -> None:
         """Take a record, without ever waiting for the database."""
         with self._lock:
             if len(self._waiting) >= MOST:
                 self.lost += 1
+                self.lost_ever += 1
                 return
             self._waiting.append(record)
             if self._writes and not self._started:

@@ -32,6 +32,7 @@ from . import feedback, prediction_log, predictions, services, shadowing
 from .assignment import shares
 from .client import Unusable
 from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
+from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
 
 CHANGES_SHOWN = 30
@@ -135,6 +136,7 @@ def _log_context(deployment: Deployment) -> dict[str, Any]:
     return {
         "records": records,
         "qualities": feedback.quality_of(deployment),
+        "charts": latency_charts(deployment),
         "shadows": shadowing.comparisons_of(deployment),
     }
 

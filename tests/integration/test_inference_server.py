@@ -237,6 +237,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_is_named(
     assert value_of(inference.ask("screening", key)) == 1.0
     ready = inference.client.get("/readyz")
     assert ready.status_code == 200 and ready.json()["unloadable"] == [str(versions[1].pk)]
+    assert "dlplatform_inference_unloadable_models 1.0" in inference.client.get("/metrics").text
     assert caplog.text.count("no such layer") == 1 and "what answered before goes on" in caplog.text
     alone = services.create_deployment(
         actor=maintainer, organization=deployment.organization, name="alone", variants=[Wanted(versions[1].pk)]
@@ -332,3 +333,31 @@ def test_a_slow_model_of_one_deployment_is_no_reason_to_fail_at_the_end(viewer, 
         assert value_of(first.result()) == 1.0
     inference._thread.join(20)
     assert PredictionRecord.objects.get().predictions == [{"value": 1.0}]
+
+
+def test_prometheus_reads_what_was_answered_and_what_is_held(viewer, deployment, versions, stubs, inference):
+    def refuse(rows):
+        raise PackageError("no")
+
+    key = key_of(viewer)
+    assert inference.ask("screening", key, [{"x": 1}, {"x": 2}]).status_code == 200
+    stubs.answers[versions[0].pk] = refuse
+    assert inference.ask("screening", key).status_code == 422
+    told = inference.client.get("/metrics").text
+    labels = f'deployment="{deployment.pk}",variant="{deployment.variants.get().pk}"'
+    for line in (
+        f"dlplatform_inference_seconds_count{{{labels}}} 1.0",
+        f'dlplatform_inference_requests_total{{deployment="{deployment.pk}",error="model_unusable",'
+        f'variant="{deployment.variants.get().pk}"}} 1.0',
+        'dlplatform_inference_batch_rows_bucket{le="1.0"} 1.0',
+        'dlplatform_inference_batch_rows_bucket{le="2.0"} 2.0',
+        "dlplatform_inference_queue_seconds_count 2.0",
+        'dlplatform_inference_waiting{queue="live"} 0.0',
+        "dlplatform_inference_loaded_models 1.0",
+        "dlplatform_inference_deployments 1.0",
+        "dlplatform_inference_loading_models 0.0",
+        "dlplatform_inference_log_backlog 2.0",
+        "dlplatform_inference_log_lost_total 0.0",
+    ):
+        assert line in told.splitlines(), line
+    assert "screening" not in told and "lab" not in told.replace("label", ""), "it says nothing about anybody's data"

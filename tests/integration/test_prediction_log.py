@@ -15,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dlplatform.engine.errors import PackageError, PredictionInputError
-from registry.serving import feedback, prediction_log, services
+from registry.serving import feedback, latency, prediction_log, services
 from registry.serving.models import Feedback, PredictionRecord
 from tests import factories
 
@@ -232,6 +232,27 @@ def test_the_page_shows_the_last_requests_and_the_accuracy(api, web, viewer, dep
     assert answer["request_id"] in shown and "100" in shown and "<b>k</b>" not in shown
     part = web(viewer).get(address + "?part=requests", headers={"HX-Request": "true"}).content.decode()
     assert part.lstrip().startswith('<div id="requests"')
+
+
+def test_the_page_draws_the_percentiles_of_each_variant_over_time(web, viewer, deployment):
+    assert latency.latency_charts(deployment) == []
+    variant = deployment.variants.get()
+    now = timezone.now()
+    for minute in range(0, 181, 20):
+        for milliseconds in (1.0, 2.0, 9.0):
+            at = now - timedelta(minutes=minute)
+            factories.PredictionRecordFactory(
+                deployment=deployment, variant=variant, at=at, milliseconds=milliseconds + (minute == 0)
+            )
+    factories.PredictionRecordFactory(deployment=deployment, variant=variant, milliseconds=999.0, error="invalid")
+    (chart,) = latency.latency_charts(deployment)
+    median, highest = chart["series"]
+    assert median["name"].endswith("median") and highest["name"].endswith("99 %")
+    assert chart["x"].startswith("minutes") and len(median["points"]) == 10
+    assert median["points"][0][0] == pytest.approx(-178.5) and median["points"][0][1] == 2.0
+    assert median["points"][-1] == [0.0, 3.0] and highest["points"][-1][1] == pytest.approx(9.86)
+    shown = web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()
+    assert 'data-charts="latency-charts"' in shown and "js/figures.js" in shown
 
 
 def test_details_are_changed_by_maintainers_alone(trainer, maintainer, deployment):

@@ -63,7 +63,7 @@ def test_a_shadow_answers_beside_and_is_compared(api, web, viewer, deployment, v
 
 
 def test_a_shadow_that_sleeps_or_crashes_costs_no_answer_and_fails_by_itself(
-    deployment, versions, stubs, ask, monkeypatch
+    deployment, versions, stubs, ask, inference, monkeypatch
 ):
     held = stubs.answers[versions[1].pk] = Held()
     monkeypatch.setattr(batching, "MOST_WAITING", 3)
@@ -84,6 +84,8 @@ def test_a_shadow_that_sleeps_or_crashes_costs_no_answer_and_fails_by_itself(
     eventually(lambda: len(kept()) == 7)
     prediction_log.buffer.flush()
     (compared,) = shadowing.comparisons_of(deployment)
+    counted = f'shadow_copies_total{{deployment="{deployment.pk}",error="dropped",variant="{compared.variant.pk}"}} 2.0'
+    assert counted in inference.client.get("/metrics").text
     assert (compared.dropped, compared.answered + compared.failed) == (2, 5) and compared.failed >= 1
 
 

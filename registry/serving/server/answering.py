@@ -18,12 +18,14 @@ from dlplatform.api import Conflict
 from dlplatform.parsers import StrictJSONParser
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
+from registry.serving.models import PredictionRecord
 from registry.serving.serializers import DeploymentPredictIn
 
 from .deployments import Served, ServedVariant
 from .errors import code_of
 from .gate import Permit
 from .http import ClientGone, unless_gone
+from .metrics import Metrics
 from .models import Models
 from .records import record_of
 from .watching import Watcher
@@ -84,7 +86,8 @@ def _is_plain(told: Any) -> bool:
 class Answering:
     """Chooses the variant, has its model answer, and keeps the record."""
 
-    def __init__(self, models: Models, watcher: Watcher, threads: Executor) -> None:
+    def __init__(self, models: Models, watcher: Watcher, threads: Executor, metrics: Metrics) -> None:
+        self.metrics = metrics
         self._models = models
         self._watcher = watcher
         self._threads = threads
@@ -114,9 +117,15 @@ class Answering:
         served = await self.served(permit)
         by_chance = variant is None
         variant = variant or served.choose(key)
-        with Record(served, variant, rows, key, by_chance) as record:
+        with self.record(served, variant, rows, key, by_chance) as record:
             record.predictions = await self.predict(variant.version, rows, receive)
         return record.answer
+
+    def record(
+        self, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool = True
+    ) -> "Record":
+        """A context in which the variant answers. ``by_chance``: the weights chose it, and nobody named it."""
+        return Record(self.metrics, served, variant, rows, key, by_chance)
 
     async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
@@ -125,17 +134,15 @@ class Answering:
 
 
 class Record:
-    """An answer on its way: used as a context, it is kept in the prediction log as it ends, with the error if there is one.
-
-    ``by_chance``: the weights chose the variant, and nobody named it.
-    """
+    """An answer on its way. As the context ends, it is counted and kept in the prediction log, with the error if there is
+    one. See `Answering.record`."""
 
     def __init__(
-        self, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool = True
+        self, metrics: Metrics, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool
     ) -> None:
         self.served, self.variant, self.request_id = served, variant, uuid.uuid4()
         self.predictions: Rows | None = None
-        self._rows, self._key, self._by_chance = rows, key, by_chance
+        self._metrics, self._rows, self._key, self._by_chance = metrics, rows, key, by_chance
         self._recorded = random.random() < served.sample_rate  # noqa: S311 - a sample, no secret
         self._began = time.perf_counter()
 
@@ -143,21 +150,17 @@ class Record:
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
-        if not self._recorded:
-            return
-        milliseconds = (time.perf_counter() - self._began) * 1000
+        seconds, code = time.perf_counter() - self._began, _code(error)
+        self._metrics.answered(self.served.id, self.variant.id, code, seconds)
+        if self._recorded:
+            prediction_log.buffer.add(self._row(seconds * 1000, code))
+
+    def _row(self, milliseconds: float, code: str) -> PredictionRecord:
         row = record_of(
-            self.served,
-            self.variant,
-            self.request_id,
-            self._rows,
-            self.predictions,
-            milliseconds,
-            _code(error),
-            self._key,
+            self.served, self.variant, self.request_id, self._rows, self.predictions, milliseconds, code, self._key
         )
         row.propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
-        prediction_log.buffer.add(row)
+        return row
 
     @property
     def answer(self) -> Answer:

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 from uuid import UUID
 
 from django.conf import settings
+from prometheus_client import CONTENT_TYPE_LATEST
 from rest_framework.exceptions import NotAuthenticated
 
 from registry.serving import prediction_log
@@ -23,6 +24,7 @@ from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
 from .generation import stream_text
 from .http import ClientGone, body_of, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
+from .metrics import Metrics
 from .models import Models
 from .openai_api import OpenAIApi
 from .shadows import Shadows
@@ -40,10 +42,11 @@ class InferenceServer:
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="database")
-        self.models = Models(settings.SERVE_MEMORY_MB * 1024**2)
-        self.watcher = Watcher(self.models)
-        self.answering = Answering(self.models, self.watcher, self._threads)
-        self.shadows = Shadows(self.models)
+        self.metrics = Metrics()
+        self.models = Models(settings.SERVE_MEMORY_MB * 1024**2, self.metrics.batch)
+        self.watcher = Watcher(self.models, lambda: self.metrics.publish(self))
+        self.answering = Answering(self.models, self.watcher, self._threads, self.metrics)
+        self.shadows = Shadows(self.models, self.metrics)
         self.gate: Gate[Permit] = Gate(self._threads, may_ask)
         self.rate = RateLimit(settings.SERVE_KEY_RATE)
 
@@ -95,6 +98,9 @@ class InferenceServer:
             await send_json(send, 200, {"status": "ok"})
         elif path == "/readyz":
             await self._readyz(send)
+        elif path == "/metrics":
+            self.metrics.publish(self)
+            await send_bytes(send, 200, [(b"content-type", CONTENT_TYPE_LATEST.encode())], self.metrics.text())
         elif (matched := inference_protocol.PATH.fullmatch(path)) is not None:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
         elif (matched := openai_api.PATH.fullmatch(path)) is not None:
@@ -161,11 +167,3 @@ class InferenceServer:
             await stream_text(send, receive, identifier, parsed(body), self.models)
         else:
             raise NotFoundHere
-
-
-def warm_up() -> None:
-    """Pay for torch's lazy start before the first request does."""
-    import torch
-
-    torch.set_num_threads(max(1, min(4, settings.MAX_WORKERS)))
-    torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(2, 2))

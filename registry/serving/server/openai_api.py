@@ -18,7 +18,7 @@ from registry.serving.batching import Rows
 from registry.serving.client import PredictionRefused
 from registry.serving.models import Deployment
 
-from .answering import Answering, Record, parsed
+from .answering import Answering, parsed
 from .errors import NotFoundHere, code_of, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of
 from .generation import Usage, pieces
@@ -112,7 +112,7 @@ class OpenAIApi:
         row = question.instance | ({} if "seed" in question.instance else {"seed": random.randrange(2**31)})  # noqa: S311
         leaving = asyncio.ensure_future(receive())
         try:
-            with Record(served, variant, [row], question.key) as record:
+            with self._answering.record(served, variant, [row], question.key) as record:
                 usage = Usage()
                 texts = pieces(variant.version, row, self._models, leaving.done, usage)
                 answer = _Answer(question, str(record.request_id), usage)

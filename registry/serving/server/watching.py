@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,12 +32,14 @@ class Coming:
 class Watcher:
     """A thread that looks at the database. ``served`` is what answers; while the database is away it stays as it is."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, looked: Callable[[], None] = lambda: None) -> None:
+        """``looked`` is called after every look, also after one that the database did not answer."""
         self.served: dict[UUID, Served] = {}
         self.coming: dict[UUID, Coming] = {}
         self.unloadable: dict[UUID, str] = {}
         self.looked = threading.Event()  # once: what is deployed is known
         self._models = models
+        self._tell_looked = looked
         self._stamps: dict[UUID, str] = {}
         self._wake = threading.Event()
         self._looking = threading.Lock()
@@ -60,6 +63,7 @@ class Watcher:
                 self._away = False
             except DatabaseError as error:
                 self._tell_away(error)
+            self._tell_looked()
             self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
 
