@@ -1,6 +1,5 @@
 """The web process as one ASGI application: static files, large uploads, Django, WebSockets."""
 
-import asyncio
 import os
 from typing import Any
 
@@ -20,7 +19,6 @@ from servestatic import ServeStaticASGI
 from datasets.uploads import UploadEndpoint
 from dlplatform.body_limit import BodyLimit
 from registry.hub.uploads import HubUploads
-from registry.serving import prediction_log
 from registry.upload_endpoint import ModelUploads
 from training.sockets import organization_socket, run_socket, unknown_socket
 
@@ -46,21 +44,8 @@ def with_static_files(wrapped: Any) -> ServeStaticASGI:
     return server
 
 
-async def lifespan(_scope: Any, receive: Any, send: Any) -> None:
-    """Nothing to start; when the server stops, what waits in memory is written."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.startup":
-            await send({"type": "lifespan.startup.complete"})
-        elif message["type"] == "lifespan.shutdown":
-            await asyncio.to_thread(prediction_log.drain)
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-
-
 application = ProtocolTypeRouter(
     {
-        "lifespan": lifespan,
         "http": with_static_files(UploadEndpoint(ModelUploads(HubUploads(BodyLimit(django_application))))),
         "websocket": sockets,
     }

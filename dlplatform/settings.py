@@ -72,6 +72,9 @@ CACHE_PATH = DLP_HOME / "cache"
 OBJECT_GRACE_DAYS = _integer("OBJECT_GRACE_DAYS", 7, 1, 3650)
 PREDICTION_LOG_DAYS = _integer("PREDICTION_LOG_DAYS", 30, 1, 3650)
 UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
+SERVE_MEMORY_MB = _integer("SERVE_MEMORY_MB", 1024, 16, 16 * 1024**2)
+SERVE_PROCESSES = _integer("SERVE_PROCESSES", 1, 1, 64)
+SERVE_KEY_RATE = _integer("SERVE_KEY_RATE", 0, 0, 1_000_000)
 HF_IMPORT_ENDPOINT = _read(env.str, "HF_IMPORT_ENDPOINT", "https://huggingface.co")
 if not HF_IMPORT_ENDPOINT.startswith(("https://", "http://")):
     raise ImproperlyConfigured("HF_IMPORT_ENDPOINT: must be an address that begins with https:// (or http://).")

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+from datetime import UTC, datetime
 from typing import Any
 
 from django.conf import settings
@@ -99,12 +100,13 @@ def revoke(presented: str) -> bool:
 
 
 def user_of_bearer(presented: str) -> User | None:
-    """The person behind an API key or an access token, with the key's scopes set on them."""
+    """The person behind an API key or an access token, with the key's scopes and the end of either set on them."""
     if presented.startswith(keys.MARK):
         key = keys.find(presented)
         if key is None:
             return None
         key.user.scopes = frozenset(key.scopes)
+        key.user.speaks_until = key.expires_at
         return key.user
     try:
         return _user_of(AccessToken(presented))  # type: ignore[arg-type]
@@ -116,4 +118,5 @@ def _user_of(token: Token) -> User | None:
     user = User.objects.filter(pk=token.get("user_id"), is_active=True).first()
     if user is None or token.get(FINGERPRINT) != password_fingerprint(user):
         return None
+    user.speaks_until = datetime.fromtimestamp(token["exp"], UTC)
     return user

@@ -1,6 +1,7 @@
 """Users, organizations (tenants), memberships, API keys, the audit log and remembered answers."""
 
 import uuid
+from datetime import datetime
 from typing import Any, Self
 
 from django.contrib.auth.models import AbstractUser
@@ -12,7 +13,8 @@ from .roles import Role, Scope
 
 
 class User(AbstractUser):
-    """A person. ``scopes`` is set for the length of one request when an API key speaks for the person."""
+    """A person. ``scopes`` is set for the length of one request when an API key speaks for the person, ``speaks_until``
+    when the credential that speaks for them ends by itself."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     default_organization = models.ForeignKey(
@@ -20,6 +22,7 @@ class User(AbstractUser):
     )
 
     scopes: frozenset[str] | None = None
+    speaks_until: datetime | None = None
 
     class Meta:
         ordering = ["username"]

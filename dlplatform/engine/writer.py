@@ -24,6 +24,30 @@ SETTINGS: Final[dict[str, tuple[float, float, float]]] = {
 ACCEPTED: Final = frozenset({"prompt", "messages", *SETTINGS})
 
 
+class Text(Iterator[str]):
+    """A text while it is being written. ``prompt_tokens`` were read, ``tokens`` of at most ``most`` are written so far."""
+
+    def __init__(self, writer: Writer, prompt: list[int], how: Writing) -> None:
+        self.prompt_tokens, self.tokens, self.most = len(prompt), 0, how.most_tokens
+        self._pieces = self._written(writer, prompt, how)
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _written(self, writer: Writer, prompt: list[int], how: Writing) -> Iterator[str]:
+        written: list[int] = []
+        said = 0
+        for token in write(writer.network, prompt, writer.tokenizer.end, how):
+            written.append(token)
+            self.tokens = len(written)
+            text = writer.tokenizer.decode(written)
+            # A character may need several tokens; until it is whole it decodes to the replacement character.
+            whole = text.rstrip("\ufffd")
+            if len(whole) > said:
+                yield whole[said:]
+                said = len(whole)
+
+
 class Writer:
     """A loaded language model with its tokenizer."""
 
@@ -31,25 +55,12 @@ class Writer:
         self.network = network
         self.tokenizer = tokenizer
 
-    def stream(self, row: int, instance: Mapping[str, Any]) -> Iterator[str]:
+    def stream(self, row: int, instance: Mapping[str, Any]) -> Text:
         """The continuation of ``prompt`` or of ``messages`` in pieces that are whole characters.
 
         Raises PredictionInputError, at once and not when the first piece is taken.
         """
-        tokens, how = self._prompt(row, instance), _writing(row, instance)
-        return self._pieces(tokens, how)
-
-    def _pieces(self, tokens: list[int], how: Writing) -> Iterator[str]:
-        written: list[int] = []
-        said = 0
-        for token in write(self.network, tokens, self.tokenizer.end, how):
-            written.append(token)
-            text = self.tokenizer.decode(written)
-            # A character may need several tokens; until it is whole it decodes to the replacement character.
-            whole = text.rstrip("\ufffd")
-            if len(whole) > said:
-                yield whole[said:]
-                said = len(whole)
+        return Text(self, self._prompt(row, instance), _writing(row, instance))
 
     def _prompt(self, row: int, instance: Any) -> list[int]:
         if not isinstance(instance, Mapping):

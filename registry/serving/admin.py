@@ -35,8 +35,8 @@ class DeploymentChangeAdmin(ReadOnly):
 
 @admin.register(PredictionRecord)
 class PredictionRecordAdmin(ReadOnly):
-    list_display = ["at", "deployment", "variant", "milliseconds", "error", "request_id"]
-    list_filter = ["deployment__organization"]
+    list_display = ["at", "deployment", "variant", "role", "milliseconds", "error", "request_id"]
+    list_filter = ["role", "deployment__organization"]
     search_fields = ["request_id", "deployment__name", "key"]
     list_select_related = ["deployment", "variant__version__model"]
     show_full_result_count = False

@@ -17,6 +17,7 @@ from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, boolean_parameter, documented
 
 from . import predictions, services
+from .finding import deployment_named
 from .models import Deployment, DeploymentChange, Variant
 from .serializers import (
     DeploymentChangeIn,
@@ -212,19 +213,7 @@ class NamedDeploymentPredictView(APIView):
         parameters=[OpenApiParameter("organization", str, description="Slug; default: your default organization")],
     )  # fmt: skip
     def post(self, request: Request, name: str) -> Response:
-        return _predict(request, deployment_named(request, name))
-
-
-def deployment_named(request: Request, name: str) -> Deployment:
-    """The active deployment of that name in the caller's organization, or shared with the caller; Http404 else."""
-    rows = Deployment.objects.visible_to(request.user).select_related("organization")
-    found = list(rows.filter(name=name, state=Deployment.State.ACTIVE)[:2])
-    if len(found) != 1 or "organization" in request.query_params:
-        organization = resolve(request.user, request.query_params.get("organization"))
-        found = list(rows.filter(name=name, organization=organization, state=Deployment.State.ACTIVE))
-    if not found:
-        raise Http404
-    return found[0]
+        return _predict(request, deployment_named(request.user, name, request.query_params.get("organization")))
 
 
 def _predict(request: Request, deployment: Deployment) -> Response:

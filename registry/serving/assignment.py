@@ -91,6 +91,10 @@ def _segments(owners: Sequence[str | None]) -> list[tuple[int, str]]:
 
 
 def shares(allocation: Allocation) -> dict[str, float]:
-    """The share of keys that each variant has."""
-    owners = _owners(allocation)
-    return {str(name): owners.count(name) / BUCKETS for name in dict.fromkeys(owners)}
+    """The share of keys that each variant has: also the probability with which a new key gets it."""
+    buckets: dict[str, int] = {}
+    begin = 0
+    for end, name in allocation:
+        buckets[name] = buckets.get(name, 0) + end - begin
+        begin = end
+    return {name: count / BUCKETS for name, count in buckets.items()}

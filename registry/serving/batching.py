@@ -37,6 +37,7 @@ class Predicting(Protocol):
 @dataclass
 class _Request:
     rows: Rows
+    asked: float
     deadline: float
     answer: "Future[Rows]" = field(default_factory=Future)
 
@@ -49,8 +50,12 @@ class Batches:
         thread: Executor,
         predictor_of: Callable[[UUID], Predicting],
         together: Callable[[Any], bool] = lambda predictor: predictor.writer is None,
+        observe: Callable[[int, float], None] = lambda rows, waited: None,
     ) -> None:
+        """``observe`` is told of everything that is run: how many rows at once, and how long the first of them waited,
+        in seconds."""
         self._thread = thread
+        self._observe = observe
         self._predictor_of = predictor_of
         self._together = together
         self._queues: dict[UUID, deque[_Request]] = {}
@@ -59,7 +64,8 @@ class Batches:
 
     def ask(self, version: UUID, rows: Rows) -> "Future[Rows]":
         """The answer to come, or the error of the model. Raises Overloaded when the queue is full."""
-        request = _Request(rows, time.monotonic() + SECONDS)
+        now = time.monotonic()
+        request = _Request(rows, now, now + SECONDS)
         with self._lock:
             if self._waiting >= MOST_WAITING:
                 raise Overloaded
@@ -69,10 +75,16 @@ class Batches:
         self._thread.submit(self._turn, version)
         return request.answer
 
+    @property
+    def waiting(self) -> int:
+        """Requests that have not been begun."""
+        return self._waiting
+
     def _turn(self, version: UUID) -> None:
         batch = self._taken(version)
         if not batch:
             return
+        self._observe(sum(len(request.rows) for request in batch), time.monotonic() - batch[0].asked)
         try:
             predictor = self._predictor_of(version)
         except Exception as error:

@@ -2,11 +2,14 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 
+from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.package import MODEL, PackageError
 from dlplatform.engine.predict import Predictor
 from registry import own_code
@@ -20,36 +23,101 @@ PROCESS_BYTES = 300 * 1024**2  # of an interpreter with torch
 
 
 class PredictorCache:
-    """Predictors by version, the least recently used out first once their files exceed ``budget`` bytes."""
+    """Predictors by version; the least recently used that is not pinned goes once all exceed ``budget`` bytes.
 
-    def __init__(self, budget: int) -> None:
+    ``dropped`` is told of each that goes. One thread loads a version while others get further ones.
+    """
+
+    def __init__(
+        self, budget: int, dropped: "Callable[[UUID, Predictor | ConfinedPredictor], None] | None" = None
+    ) -> None:
         self._budget = budget
+        self._dropped = dropped or _close
         self._held: OrderedDict[UUID, tuple[Predictor | ConfinedPredictor, int]] = OrderedDict()
+        self._pinned: frozenset[UUID] = frozenset()
         self._lock = threading.Lock()
+        self._loading: dict[UUID, threading.Lock] = {}
+
+    def ready(self, version_id: UUID) -> Predictor | ConfinedPredictor | None:
+        """The predictor, if it is here and alive."""
+        with self._lock:
+            predictor, _ = self._held.get(version_id, (None, 0))
+            if predictor is None:
+                return None
+            if not isinstance(predictor, ConfinedPredictor) or predictor.alive:
+                self._held.move_to_end(version_id)
+                return predictor
+            self._let_go(version_id)
+        return None
 
     def get(self, version_id: UUID) -> Predictor | ConfinedPredictor:
         """Raises ModelVersion.DoesNotExist, PackageError, MissingObject, CorruptObject."""
+        found = self.ready(version_id)
+        if found is not None:
+            return found
         with self._lock:
-            if version_id in self._held:
-                predictor, _ = self._held[version_id]
-                if not isinstance(predictor, ConfinedPredictor) or predictor.alive:
-                    self._held.move_to_end(version_id)
-                    return predictor
-                self._let_go(version_id)
-            version = ModelVersion.objects.select_related("model", "base").get(pk=version_id)
-            predictor = loaded(version)
+            alone = self._loading.setdefault(version_id, threading.Lock())
+        with alone:
+            return self.ready(version_id) or self._load(version_id)
+
+    def _load(self, version_id: UUID) -> Predictor | ConfinedPredictor:
+        version = ModelVersion.objects.select_related("model", "base").get(pk=version_id)
+        predictor = loaded(version)
+        warm(predictor, version.signature)
+        with self._lock:
             self._held[version_id] = (predictor, version.size + _memory_of(predictor))
             self._evict()
-            return predictor
+            self._loading.pop(version_id, None)
+        return predictor
+
+    def pin(self, versions: Collection[UUID]) -> None:
+        """These stay, and only these, whatever the budget."""
+        with self._lock:
+            self._pinned = frozenset(versions)
+            self._evict()
+
+    @property
+    def sizes(self) -> dict[UUID, int]:
+        """Bytes of every version that is held."""
+        with self._lock:
+            return {version: size for version, (_, size) in self._held.items()}
+
+    def clear(self) -> None:
+        with self._lock:
+            for version in list(self._held):
+                self._let_go(version)
 
     def _evict(self) -> None:
-        while len(self._held) > 1 and sum(size for _, size in self._held.values()) > self._budget:
-            self._let_go(next(iter(self._held)))
+        """Never the newest: somebody is about to use it."""
+        excess = sum(size for _, size in self._held.values()) - self._budget
+        for version in [one for one in list(self._held)[:-1] if one not in self._pinned]:
+            if excess <= 0:
+                return
+            excess -= self._held[version][1]
+            self._let_go(version)
 
     def _let_go(self, version_id: UUID) -> None:
         predictor, _ = self._held.pop(version_id)
-        if isinstance(predictor, ConfinedPredictor):
-            predictor.close()
+        self._dropped(version_id, predictor)
+
+
+def _close(_version: UUID, predictor: Predictor | ConfinedPredictor) -> None:
+    if isinstance(predictor, ConfinedPredictor):
+        predictor.close()
+
+
+def warm(predictor: Predictor | ConfinedPredictor, signature: dict[str, Any]) -> None:
+    """Answer the example of the inputs once: torch does much at its first time. Raises PackageError for a model that
+    cannot answer."""
+    if isinstance(predictor, ConfinedPredictor) or predictor.writer is not None:
+        return
+    example = {column["name"]: column.get("example") for column in signature.get("inputs", ())}
+    try:
+        predictor.predict([example])
+    except PredictionInputError:
+        return  # an example is for people; there is none of an image
+    except Exception as error:
+        raise PackageError(f"it loads but cannot answer: {type(error).__name__}: {error}") from error
 
 
 def _memory_of(predictor: Predictor | ConfinedPredictor) -> int:

@@ -14,7 +14,7 @@ from django.core.exceptions import ValidationError
 from django.http import Http404
 from rest_framework.exceptions import APIException
 
-from dlplatform.api import Unavailable
+from dlplatform.api import Conflict, Unavailable
 
 SECRET_HEADER = "X-Platform-Secret"  # noqa: S105 - the name of a header
 TIMEOUT = httpx.Timeout(30.0, connect=2.0)
@@ -66,8 +66,11 @@ async def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[str
                 await answer.aread()
                 _refuse(answer)
             async for line in answer.aiter_lines():
-                if line and "text" in (piece := json.loads(line)):
-                    yield piece["text"]
+                told = json.loads(line) if line else {}
+                if "error" in told:
+                    raise Unusable(told["error"])
+                if "text" in told:
+                    yield told["text"]
     except httpx.HTTPError:
         raise Unavailable from None
 
@@ -78,27 +81,43 @@ def _refuse(answer: httpx.Response) -> None:
         raise Http404
     if answer.status_code == 413:
         raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
-    if answer.status_code in (400, 422):
-        problem = answer.json()
-        if answer.status_code == 422:
-            raise Unusable(problem["detail"])
+    if answer.status_code not in (400, 409, 422, 503):
+        raise Unavailable
+    problem = answer.json()["errors"][0]
+    if answer.status_code == 400:
         raise PredictionRefused(problem["attr"] or "prompt", problem["detail"], problem["code"])
-    if answer.status_code == 503:
-        raise Overloaded
-    raise Unavailable
+    if answer.status_code == 409:
+        raise Conflict(problem["detail"], code=problem["code"])
+    if answer.status_code == 422:
+        raise Unusable(problem["detail"])
+    raise Overloaded if problem["code"] == Overloaded.default_code else Unavailable
 
 
 def predict(version: UUID, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions for rows, in order. Raises ValidationError, Http404, Unusable or Unavailable."""
+    """Predictions of one version for rows, in order. Raises ValidationError, Http404, Unusable or Unavailable."""
+    predictions: list[dict[str, Any]] = _asked(f"versions/{version}", {"instances": instances})["predictions"]
+    return predictions
+
+
+def predict_by_deployment(
+    deployment: UUID, revision: int, instances: list[dict[str, Any]], key: str | None
+) -> dict[str, Any]:
+    """The answer of a deployment for a caller who was let in: {predictions, version, variant, request_id}.
+
+    ``revision``: of the deployment as the caller found it; the server first looks whether it knows that.
+
+    Raises as `predict` does, and Conflict where it is archived.
+    """
+    return _asked(f"deployments/{deployment}", {"instances": instances, "key": key, "revision": revision})
+
+
+def _asked(what: str, question: dict[str, Any]) -> dict[str, Any]:
+    headers = {SECRET_HEADER: shared_secret()}
     try:
-        answer = _client().post(
-            f"/internal/versions/{version}/predict",
-            json={"instances": instances},
-            headers={SECRET_HEADER: shared_secret()},
-        )
+        answer = _client().post(f"/internal/{what}/predict", json=question, headers=headers)
     except httpx.HTTPError:
         raise Unavailable from None
     if answer.status_code != 200:
         _refuse(answer)
-    predictions: list[dict[str, Any]] = answer.json()["predictions"]
-    return predictions
+    told: dict[str, Any] = answer.json()
+    return told

@@ -84,17 +84,19 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def quality_of(deployment: Deployment) -> list[Quality]:
-    """Of every variant with labelled answers, by the newest labels."""
+    """Of every variant with labelled answers, shadows with theirs, by the newest labels."""
     labels = list(Feedback.objects.filter(deployment=deployment).order_by("-at")[:LOOKED_AT])
     wanted = {one.request_id for one in labels}
     rows = PredictionRecord.objects.filter(deployment=deployment, request_id__in=wanted).only(
         "request_id", "variant_id", "predictions"
     )
-    records = {row.request_id: row for row in rows}
+    records: dict[UUID, list[PredictionRecord]] = {}
+    for row in rows:
+        records.setdefault(row.request_id, []).append(row)
     variants = Variant.objects.filter(deployment=deployment).select_related("version__model")
-    found = {row.pk: Quality(row) for row in variants}
+    found = {variant.pk: Quality(variant) for variant in variants}
     for one in labels:
-        record = records.get(one.request_id)
-        if record is not None and record.predictions and one.index < len(record.predictions):
-            found[record.variant_id].count(record.predictions[one.index], one.label)
+        for record in records.get(one.request_id, ()):
+            if record.predictions and one.index < len(record.predictions):
+                found[record.variant_id].count(record.predictions[one.index], one.label)
     return [one for one in found.values() if one.labelled]

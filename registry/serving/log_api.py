@@ -13,7 +13,7 @@ from dlplatform.api import PagedView, documented
 
 from . import feedback, prediction_log
 from .api import TAGS, the_deployment
-from .models import PredictionRecord
+from .models import PredictionRecord, Variant
 from .serializers import FeedbackIn, FeedbackOut, PredictionRecordOut
 
 MOST_LABELS = 10_000
@@ -21,7 +21,12 @@ RECORD = {
     "request_id": "0d3f…", "variant": "51c0…", "version": "9c1d…", "key": "patient 7",
     "instances": [{"mean radius": 14.1, "mean texture": 20.3}],
     "predictions": [{"label": "benign", "probabilities": {"benign": 0.97, "malignant": 0.03}}],
-    "labels": {"0": "benign"}, "milliseconds": 3.1, "error": "", "at": "2026-11-20T09:30:00Z",
+    "labels": {"0": "benign"}, "milliseconds": 3.1, "error": "", "at": "2026-11-20T09:30:00Z", "revision": 4,
+    "propensity": 0.9,
+    "shadows": [{
+        "variant": "77aa…", "version": "3b9f…", "milliseconds": 3.4, "error": "", "at": "2026-11-20T09:30:00Z",
+        "predictions": [{"label": "benign", "probabilities": {"benign": 0.91, "malignant": 0.09}}],
+    }],
 }  # fmt: skip
 
 
@@ -35,16 +40,26 @@ class RequestsView(PagedView):
     )  # fmt: skip
     def get(self, request: Request, deployment: UUID) -> Response:
         found = the_deployment(request, deployment)
-        rows = PredictionRecord.objects.filter(deployment=found).select_related("variant")
+        rows = PredictionRecord.objects.filter(deployment=found, role=Variant.Role.LIVE).select_related("variant")
         return self.paged(request, rows, _WithLabels)
 
 
 class _WithLabels:
-    """`PredictionRecordOut` for a page, with its labels fetched at once."""
+    """`PredictionRecordOut` for a page, with its labels and shadows fetched at once."""
 
     def __init__(self, rows: list[PredictionRecord], *, many: bool, context: dict[str, object]) -> None:
-        found = prediction_log.labels_of(rows[0].deployment_id, [row.request_id for row in rows]) if rows else {}
-        self.data = PredictionRecordOut(rows, many=many, context={**context, "labels": found}).data
+        self.data = PredictionRecordOut(rows, many=many, context={**context, **_beside(rows)}).data
+
+
+def _beside(rows: list[PredictionRecord]) -> dict[str, object]:
+    """What belongs to live records and is not in their rows, by request."""
+    if not rows:
+        return {"labels": {}, "shadows": {}}
+    deployment, requests = rows[0].deployment_id, [row.request_id for row in rows]
+    return {
+        "labels": prediction_log.labels_of(deployment, requests),
+        "shadows": prediction_log.shadows_of(deployment, requests),
+    }
 
 
 class RequestView(APIView):
@@ -53,12 +68,11 @@ class RequestView(APIView):
     @documented("What answered a request", answer=PredictionRecordOut, example=(None, RECORD), tags=TAGS)
     def get(self, request: Request, deployment: UUID, request_id: UUID) -> Response:
         found = the_deployment(request, deployment)
-        rows = PredictionRecord.objects.filter(deployment=found, request_id=request_id)
+        rows = PredictionRecord.objects.filter(deployment=found, request_id=request_id, role=Variant.Role.LIVE)
         record = rows.select_related("variant").first()
         if record is None:
             raise Http404
-        labels = prediction_log.labels_of(found.pk, [request_id])
-        return Response(PredictionRecordOut(record, context={"labels": labels}).data)
+        return Response(PredictionRecordOut(record, context=_beside([record])).data)
 
 
 class FeedbackView(APIView):

@@ -142,13 +142,24 @@ class BatchPrediction(Job):
 
 
 class PredictionRecord(models.Model):
-    """One request that a deployment answered, or could not; kept for a time, see `PREDICTION_LOG_DAYS`."""
+    """What one variant made of one request; kept for a time, see `PREDICTION_LOG_DAYS`.
+
+    Every request has one live record: the answer, or the error that was answered. Shadows that got a copy have one each
+    under the same request id.
+    """
 
     tenant_parent = "deployment"
+    DROPPED = "dropped"  # the error of a copy that its shadow never got
 
-    request_id = models.UUIDField(unique=True)
+    request_id = models.UUIDField()
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="records")
     variant = models.ForeignKey(Variant, on_delete=models.CASCADE, related_name="+")
+    role = models.CharField(max_length=10, choices=Variant.Role.choices, default=Variant.Role.LIVE)
+    revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, when it chose the variant")
+    propensity = models.FloatField(
+        null=True,
+        help_text="Probability, from 0 to 1, with which that revision chooses this live variant for a new key",
+    )
     key = models.CharField(max_length=200, blank=True)
     instances = models.JSONField(help_text="The rows as they were sent; an image as the SHA-256 of what was sent")
     predictions = models.JSONField(null=True, help_text="The answer in the order of the rows; null after an error")
@@ -161,9 +172,10 @@ class PredictionRecord(models.Model):
     class Meta:
         ordering = ["-id"]
         indexes = [
-            models.Index(fields=["deployment", "-id"], name="record_newest"),
+            models.Index(fields=["deployment", "role", "-id"], name="record_newest"),
             models.Index(fields=["at"], name="record_by_time"),
         ]
+        constraints = [models.UniqueConstraint(fields=["request_id", "variant"], name="record_variant_once")]
 
     def __str__(self) -> str:
         return str(self.request_id)

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
 
-from .models import Deployment, Feedback, PredictionRecord
+from .models import Deployment, Feedback, PredictionRecord, Variant
 
 SECONDS = 1.0
 MOST = 10_000
@@ -35,13 +35,20 @@ class RecordBuffer:
         self._writing = threading.Lock()
         self._full = threading.Event()
         self._started = False
-        self.lost = 0
+        self.lost = 0  # since it was last told
+        self.lost_ever = 0
+
+    @property
+    def waiting(self) -> int:
+        """Records that are not in the database yet."""
+        return len(self._waiting)
 
     def add(self, record: PredictionRecord) -> None:
         """Take a record, without ever waiting for the database."""
         with self._lock:
             if len(self._waiting) >= MOST:
                 self.lost += 1
+                self.lost_ever += 1
                 return
             self._waiting.append(record)
             if self._writes and not self._started:
@@ -120,6 +127,15 @@ def drain() -> None:
 
 
 atexit.register(drain)
+
+
+def shadows_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, list[PredictionRecord]]:
+    """By request what the shadows made of it."""
+    found: dict[UUID, list[PredictionRecord]] = {}
+    rows = PredictionRecord.objects.filter(deployment=deployment, request_id__in=requests, role=Variant.Role.SHADOW)
+    for row in rows.select_related("variant").order_by("id"):
+        found.setdefault(row.request_id, []).append(row)
+    return found
 
 
 def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[int, object]]:

@@ -1,78 +1,33 @@
-"""Answering with a deployment: who answers, the answer, and its record. The web side, without torch."""
+"""Asking a deployment, from the web process: the inference server chooses who answers, and keeps the record."""
 
-import hashlib
-import random
-import time
-import uuid
 from dataclasses import dataclass
 from typing import Any
-
-from django.core.exceptions import ValidationError
-from django.http import Http404
-from django.utils import timezone
-from rest_framework.exceptions import APIException
+from uuid import UUID
 
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
-from dlplatform.api import Conflict
 from registry.models import ModelVersion
 
-from . import client, prediction_log
-from .assignment import assign
-from .models import Deployment, PredictionRecord, Variant
+from . import client
+from .models import Deployment, Variant
 
 
 @dataclass(frozen=True)
 class Answer:
     """``predictions`` in the order of the instances; ``request_id`` names this answer afterwards."""
 
-    request_id: uuid.UUID
-    variant: uuid.UUID
-    version: uuid.UUID
+    request_id: UUID
+    variant: UUID
+    version: UUID
     predictions: list[dict[str, Any]]
 
 
 def predict(*, actor: User, deployment: Deployment, instances: list[dict[str, Any]], key: str | None = None) -> Answer:
-    """Have the variant answer that the key belongs to. Raises PermissionDenied, Conflict and what `client.predict` does."""
+    """Have the variant answer that the key belongs to. Raises PermissionDenied and what `client.predict_by_deployment`
+    does."""
     require(actor, "predict", deployment)
-    variant = answering(deployment, key)
-    request_id, began = uuid.uuid4(), time.perf_counter()
-    predictions, error = None, ""
-    try:
-        predictions = client.predict(variant.version_id, instances)
-    except (ValidationError, APIException, Http404) as refusal:
-        error = getattr(refusal, "default_code", "invalid" if isinstance(refusal, ValidationError) else "not_found")
-        raise
-    finally:
-        if random.random() < deployment.sample_rate:  # noqa: S311 - a sample, no secret
-            prediction_log.buffer.add(
-                PredictionRecord(
-                    request_id=request_id, deployment_id=deployment.pk, variant_id=variant.pk, key=key or "",
-                    instances=without_images(instances, variant.version.signature), predictions=predictions,
-                    milliseconds=(time.perf_counter() - began) * 1000, error=error or "", at=timezone.now(),
-                )
-            )  # fmt: skip
-    return Answer(request_id, variant.pk, variant.version_id, predictions)
-
-
-def answering(deployment: Deployment, key: str | None) -> Variant:
-    """The variant that answers a request with this key. Raises Conflict when the deployment is archived."""
-    if deployment.state != Deployment.State.ACTIVE:
-        raise Conflict(f"“{deployment.name}” is archived and does not answer.", code="archived")
-    chosen = uuid.UUID(assign(deployment.allocation, deployment.salt, key))
-    return Variant.objects.select_related("version").only("version__signature").get(pk=chosen)
-
-
-def without_images(instances: list[dict[str, Any]], signature: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows as the log keeps them: an image would be most of it, and is kept as the SHA-256 of its text."""
-    images = [column["name"] for column in signature.get("inputs", []) if column["type"] == "image"]
-    if not images:
-        return instances
-    return [row | {name: _hashed(row[name]) for name in images if isinstance(row.get(name), str)} for row in instances]
-
-
-def _hashed(text: str) -> str:
-    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    told = client.predict_by_deployment(deployment.pk, deployment.revision, instances, key)
+    return Answer(UUID(told["request_id"]), UUID(told["variant"]), UUID(told["version"]), told["predictions"])
 
 
 def telling_version(deployment: Deployment) -> ModelVersion | None:

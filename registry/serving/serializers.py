@@ -146,23 +146,41 @@ class BatchOut(serializers.ModelSerializer):
         ]  # fmt: skip
 
 
+class ShadowRecordOut(serializers.ModelSerializer):
+    """What a shadow made of its copy of a request."""
+
+    variant = serializers.UUIDField(source="variant_id")
+    version = serializers.UUIDField(source="variant.version_id")
+    predictions = serializers.ListField(child=serializers.DictField(), allow_null=True, help_text="Null after an error")
+
+    class Meta:
+        model = PredictionRecord
+        fields = ["variant", "version", "predictions", "milliseconds", "error", "at"]
+
+
 class PredictionRecordOut(serializers.ModelSerializer):
-    """With ``labels`` in the context: by request, what feedback said."""
+    """With ``labels`` and ``shadows`` in the context: by request, what feedback said, and what shadows answered."""
 
     variant = serializers.UUIDField(source="variant_id")
     version = serializers.UUIDField(source="variant.version_id")
     instances = serializers.ListField(child=serializers.DictField(), help_text="An image as `sha256:…` of its text")
     predictions = serializers.ListField(child=serializers.DictField(), allow_null=True, help_text="Null after an error")
     labels = serializers.SerializerMethodField(help_text="What feedback said, by the position of the row")
+    shadows = serializers.SerializerMethodField(help_text="What the shadow variants made of their copies")
 
     class Meta:
         model = PredictionRecord
         fields = [
-            "request_id", "variant", "version", "key", "instances", "predictions", "labels", "milliseconds", "error", "at",
+            "request_id", "variant", "version", "revision", "propensity", "key", "instances", "predictions", "labels",
+            "milliseconds", "error", "at", "shadows",
         ]  # fmt: skip
 
     def get_labels(self, record: PredictionRecord) -> dict[str, Any]:
         return {str(index): label for index, label in self.context["labels"].get(record.request_id, {}).items()}
+
+    @extend_schema_field(ShadowRecordOut(many=True))
+    def get_shadows(self, record: PredictionRecord) -> Any:
+        return ShadowRecordOut(self.context["shadows"].get(record.request_id, ()), many=True).data
 
 
 @extend_schema_field(OpenApiTypes.ANY)

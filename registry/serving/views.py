@@ -28,10 +28,11 @@ from registry.examples import example_images
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
-from . import feedback, prediction_log, predictions, services
+from . import feedback, prediction_log, predictions, services, shadowing
 from .assignment import shares
 from .client import Unusable
 from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
+from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
 
 CHANGES_SHOWN = 30
@@ -125,13 +126,19 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
 
 def _log_context(deployment: Deployment) -> dict[str, Any]:
     """The last requests with their labels, and what the labels say of each variant."""
-    rows = PredictionRecord.objects.filter(deployment=deployment).select_related("variant__version__model")
+    rows = PredictionRecord.objects.filter(deployment=deployment, role=Variant.Role.LIVE)
+    rows = rows.select_related("variant__version__model")
     records = list(rows.order_by("-id")[:RECORDS_SHOWN])
     labels = prediction_log.labels_of(deployment.pk, [record.request_id for record in records])
     for record in records:
         record.told = told(record.predictions)
         record.labels = list(labels.get(record.request_id, {}).values())
-    return {"records": records, "qualities": feedback.quality_of(deployment)}
+    return {
+        "records": records,
+        "qualities": feedback.quality_of(deployment),
+        "charts": latency_charts(deployment),
+        "shadows": shadowing.comparisons_of(deployment),
+    }
 
 
 def told(answers: list[dict[str, Any]] | None) -> Any:

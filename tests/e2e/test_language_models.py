@@ -2,6 +2,7 @@
 
 import json
 
+import openai
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("platform")]
@@ -64,8 +65,21 @@ def test_a_language_model_from_a_file_to_a_written_text(platform, kind, target, 
             told = events(answer)
         assert told[-1] == {"done": True}
         assert "banana" in "".join(piece.get("text", "") for piece in told)
+        assert "banana" in written_by_openai(platform, client, ended["output_version"], kind, asked)
         for wrong in ({"temperature": 9}, {"colour": "red"}, {"messages": [{"role": "king", "content": ""}]}):
             assert client.post(f"{address}/generate", json=wrong).status_code == 400
+
+
+def written_by_openai(platform, client, version, kind, asked):
+    """The same text by OpenAI's client, from a deployment on the inference server."""
+    wanted = {"name": f"fruits-as-{kind}", "variants": [{"version": version}]}
+    client.post("/deployments", json=wanted).raise_for_status()
+    token = client.headers["Authorization"].removeprefix("Bearer ")
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{platform.serve_port}/v1", api_key=token) as other:
+        more = {"model": wanted["name"], "temperature": 0, "max_tokens": 8, "stream": True}
+        if kind == "chats":
+            return "".join(one.choices[0].delta.content or "" for one in other.chat.completions.create(**asked, **more))
+        return "".join(one.choices[0].text for one in other.completions.create(**asked, **more))
 
 
 def test_what_is_no_chat_fails_by_row(platform):

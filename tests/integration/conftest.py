@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from django.db import connection
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Membership, Organization, User
 from dlplatform.valkey import shared_connection
+from registry.serving import cache, prediction_log
+from registry.serving import client as serving_client
 from tests import factories
 from tests.fixtures import own_code
+from tests.fixtures.inference import Inference, Stubs
 from training import code, services
 from training.models import Run
 
@@ -37,6 +41,25 @@ def flower_rows(count: int = 240) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+@pytest.fixture
+def inference(transactional_db, monkeypatch):
+    """The inference server, which the web side of this process asks. Records are written when the test says so."""
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)  # its threads keep no connection
+    monkeypatch.setattr(prediction_log, "buffer", prediction_log.RecordBuffer(thread=False))
+    with Inference() as running:
+        asking = httpx.Client(base_url=running.address, trust_env=False, timeout=20)
+        monkeypatch.setattr(serving_client, "_client", lambda: asking)
+        yield running
+        asking.close()
+
+
+@pytest.fixture
+def stubs(monkeypatch) -> Stubs:
+    made = Stubs()
+    monkeypatch.setattr(cache, "loaded", made.loaded)
+    return made
 
 
 @pytest.fixture(autouse=True)

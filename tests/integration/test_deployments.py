@@ -10,9 +10,9 @@ from django.urls import reverse
 
 from dlplatform.accounts.models import AuditEntry
 from dlplatform.api import Conflict
+from dlplatform.engine.errors import PredictionInputError
 from registry import deletion
-from registry.serving import client as inference
-from registry.serving import prediction_log, services
+from registry.serving import services
 from registry.serving.assignment import assign
 from registry.serving.models import Deployment, DeploymentChange, Variant
 from registry.serving.services import Wanted
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.django_db
 ROOT = "/api/v1/deployments"
 TREE = {"model.json": {"sha256": "a" * 64, "size": 10}}
 INPUTS = {"inputs": [{"name": "x", "type": "number", "nullable": True, "example": 1.5, "minimum": 0, "maximum": 2}]}
-
-
-@pytest.fixture(autouse=True)
-def no_thread(monkeypatch):
-    """The records of a test's predictions are not written behind its transaction."""
-    monkeypatch.setattr(prediction_log, "buffer", prediction_log.RecordBuffer(thread=False))
 
 
 @pytest.fixture
@@ -50,16 +44,9 @@ def deployment(maintainer, organization, versions):
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """What the inference process was asked; it answers with the version it was asked for."""
-    asked = []
-
-    def predict(version, instances):
-        asked.append((version, instances))
-        return [{"value": 1.0} for _ in instances]
-
-    monkeypatch.setattr(inference, "predict", predict)
-    return asked
+def told(stubs, inference):
+    """What the models behind the inference server were asked: (version, rows)."""
+    return stubs.asked
 
 
 def body_of(versions, *weights, **more):
@@ -397,11 +384,11 @@ def test_the_page_tries_it_and_names_who_answered(web, viewer, deployment, versi
     assert client.get(address).status_code == 302
 
 
-def test_what_the_model_refuses_is_said_beside_the_field(web, viewer, maintainer, deployment, monkeypatch):
-    def refuse(version, instances):
-        raise inference.PredictionRefused("instances.0.x", "not a number", "invalid")
+def test_what_the_model_refuses_is_said_beside_the_field(web, viewer, maintainer, deployment, versions, stubs, told):
+    def refuse(rows):
+        raise PredictionInputError(0, "x", "invalid", "not a number")
 
-    monkeypatch.setattr(inference, "predict", refuse)
+    stubs.answers[versions[0].pk] = refuse
     address = reverse("deployment-try", args=[deployment.pk])
     assert "not a number" in web(viewer).post(address, {"input-0": "z"}).content.decode()
     services.set_archived(actor=maintainer, deployment=deployment, archived=True)

@@ -2,13 +2,13 @@
 
 import sys
 
-import orjson
 import pytest
 from django.conf import settings as configured
 from django.core.exceptions import PermissionDenied, ValidationError
 
 from dlplatform.accounts.models import Membership
 from registry.services import object_store
+from registry.serving import client
 from registry.serving.cache import loaded
 from tests.fixtures import own_code
 from tests.integration.coding import ended, log_of, survivors, under_way
@@ -70,25 +70,19 @@ def test_such_a_model_answers_from_a_sandbox_and_nowhere_else(queue_code):
         loaded(version)
 
 
-def test_the_inference_process_answers_starts_a_dead_sandbox_again_and_survives_bad_code(queue_code):
-    from registry.serving import application
-
-    question = orjson.dumps({"instances": [{"length": 5.0, "width": 3.0, "colour": "red"}]})
+def test_the_inference_process_answers_starts_a_dead_sandbox_again_and_survives_bad_code(queue_code, inference):
+    row = {"length": 5.0, "width": 3.0, "colour": "red"}
     version = ended(queue_code({"model.py": own_code.ARCHITECTURE}, epochs=2)).output_version
     bad = own_code.ARCHITECTURE.replace("def forward(self, inputs):", FORWARD_THAT_LEAVES)
     worse = ended(queue_code({"model.py": bad}, epochs=2)).output_version
-    try:
-        for _ in range(2):
-            status, told = application.predict(version.pk, question)
-            assert status == 200 and told["predictions"][0]["label"] in "abc"
-            predictor = application.cache.get(version.pk)
-            predictor._sandbox.kill()
-        status, told = application.predict(worse.pk, question)
-        assert status == 422 and "Its code ended" in told["detail"]
-        assert application.predict(version.pk, question)[0] == 200
-    finally:
-        for key in list(application.cache._held):
-            application.cache._let_go(key)
+    for _ in range(2):
+        (told,) = client.predict(version.pk, [row])
+        assert told["label"] in "abc"
+        inference.server.models.ready(version.pk)._sandbox.kill()
+    with pytest.raises(client.Unusable, match="Its code ended"):
+        client.predict(worse.pk, [row])
+    assert len(client.predict(version.pk, [row])) == 1
+    inference.server.models.close()
     assert not list((configured.CACHE_PATH / "sandboxes").iterdir())
 
 

@@ -10,26 +10,17 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from django.db import OperationalError
+from django.db import IntegrityError, OperationalError, transaction
 from django.urls import reverse
 from django.utils import timezone
 
-from dlplatform.api import Unavailable
-from registry.serving import client as inference
-from registry.serving import feedback, prediction_log, services
+from dlplatform.engine.errors import PackageError, PredictionInputError
+from registry.serving import feedback, latency, prediction_log, services
 from registry.serving.models import Feedback, PredictionRecord
 from tests import factories
 
 pytestmark = pytest.mark.django_db
 ROW = {"x": 1.5}
-
-
-@pytest.fixture
-def buffer(monkeypatch):
-    """Written when the test says so."""
-    made = prediction_log.RecordBuffer(thread=False)
-    monkeypatch.setattr(prediction_log, "buffer", made)
-    return made
 
 
 @pytest.fixture
@@ -41,11 +32,22 @@ def deployment(organization):
 
 
 @pytest.fixture
-def answers(monkeypatch, buffer):
-    def predict(version, instances):
-        return [{"label": "a" if row["x"] > 1 else "b"} for row in instances]
+def answers(deployment, stubs, inference):
+    """A model behind the deployment, and the inference server in front of it."""
 
-    monkeypatch.setattr(inference, "predict", predict)
+    def answer(rows):
+        if any(row["x"] == "bad" for row in rows):
+            raise PredictionInputError(0, "x", "invalid", "no number")
+        if any(row["x"] == "broken" for row in rows):
+            raise PackageError("it broke")
+        return [{"label": "a" if row["x"] > 1 else "b"} for row in rows]
+
+    stubs.answers[deployment.variants.get().version_id] = answer
+
+
+@pytest.fixture
+def buffer(inference):
+    return prediction_log.buffer
 
 
 def ask(client, deployment, *rows, **more):
@@ -69,32 +71,45 @@ def test_what_answered_a_request_is_one_look_up(api, viewer, stranger, deploymen
     found = client.get(f"{url}/{answer['request_id']}").json()
     assert found["version"] == answer["version"] and found["variant"] == answer["variant"] and found["key"] == "k7"
     assert found["predictions"] == answer["predictions"] and found["error"] == "" and found["milliseconds"] > 0
+    assert found["revision"] == deployment.revision and found["propensity"] == 1 and found["shadows"] == []
     assert found["instances"][0]["x"] == 1.5 and found["instances"][0]["picture"].startswith("sha256:")
     assert client.get(url).json()["results"] == [found]
     assert client.get(f"{url}/{uuid4()}").status_code == 404
     assert api(stranger).get(f"{url}/{answer['request_id']}").status_code == 404
 
 
-def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer, monkeypatch):
-    def away(version, instances):
-        raise Unavailable
+def test_shadows_are_shown_beside_the_live_answer_and_judged_by_the_same_labels(api, viewer, deployment):
+    live = record_of(deployment, predictions=[{"label": "a"}], revision=4, propensity=0.9)
+    live.save()
+    shadow = factories.VariantFactory(deployment=deployment, role="shadow", version__number=7)
+    more = {"request_id": live.request_id, "deployment": deployment, "variant": shadow, "role": "shadow"}
+    factories.PredictionRecordFactory(**more, predictions=[{"label": "b"}])
+    with pytest.raises(IntegrityError), transaction.atomic():
+        factories.PredictionRecordFactory(**more)
+    url = f"/api/v1/deployments/{deployment.pk}"
+    (found,) = api(viewer).get(f"{url}/requests").json()["results"]
+    assert api(viewer).get(f"{url}/requests/{live.request_id}").json() == found
+    assert found["variant"] == str(live.variant_id) and found["revision"] == 4 and found["propensity"] == 0.9
+    assert [(one["variant"], one["predictions"]) for one in found["shadows"]] == [(str(shadow.pk), [{"label": "b"}])]
+    feedback.give_feedback(actor=viewer, deployment=deployment, labels=[feedback.Label(live.request_id, "b")])
+    assert {one.variant.pk: one.accuracy for one in feedback.quality_of(deployment)} == {
+        live.variant_id: 0, shadow.pk: 1,
+    }  # fmt: skip
 
-    monkeypatch.setattr(inference, "predict", away)
-    assert ask(api(viewer), deployment).status_code == 503
 
-    def refuse(version, instances):
-        raise inference.PredictionRefused("instances.0.x", "no number", "invalid")
-
-    monkeypatch.setattr(inference, "predict", refuse)
-    assert ask(api(viewer), deployment).status_code == 400
+def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffer):
+    assert ask(api(viewer), deployment, {"x": "broken"}).status_code == 422
+    refused = ask(api(viewer), deployment, {"x": "bad"})
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "instances.0.x", refused.content
     buffer.flush()
     kept = PredictionRecord.objects.order_by("id").values_list("error", "predictions")
-    assert list(kept) == [("unavailable", None), ("invalid", None)]
+    assert list(kept) == [("model_unusable", None), ("invalid", None)]
 
 
-def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer):
+def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer, inference):
     url = f"/api/v1/deployments/{deployment.pk}"
     assert api(maintainer).patch(url, {"sample_rate": 0}, format="json").json()["sample_rate"] == 0
+    inference.server.watcher.look()
     assert ask(api(viewer), deployment).status_code == 200
     assert buffer.flush() == 0
     assert api(maintainer).patch(url, {"sample_rate": 1.5}, format="json").status_code == 400
@@ -219,6 +234,27 @@ def test_the_page_shows_the_last_requests_and_the_accuracy(api, web, viewer, dep
     assert part.lstrip().startswith('<div id="requests"')
 
 
+def test_the_page_draws_the_percentiles_of_each_variant_over_time(web, viewer, deployment):
+    assert latency.latency_charts(deployment) == []
+    variant = deployment.variants.get()
+    now = timezone.now()
+    for minute in range(0, 181, 20):
+        for milliseconds in (1.0, 2.0, 9.0):
+            at = now - timedelta(minutes=minute)
+            factories.PredictionRecordFactory(
+                deployment=deployment, variant=variant, at=at, milliseconds=milliseconds + (minute == 0)
+            )
+    factories.PredictionRecordFactory(deployment=deployment, variant=variant, milliseconds=999.0, error="invalid")
+    (chart,) = latency.latency_charts(deployment)
+    median, highest = chart["series"]
+    assert median["name"].endswith("median") and highest["name"].endswith("99 %")
+    assert chart["x"].startswith("minutes") and len(median["points"]) == 10
+    assert median["points"][0][0] == pytest.approx(-178.5) and median["points"][0][1] == 2.0
+    assert median["points"][-1] == [0.0, 3.0] and highest["points"][-1][1] == pytest.approx(9.86)
+    shown = web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()
+    assert 'data-charts="latency-charts"' in shown and "js/figures.js" in shown
+
+
 def test_details_are_changed_by_maintainers_alone(trainer, maintainer, deployment):
     services.set_details(actor=maintainer, deployment=deployment, description="new", sample_rate=0.5)
     deployment.refresh_from_db()
@@ -237,7 +273,7 @@ def test_a_thread_writes_within_seconds(deployment):
 
 @pytest.mark.django_db(transaction=True)
 def test_a_server_that_is_stopped_in_good_order_writes_what_waits(deployment):
-    """A web process with a record that its thread would write only in an hour, stopped by SIGTERM."""
+    """An inference server with a record that its thread would write only in an hour, stopped by SIGTERM."""
     from django.db import connection
 
     variant = deployment.variants.get()
@@ -248,14 +284,14 @@ import uvicorn
 from django.conf import settings
 settings.DATABASES["default"]["NAME"] = {connection.settings_dict["NAME"]!r}
 from django.utils import timezone
-from dlplatform.asgi import application
+from registry.serving.server.application import InferenceServer
 from registry.serving import prediction_log
 from registry.serving.models import PredictionRecord
 prediction_log.SECONDS = 3600
 prediction_log.buffer.add(PredictionRecord(request_id="{uuid4()}", deployment_id="{deployment.pk}", variant_id="{variant.pk}",
     instances=[], milliseconds=1, at=timezone.now()))
 print("ready", flush=True)
-uvicorn.run(application, port=0, lifespan="on", log_level="info")
+uvicorn.run(InferenceServer(), port=0, lifespan="on", log_level="info")
 """
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
     process = subprocess.Popen(

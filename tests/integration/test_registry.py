@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import httpx
-import orjson
 import pytest
 from django.core.exceptions import PermissionDenied, ValidationError
 
@@ -16,8 +15,8 @@ from dlplatform.objects.models import StoredObject
 from registry import services
 from registry.commits import canonical, digest_of, identifier_of
 from registry.models import ModelVersion, RefMove
-from registry.serving import application as serving
 from registry.serving import client
+from registry.serving.server.http import BODY_LIMIT
 from tests import factories
 from tests.integration.conftest import QUICK
 from training.jobs import train
@@ -226,23 +225,6 @@ def trained(queue_run):
     return run.output_version
 
 
-@pytest.fixture
-def inference(monkeypatch):
-    """The inference application, asked in this process instead of over a port."""
-
-    class Bridge:
-        def post(self, path, json, headers):
-            async def send():
-                transport = httpx.ASGITransport(app=serving.application)
-                async with httpx.AsyncClient(transport=transport, base_url="http://serve") as made:
-                    return await made.post(path, json=json, headers=headers)
-
-            return asyncio.run(send())
-
-    monkeypatch.setattr(client, "_client", Bridge)
-    serving.cache._held.clear()
-
-
 def test_predictions_come_by_version_and_by_alias(api, viewer, maintainer, trained, inference):
     services.move_ref(actor=maintainer, model=trained.model, kind="alias", name="production", version=trained)
     body = {"instances": [ROW, ROW | {"length": 7.5, "width": 2.0}]}
@@ -280,17 +262,13 @@ def test_a_full_queue_is_answered_503_with_the_time_to_wait(api, viewer, trained
 
 
 def test_requests_that_wait_are_answered_as_each_alone(trained, inference):
-    alone = [
-        serving.predict(trained.pk, orjson.dumps({"instances": [ROW | {"length": n / 10}]})) for n in range(40, 60)
-    ]
+    rows = [ROW | {"length": number / 10} for number in range(40, 60)]
+    alone = [client.predict(trained.pk, [row]) for row in rows]
     with ThreadPoolExecutor(16) as many:
-        bodies = [orjson.dumps({"instances": [ROW | {"length": n / 10}]}) for n in range(40, 60)]
-        together = list(many.map(lambda body: serving.predict(trained.pk, body), bodies))
-    for (_, one), (status, other) in zip(alone, together, strict=True):
-        assert status == 200
-        first, second = one["predictions"][0], other["predictions"][0]
-        assert first["label"] == second["label"]
-        assert first["probabilities"] == pytest.approx(second["probabilities"], abs=1e-5)
+        together = list(many.map(lambda row: client.predict(trained.pk, [row]), rows))
+    for (one,), (other,) in zip(alone, together, strict=True):
+        assert one["label"] == other["label"]
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
 
 
 def test_a_version_without_a_package_is_unusable_not_a_crash(api, trainer, model, inference):
@@ -299,18 +277,18 @@ def test_a_version_without_a_package_is_unusable_not_a_crash(api, trainer, model
     assert answer.status_code == 422, answer.content
 
 
-def test_the_inference_process_refuses_whoever_does_not_know_the_secret(trained):
-    async def ask(path, **options):
-        transport = httpx.ASGITransport(app=serving.application)
-        async with httpx.AsyncClient(transport=transport, base_url="http://serve") as made:
-            return (await made.request("POST", path, **options)).status_code
+def test_the_inference_server_refuses_whoever_does_not_know_the_secret(trained, inference):
+    def ask(path, **options):
+        return inference.client.post(path, **options).status_code
 
     url = f"/internal/versions/{trained.pk}/predict"
     secret = {client.SECRET_HEADER: client.shared_secret()}
-    assert asyncio.run(ask(url, json={})) == 401
-    assert asyncio.run(ask("/else", headers=secret)) == 404
-    assert asyncio.run(ask(url, headers=secret, content=b"x" * (serving.BODY_LIMIT + 1))) == 413
-    assert asyncio.run(ask("/healthz")) == 200
+    assert ask(url, json={}) == 401
+    assert ask("/internal/else", headers=secret) == 404
+    assert ask(f"/internal/deployments/{trained.pk}/generate", headers=secret) == 404
+    assert inference.client.get(url, headers=secret).status_code == 405
+    assert ask(url, headers=secret, content=b"x" * (BODY_LIMIT + 1)) == 413
+    assert inference.client.get("/healthz").status_code == 200
 
 
 def test_without_the_inference_process_the_answer_is_503(settings, trained, monkeypatch):

@@ -133,7 +133,7 @@ def _own_processes() -> list[Child]:
         _management("web", grace=15.0),
         _management("worker", grace=40.0),
         _management("scheduler", grace=5.0),
-        _management("serve", grace=10.0),
+        _management("serve", grace=25.0),
     ]
 
 

@@ -39,7 +39,7 @@ class Command(BaseCommand):
             timeout_graceful_shutdown=10,
             ws_max_size=MESSAGE_BYTES,
             ws_per_message_deflate=False,  # a compressor for every socket and message costs more than it saves
-            lifespan="on",
+            lifespan="off",
         )
 
 

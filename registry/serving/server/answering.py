@@ -1,0 +1,174 @@
+"""Answering with a deployment: who answers, the answer, and its record. The one place where that happens."""
+
+import asyncio
+import io
+import random
+import time
+import uuid
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import UUID
+
+import orjson
+from django.db import DatabaseError
+from django.http import Http404
+
+from dlplatform.api import Conflict
+from dlplatform.parsers import StrictJSONParser
+from registry.serving import prediction_log
+from registry.serving.batching import Rows
+from registry.serving.models import PredictionRecord
+from registry.serving.serializers import DeploymentPredictIn
+
+from .deployments import Served, ServedVariant
+from .errors import code_of
+from .gate import Permit
+from .http import ClientGone, unless_gone
+from .metrics import Metrics
+from .models import Models
+from .records import record_of
+from .watching import Watcher
+
+MOST_ROWS, LONGEST_KEY = 1000, 200
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``recorded``: whether the prediction log keeps it."""
+
+    request_id: UUID
+    served: Served
+    variant: ServedVariant
+    predictions: Rows
+    recorded: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "predictions": self.predictions, "version": str(self.variant.version), "variant": str(self.variant.id),
+            "request_id": str(self.request_id),
+        }  # fmt: skip
+
+
+def parsed(body: bytes) -> Any:
+    """JSON as the web process reads it. Raises ParseError."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:  # the strict parser knows what is wrong, or how to read it after all
+        return StrictJSONParser().parse(io.BytesIO(body))
+
+
+def question_of(body: bytes) -> tuple[Rows, str | None]:
+    """Rows and key of a request's body. Raises ParseError, ValidationError as the web process does."""
+    try:
+        told = orjson.loads(body)
+        if _is_plain(told):
+            return told["instances"], told.get("key")
+    except orjson.JSONDecodeError:
+        told = parsed(body)
+    given = DeploymentPredictIn(data=told)
+    given.is_valid(raise_exception=True)
+    return given.validated_data["instances"], given.validated_data.get("key")
+
+
+def _is_plain(told: Any) -> bool:
+    """Whether the serializer, which takes longer than many a model, would accept it as it is."""
+    if not isinstance(told, dict) or not told.keys() <= {"instances", "key"}:
+        return False
+    rows, key = told.get("instances"), told.get("key")
+    if not isinstance(rows, list) or not 0 < len(rows) <= MOST_ROWS or not all(type(row) is dict for row in rows):
+        return False
+    return key is None or (
+        isinstance(key, str) and 0 < len(key) <= LONGEST_KEY and key.isprintable() and key == key.strip()
+    )
+
+
+class Answering:
+    """Chooses the variant, has its model answer, and keeps the record."""
+
+    def __init__(self, models: Models, watcher: Watcher, threads: Executor, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._models = models
+        self._watcher = watcher
+        self._threads = threads
+
+    async def served(self, permit: Permit) -> Served:
+        """What answers now. Raises Http404, and Conflict where it is archived."""
+        if not self._watcher.knows(permit.deployment, permit.revision):
+            await self._look()
+        found = self._watcher.served.get(permit.deployment)
+        if found is None:
+            raise Http404
+        if not found.active:
+            raise Conflict(f"“{found.name}” is archived and does not answer.", code="archived")
+        return found
+
+    async def _look(self) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._watcher.look)
+        except DatabaseError:
+            return
+
+    async def answer(
+        self, permit: Permit, rows: Rows, key: str | None, receive: Any, variant: ServedVariant | None = None
+    ) -> Answer:
+        """By the variant that the key belongs to, unless one is named. Raises what `served` and `predict` do; all but the
+        first of these leave a record."""
+        served = await self.served(permit)
+        by_chance = variant is None
+        variant = variant or served.choose(key)
+        with self.record(served, variant, rows, key, by_chance) as record:
+            record.predictions = await self.predict(variant.version, rows, receive)
+        return record.answer
+
+    def record(
+        self, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool = True
+    ) -> "Record":
+        """A context in which the variant answers. ``by_chance``: the weights chose it, and nobody named it."""
+        return Record(self.metrics, served, variant, rows, key, by_chance)
+
+    async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
+        """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
+        predictor = await self._models.loaded(version)
+        return await unless_gone(self._models.live.of(version, predictor).ask(version, rows), receive)
+
+
+class Record:
+    """An answer on its way. As the context ends, it is counted and kept in the prediction log, with the error if there is
+    one. See `Answering.record`."""
+
+    def __init__(
+        self, metrics: Metrics, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool
+    ) -> None:
+        self.served, self.variant, self.request_id = served, variant, uuid.uuid4()
+        self.predictions: Rows | None = None
+        self._metrics, self._rows, self._key, self._by_chance = metrics, rows, key, by_chance
+        self._recorded = random.random() < served.sample_rate  # noqa: S311 - a sample, no secret
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+        seconds, code = time.perf_counter() - self._began, _code(error)
+        self._metrics.answered(self.served.id, self.variant.id, code, seconds)
+        if self._recorded:
+            prediction_log.buffer.add(self._row(seconds * 1000, code))
+
+    def _row(self, milliseconds: float, code: str) -> PredictionRecord:
+        row = record_of(
+            self.served, self.variant, self.request_id, self._rows, self.predictions, milliseconds, code, self._key
+        )
+        row.propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
+        return row
+
+    @property
+    def answer(self) -> Answer:
+        assert self.predictions is not None
+        return Answer(self.request_id, self.served, self.variant, self.predictions, self._recorded)
+
+
+def _code(error: BaseException | None) -> str:
+    if error is None:
+        return ""
+    return "client_gone" if isinstance(error, ClientGone) or not isinstance(error, Exception) else code_of(error)

@@ -1,0 +1,112 @@
+"""What Prometheus reads of an inference server: of models and requests by their ids, nothing of anybody's data."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from registry.serving import prediction_log
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25)
+# (name, what it is, how processes that share the port are put together)
+HELD = (
+    ("loaded_models", "Models in memory", "livesum"),
+    ("loaded_bytes", "Bytes of the models in memory", "livesum"),
+    ("deployments", "Deployments that are served", "livemax"),
+    ("unloadable_models", "Deployed models that cannot be loaded", "livemax"),
+    ("loading_models", "Deployed models that are being loaded", "livesum"),
+    ("log_backlog", "Records that wait for the database", "livesum"),
+)
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the library's: a folder through which processes add up, set before it is imported
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counted as it happens; what is held is told by `publish`."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        labels = ["deployment", "variant"]
+        self._seconds = Histogram(
+            "dlplatform_inference_seconds", "From the choice of the variant to its answer", labels, buckets=SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._requests = Counter(
+            "dlplatform_inference_requests", "Requests by variant and error, which is empty for an answer",
+            [*labels, "error"], registry=self._registry,
+        )  # fmt: skip
+        self._copies = Counter(
+            "dlplatform_inference_shadow_copies", "Copies for shadows by what became of them: error, dropped, or empty",
+            [*labels, "error"], registry=self._registry,
+        )  # fmt: skip
+        self._rows = Histogram(
+            "dlplatform_inference_batch_rows", "Rows that were run together", buckets=ROWS, registry=self._registry
+        )
+        self._queue = Histogram(
+            "dlplatform_inference_queue_seconds", "How long the first request of a batch waited", buckets=SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._waiting = self._gauge("waiting", "Requests in queues", "livesum", ["queue"])
+        self._held = {name: self._gauge(name, told, mode) for name, told, mode in HELD}
+        lost = "Records that the database did not take in time"
+        self._lost = Counter("dlplatform_inference_log_lost", lost, registry=self._registry)
+        self._told_lost = 0
+
+    def _gauge(self, name: str, told: str, mode: Any, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(f"dlplatform_inference_{name}", told, labels, registry=self._registry, multiprocess_mode=mode)
+
+    def answered(self, deployment: Any, variant: Any, error: str, seconds: float) -> None:
+        """A request came to its end."""
+        names = (str(deployment), str(variant))
+        self._requests.labels(*names, error).inc()
+        if not error:
+            self._seconds.labels(*names).observe(seconds)
+
+    def copied(self, deployment: Any, variant: Any, error: str) -> None:
+        """A copy for a shadow came to its end."""
+        self._copies.labels(str(deployment), str(variant), error).inc()
+
+    def batch(self, rows: int, waited: float) -> None:
+        """So many rows were begun together."""
+        self._rows.observe(rows)
+        self._queue.observe(waited)
+
+    def publish(self, server: Any) -> None:
+        """Tell what this inference server holds; called now and then, and before somebody reads."""
+        models, watcher = server.models, server.watcher
+        sizes = models.cache.sizes
+        self._waiting.labels("live").set(models.live.waiting)
+        self._waiting.labels("shadow").set(models.shadow.waiting)
+        for name, value in (
+            ("loaded_models", len(sizes)),
+            ("loaded_bytes", sum(sizes.values())),
+            ("deployments", sum(one.active for one in list(watcher.served.values()))),
+            ("unloadable_models", len(watcher.unloadable)),
+            ("loading_models", len(watcher.loading)),
+            ("log_backlog", prediction_log.buffer.waiting),
+        ):
+            self._held[name].set(value)
+        lost, self._told_lost = prediction_log.buffer.lost_ever - self._told_lost, prediction_log.buffer.lost_ever
+        self._lost.inc(max(0, lost))
+
+    def text(self) -> bytes:
+        """Of this process; of all of them where several share the port."""
+        folder = os.environ.get(SHARED)
+        if folder is None:
+            return generate_latest(self._registry)
+        _forget_the_dead(Path(folder))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)
+        return generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """What a process held that is no more is not added up."""
+    for path in folder.glob("gauge_live*_*.db"):
+        pid = path.stem.rpartition("_")[2]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            mark_process_dead(int(pid), str(folder))

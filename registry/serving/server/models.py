@@ -1,0 +1,97 @@
+"""Models in memory: loaded and warmed by threads of their own, while others answer."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from uuid import UUID
+
+from django.db import close_old_connections
+
+from registry.serving.batching import Overloaded
+from registry.serving.cache import PredictorCache
+from registry.serving.confined import ConfinedPredictor
+
+from .queues import AnyPredictor, Queues
+
+LOAD_SECONDS = 25.0  # that a request waits for its model
+RETRY_SECONDS = 10.0
+
+
+class Models:
+    """Predictors by version, and the queues in front of them: ``live`` for answers, ``shadow`` for copies of requests.
+
+    A copy never waits in a queue for answers, and its thread for torch begins nothing while an answer waits.
+    """
+
+    def __init__(self, budget: int, observe: Callable[[int, float], None] = lambda rows, waited: None) -> None:
+        self.cache = PredictorCache(budget, self._let_go)
+        self.live = Queues("live", self._get, observe=observe)
+        self.shadow = Queues("shadow", self._get, give_way=lambda: self.live.torch_waiting > 0)
+        self._loaders = ThreadPoolExecutor(2, thread_name_prefix="loading")
+        self._loading: dict[UUID, Future[AnyPredictor]] = {}
+        self._failed: dict[UUID, tuple[Future[AnyPredictor], float]] = {}
+        self._lock = threading.Lock()
+
+    def _get(self, version: UUID) -> AnyPredictor:
+        close_old_connections()
+        try:
+            return self.cache.get(version)
+        finally:
+            close_old_connections()
+
+    def ready(self, version: UUID) -> AnyPredictor | None:
+        """Its predictor, if that is loaded."""
+        return self.cache.ready(version)
+
+    def load(self, version: UUID) -> "Future[AnyPredictor]":
+        """The predictor to come; those who ask meanwhile wait for the same one. It has what `cache.get` raises.
+
+        What failed is not tried again for some seconds, however many ask.
+        """
+        with self._lock:
+            failed, at = self._failed.get(version, (None, 0.0))
+            if failed is not None and time.monotonic() - at < RETRY_SECONDS:
+                return failed
+            coming = self._loading.get(version)
+            if coming is not None:
+                return coming
+            coming = self._loading[version] = self._loaders.submit(self._get, version)
+        coming.add_done_callback(lambda done: self._ended(version, done))
+        return coming
+
+    def _ended(self, version: UUID, loading: "Future[AnyPredictor]") -> None:
+        """One that went well is not kept: it would hold its model in memory."""
+        with self._lock:
+            self._loading.pop(version, None)
+            self._failed.pop(version, None)
+            if not loading.cancelled() and loading.exception() is not None:
+                self._failed[version] = (loading, time.monotonic())
+
+    async def loaded(self, version: UUID) -> AnyPredictor:
+        """The predictor, waited for. Raises Overloaded when that takes too long, and what loading does."""
+        predictor = self.ready(version)
+        if predictor is not None:
+            return predictor
+        coming = asyncio.shield(asyncio.wrap_future(self.load(version)))  # others wait for it too
+        try:
+            return await asyncio.wait_for(coming, LOAD_SECONDS)
+        except TimeoutError:
+            raise Overloaded from None
+
+    def _let_go(self, version: UUID, predictor: AnyPredictor) -> None:
+        """Called when the cache drops one: a sandbox ends once it has answered what waits."""
+        if isinstance(predictor, ConfinedPredictor):
+            self.live.after_what_waits(version, predictor.close)
+
+    def pin(self, versions: Collection[UUID]) -> None:
+        """These stay in memory whatever the budget says."""
+        self.cache.pin(versions)
+
+    def close(self) -> None:
+        """End all threads and sandboxes; what waits is answered first."""
+        self._loaders.shutdown(wait=True, cancel_futures=True)
+        self.cache.clear()
+        self.live.close()
+        self.shadow.close()

@@ -1,0 +1,31 @@
+"""One process of the inference server, as uvicorn makes it: by a fresh interpreter where there are several."""
+
+import os
+import signal
+from typing import Any
+
+import django
+from django.apps import apps
+from django.conf import settings
+
+from dlplatform.processes import die_with_parent
+
+
+def application() -> Any:
+    """The ASGI application, with all that it needs imported and warm."""
+    if settings.SERVE_PROCESSES > 1:
+        die_with_parent(signal.SIGTERM, os.getppid())
+    if not apps.ready:
+        django.setup()
+    from .application import InferenceServer
+
+    warm_up()
+    return InferenceServer()
+
+
+def warm_up() -> None:
+    """Pay for torch's lazy start before the first request does."""
+    import torch
+
+    torch.set_num_threads(max(1, min(4, settings.MAX_WORKERS)))
+    torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(2, 2))

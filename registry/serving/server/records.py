@@ -1,0 +1,34 @@
+"""What an answer becomes in the prediction log."""
+
+import hashlib
+from uuid import UUID
+
+from django.utils import timezone
+
+from registry.serving.batching import Rows
+from registry.serving.models import PredictionRecord
+
+from .deployments import Served, ServedVariant
+
+
+def record_of(
+    served: Served, variant: ServedVariant, request_id: UUID, rows: Rows, predictions: Rows | None, milliseconds: float,
+    error: str, key: str | None = None,
+) -> PredictionRecord:  # fmt: skip
+    return PredictionRecord(
+        request_id=request_id, deployment_id=served.id, variant_id=variant.id, role=variant.role,
+        revision=served.revision, key=key or "",
+        instances=without_images(rows, variant.images), predictions=predictions, milliseconds=milliseconds, error=error,
+        at=timezone.now(),
+    )  # fmt: skip
+
+
+def without_images(rows: Rows, images: tuple[str, ...]) -> Rows:
+    """The rows as the log keeps them: an image would be most of it, and is kept as the SHA-256 of its text."""
+    if not images:
+        return rows
+    return [row | {name: _hashed(row[name]) for name in images if isinstance(row.get(name), str)} for row in rows]
+
+
+def _hashed(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"

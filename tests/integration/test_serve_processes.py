@@ -1,0 +1,63 @@
+"""Several inference processes on one port, as `manage.py serve` starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import httpx
+import psutil
+import pytest
+from django.conf import settings
+from django.db import connection
+
+from dlplatform import embedded
+from tests.fixtures.inference import eventually
+from tests.live import ROOT
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
+
+
+@pytest.fixture
+def serving(tmp_path):
+    port = embedded.free_port()
+    base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
+    environment = os.environ | {
+        "DATABASE_URL": f"{base}/{connection.settings_dict['NAME']}", "SERVE_PORT": str(port), "SERVE_PROCESSES": "2",
+        "DLP_HOME": str(tmp_path), "SECRET_KEY": settings.SECRET_KEY,
+    }  # fmt: skip
+    process = subprocess.Popen([sys.executable, "manage.py", "serve"], cwd=ROOT, env=environment)
+    yield process, f"http://127.0.0.1:{port}"
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def answers(address, path="/readyz"):
+    """By a connection of its own."""
+    try:
+        return httpx.get(address + path, timeout=10, trust_env=False)
+    except httpx.HTTPError:
+        return None
+
+
+def workers(process):
+    found = psutil.Process(process.pid).children()
+    return {one.pid for one in found if any("spawn_main" in word for word in one.cmdline())}
+
+
+def test_one_that_is_killed_is_started_again_while_the_others_go_on(serving):
+    process, address = serving
+    eventually(lambda: len(workers(process)) == 2 and (told := answers(address)) and told.status_code == 200, 90)
+    eventually(lambda: "dlplatform_inference_deployments 0.0" in answers(address, "/metrics").text)
+    before = workers(process)
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    for _ in range(50):
+        told = answers(address, "/healthz")
+        assert told is not None and told.status_code == 200, "the other one answers"
+    eventually(lambda: len(workers(process)) == 2 and killed not in workers(process), 90)
+    assert before & workers(process), "the other one was left alone"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) is not None
+    assert answers(address) is None
