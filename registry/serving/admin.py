@@ -4,7 +4,7 @@ from django.contrib import admin
 
 from dlplatform.accounts.admin import ReadOnly
 
-from .models import Deployment, DeploymentChange, Experiment, Feedback, PredictionRecord, Variant
+from .models import Deployment, DeploymentChange, Experiment, Feedback, Look, PredictionRecord, Variant
 
 
 @admin.register(Deployment)
@@ -57,3 +57,11 @@ class DeploymentExperimentAdmin(ReadOnly):
     list_filter = ["state", "metric", "deployment__organization"]
     search_fields = ["deployment__name", "hypothesis", "conclusion"]
     list_select_related = ["deployment"]
+
+
+@admin.register(Look)
+class LookAdmin(ReadOnly):
+    list_display = ["experiment", "number", "kind", "until", "taken_by", "taken_at"]
+    list_filter = ["kind"]
+    search_fields = ["experiment__deployment__name"]
+    list_select_related = ["experiment__deployment", "taken_by"]

@@ -16,15 +16,17 @@ from registry.models import ModelVersion
 from registry.serving.api import the_deployment
 from registry.serving.models import Deployment
 
-from . import services
+from . import looks, services
 from .design import make_plan
 from .models import Experiment
 from .serializers import (
     DeploymentExperimentIn,
     DeploymentExperimentOut,
     DesignIn,
+    LookOut,
     PlanOut,
     ReasonIn,
+    ReplayOut,
     StartIn,
     wanted_of,
 )
@@ -44,6 +46,30 @@ EXPERIMENT = {
     "guardrails": [{"kind": "errors", "limit": 0.02}], "promotes": False, "created_by": "maria",
     "created_at": "2026-11-20T09:30:00Z", "started_by": "maria", "started_at": "2026-11-20T10:00:00Z", "ended_at": None,
     "outcome": "", "conclusion": "",
+}  # fmt: skip
+
+LOOK = {
+    "number": 4, "kind": "due", "until": "2026-11-24T09:30:00Z", "last_record": 48211,
+    "verdict": {
+        "outcome": "not_enough", "ended": False, "fraction": 0.143, "gain": 0.021, "low": -0.03, "high": 0.07,
+        "observed": 0.021, "z": 2.4, "edge": 5.9, "days": 12,
+        "sentence": "Not enough data: 12 days more at most. So far the difference lies between -3.0 and 7.0 points.",
+    },
+    "balance": {
+        "alarm": False, "p_value": None, "tested": [2011],
+        "sentence": "The arms hold 50.10 / 49.90 % of 4,420 units where 50.00 / 50.00 % were meant; chance explains that.",
+    },
+    "guardrails": [{
+        "kind": "errors", "limit": 0.02, "alarm": False, "evidence": -3.1, "harm": -0.011, "low": None,
+        "sentence": "Failed requests: 0.9 % at B of 2,209 requests, limit 2 %.",
+    }],
+    "variance_left": None,
+    "sums": {
+        "units": {"a": [2211, 2211], "b": [2209, 2209]},
+        "outcomes": {"a": [2200, 1760.0, 1760.0], "b": [2198, 1804.0, 1804.0]},
+        "guardrails": [{"a": [2211, 18.0, 18.0], "b": [2209, 20.0, 20.0]}],
+    },
+    "taken_by": None, "taken_at": "2026-11-24T09:30:06Z",
 }  # fmt: skip
 
 
@@ -188,3 +214,40 @@ class ExperimentKeepView(_VerbView):
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
         return self.act(request, deployment, number, services.keep)
+
+
+class LooksView(PagedView):
+    policy = {"GET": "read", "POST": "deploy"}
+    ordering = "-number"
+
+    @documented(
+        "List the looks at an experiment", answer=LookOut(many=True), example=(None, LOOK), tags=TAGS,
+        description="The newest first. A look is never changed.",
+    )  # fmt: skip
+    def get(self, request: Request, deployment: UUID, number: int) -> Response:
+        rows = the_experiment(request, deployment, number).taken.select_related("taken_by")
+        return self.paged(request, rows, LookOut)
+
+    @documented(
+        "Look at an experiment now", request=None, answer=LookOut, status=201, example=(None, LOOK), tags=TAGS,
+        description="Between the looks that are due by themselves. It acts as they do: it may end the experiment.",
+        operation_id="take_look",
+    )  # fmt: skip
+    def post(self, request: Request, deployment: UUID, number: int) -> Response:
+        found = the_experiment(request, deployment, number)
+        return Response(LookOut(looks.look_now(actor=request.user, experiment=found)).data, status=201)
+
+
+class ReplayView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "Compute every look at an experiment again", answer=ReplayOut, tags=TAGS,
+        description="From the sums that each look stored, and those from the log. Both agree to the digit as long as the log "
+                    "is kept; retention takes it `PREDICTION_LOG_DAYS` after the end.",
+        example=(None, {"agrees": True, "looks": [{"number": 1, "results_agree": True, "sums_agree": True}]}),
+    )  # fmt: skip
+    def get(self, request: Request, deployment: UUID, number: int) -> Response:
+        found = looks.replay(the_experiment(request, deployment, number))
+        agrees = all(one.results_agree and one.sums_agree for one in found)
+        return Response(ReplayOut({"agrees": agrees, "looks": found}).data)

@@ -13,4 +13,6 @@ urlpatterns = [
     path(f"{ONE}/stop", api.ExperimentStopView.as_view()),
     path(f"{ONE}/promote", api.ExperimentPromoteView.as_view()),
     path(f"{ONE}/keep", api.ExperimentKeepView.as_view()),
+    path(f"{ONE}/looks", api.LooksView.as_view()),
+    path(f"{ONE}/replay", api.ReplayView.as_view()),
 ]

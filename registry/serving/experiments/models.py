@@ -1,6 +1,7 @@
 """Experiments on a deployment and what was seen of them. A look is never changed once it is written."""
 
 import uuid
+from typing import Any
 
 from django.db import models
 from django.db.models import Q
@@ -67,6 +68,11 @@ class Experiment(models.Model):
     ended_at = models.DateTimeField(null=True)
     outcome = models.CharField(max_length=20, blank=True, help_text="Of the verdict, or `harm`")
     conclusion = models.TextField(blank=True, help_text="The verdict, or why it was stopped, in words")
+    watched = models.JSONField(default=dict, help_text="What the last tick saw: {fraction, units, guardrails}")
+    watched_at = models.DateTimeField(null=True)
+    watch_after = models.DateTimeField(
+        null=True, help_text="The next tick that sums its log, longer the longer that took"
+    )
 
     objects = TenantQuerySet.as_manager()
 
@@ -95,6 +101,41 @@ class Experiment(models.Model):
     def of_one_version(self) -> bool:
         """An A/A test: whatever it finds is false."""
         return self.control_id == self.challenger_id
+
+
+class Look(models.Model):
+    """What was seen and said at one moment: everything that it takes to say it again. Written once."""
+
+    tenant_parent = "experiment"
+
+    class Kind(models.TextChoices):
+        DUE = "due"
+        ASKED = "asked"
+        HARM = "harm"  # a guardrail raised its alarm
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="taken")
+    number = models.PositiveSmallIntegerField(help_text="1, 2, … of its experiment")
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    until = models.DateTimeField(help_text="Requests before this moment count, with the labels there were then")
+    last_record = models.BigIntegerField(help_text="The greatest id of a record that counts")
+    sums = models.JSONField(help_text="Read from the log: {units, outcomes, guardrails} of each arm")
+    results = models.JSONField(help_text="Computed from the sums and the looks before: {verdict, balance, guardrails}")
+    taken_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    taken_at = models.DateTimeField(auto_now_add=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["number"]
+        constraints = [models.UniqueConstraint(fields=["experiment", "number"], name="look_number_once")]
+
+    def __str__(self) -> str:
+        return f"look {self.number} at {self.experiment}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if not self._state.adding:
+            raise ValueError("a look is never changed")
+        super().save(*args, **kwargs)
 
 
 class SupersededLabel(models.Model):

@@ -7,7 +7,7 @@ from rest_framework import serializers
 from dlplatform.api import SafeCharField, Strict
 
 from . import guardrails
-from .models import Experiment
+from .models import Experiment, Look
 
 REASON = "Why, for the log of the deployment"
 REVISION = "The deployment must be at this revision, else 409"
@@ -100,6 +100,46 @@ class DeploymentExperimentOut(serializers.ModelSerializer):
             "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
             "started_at", "ended_at", "outcome", "conclusion",
         ]  # fmt: skip
+
+
+class LookOut(serializers.ModelSerializer):
+    """``verdict`` is told first; the rest is what it was computed from."""
+
+    verdict = serializers.DictField(
+        source="results.verdict",
+        help_text="{outcome, sentence, ended, fraction, gain, low, high, observed, z, edge, days}: the interval holds at all "
+        "looks together; gain is positive where B is better",
+    )
+    balance = serializers.DictField(source="results.balance", help_text="{alarm, sentence, p_value, tested}")
+    guardrails = serializers.ListField(
+        child=serializers.DictField(), source="results.guardrails", help_text="{kind, …, alarm, harm, low, sentence}"
+    )
+    variance_left = serializers.FloatField(
+        source="results.variance_left", allow_null=True, help_text="By the covariate, of 1"
+    )
+    sums = serializers.DictField(
+        help_text="By arm: units [units, requests]; outcomes [count, total, squares], with a covariate also its total, its "
+        "squares and the products; guardrails in their order"
+    )
+    taken_by = serializers.CharField(source="taken_by.username", default=None)
+
+    class Meta:
+        model = Look
+        fields = [
+            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "sums", "taken_by",
+            "taken_at",
+        ]  # fmt: skip
+
+
+class ReplayedLookOut(serializers.Serializer):
+    number = serializers.IntegerField()
+    results_agree = serializers.BooleanField(help_text="Its results come out of its stored sums, to the digit")
+    sums_agree = serializers.BooleanField(help_text="Its sums come out of the log, to the digit")
+
+
+class ReplayOut(serializers.Serializer):
+    agrees = serializers.BooleanField(help_text="All of both")
+    looks = ReplayedLookOut(many=True)
 
 
 def wanted_of(given: dict[str, Any]) -> dict[str, Any]:

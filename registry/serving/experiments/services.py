@@ -129,6 +129,20 @@ def _settle(
     return _end(actor, deployment, locked, state, locked.conclusion)
 
 
+def decide(*, experiment: Experiment, outcome: str, conclusion: str) -> None:
+    """Write down the verdict, which is final; the traffic stays as it is until somebody acts. Called by a look."""
+    experiment.state, experiment.outcome, experiment.conclusion = Experiment.State.DECIDED, outcome, conclusion
+    experiment.ended_at = timezone.now()
+    experiment.save(update_fields=["state", "outcome", "conclusion", "ended_at"])
+    audit.record(None, "ab_test.decided", experiment, experiment.deployment.organization, outcome=outcome)
+
+
+def locked_holding(experiment: Experiment, *, decided: bool = False) -> Experiment:
+    """Its row, and its deployment's, locked. Raises Conflict when it runs no more (or, ``decided``, is settled)."""
+    _locked(experiment.deployment)
+    return _locked_experiment(experiment, *(Experiment.HOLDING if decided else [Experiment.State.RUNNING]))
+
+
 def experiment_numbered(deployment: Deployment, number: int) -> Experiment | None:
     rows = Experiment.objects.filter(deployment=deployment).select_related("deployment__organization")
     found: Experiment | None = rows.filter(number=number).first()
@@ -165,14 +179,16 @@ def check_design(*, metric: str, minimum_effect: float, **design: Any) -> None:
 
 def _locked(deployment: Deployment) -> Deployment:
     """Its row first, always: whoever locks an experiment holds its deployment already."""
-    rows = Deployment.objects.select_for_update(of=("self",)).select_related("organization")
+    rows = Deployment.objects.select_for_update(of=("self",), no_key=True).select_related("organization")
     found: Deployment = rows.get(pk=deployment.pk)
     return found
 
 
 def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
     locked: Experiment = (
-        Experiment.objects.select_for_update(of=("self",)).select_related("deployment").get(pk=experiment.pk)
+        Experiment.objects.select_for_update(of=("self",))
+        .select_related("deployment__organization")
+        .get(pk=experiment.pk)
     )
     if locked.state not in states:
         raise Conflict(f"Experiment {locked.number} is {locked.state}.", code=f"is_{locked.state}")

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Max
 from django.utils import timezone
 
@@ -24,6 +24,8 @@ from .models import Experiment
 SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, are in the database as a rule
 FARTHEST = 1e100  # no outcome counts more: its square must be a number too
 SLOW = "slow"
+LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
+SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
 OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
 
 
@@ -95,7 +97,7 @@ def outcomes_with_past(
     """
     sql = f"""
         WITH {_outcomes(measure)},
-        earlier AS ({_earlier()}), earlier_labels AS ({_labels("earlier", "%(since)s")}),
+        earlier AS ({_earlier()}), earlier_labels AS ({_labels("%(since)s")}),
         earlier_read AS ({_read(measure, "earlier", "earlier_labels")}),
         past AS (SELECT unit, {_outcome(measure)} AS x FROM earlier_read WHERE value IS NOT NULL GROUP BY unit),
         mean AS (SELECT coalesce(avg(x), 0) AS x FROM past),
@@ -125,7 +127,7 @@ def outcomes_by_revision(measure: Measure, window: Window, variants: Sequence[UU
 
 def _outcomes(measure: Measure, by: str = "variant_id") -> str:
     return f"""answered AS ({_answered(measure.by_request)}),
-        labels AS ({_labels("answered", "%(until)s")}),
+        labels AS ({_labels("%(until)s")}),
         read AS ({_read(measure, "answered", "labels")}),
         outcomes AS (SELECT {by}, unit, {_outcome(measure)} AS outcome
                      FROM read WHERE value IS NOT NULL GROUP BY {by}, unit)"""  # noqa: S608
@@ -150,14 +152,13 @@ def _earlier() -> str:
           AND at >= %(past)s AND at < %(since)s AND id <= %(last)s"""  # noqa: S608
 
 
-def _labels(of: str, moment: str) -> str:
+def _labels(moment: str) -> str:
     """As they were at a moment: those given until then, unless they were replaced until then."""
     return f"""SELECT request_id, index, label FROM serving_feedback
-        WHERE deployment_id = %(deployment)s AND at <= {moment} AND request_id IN (SELECT request_id FROM {of})
+        WHERE deployment_id = %(deployment)s AND at <= {moment}
         UNION ALL
         SELECT request_id, index, label FROM serving_supersededlabel
-        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment}
-          AND request_id IN (SELECT request_id FROM {of})"""  # noqa: S608
+        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment}"""  # noqa: S608
 
 
 def _read(measure: Measure, of: str, labels: str) -> str:
@@ -200,9 +201,15 @@ def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = N
 
 
 def _rows(sql: str, named: dict[str, Any]) -> list[Any]:
-    with connection.cursor() as cursor:
+    """All rows. Without nested loops: what PostgreSQL expects of sums of sums is a guess, and a wrong one would be squared."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('statement_timeout')")
+        before = cursor.fetchone()[0]
+        cursor.execute(SET, ["off", LONGEST])
         cursor.execute(sql, named)
-        return cursor.fetchall()
+        rows = cursor.fetchall()
+        cursor.execute(SET, ["on", before])
+        return rows
 
 
 def _moments(count: int, total: Any, squares: Any) -> Moments:
