@@ -4,7 +4,7 @@ from django.contrib import admin
 
 from dlplatform.accounts.admin import ReadOnly
 
-from .models import Deployment, DeploymentChange, Experiment, Feedback, Look, PredictionRecord, Variant
+from .models import Deployment, DeploymentChange, Experiment, Feedback, Look, PredictionRecord, Rollout, Variant
 
 
 @admin.register(Deployment)
@@ -65,3 +65,11 @@ class LookAdmin(ReadOnly):
     list_filter = ["kind"]
     search_fields = ["experiment__deployment__name"]
     list_select_related = ["experiment__deployment", "taken_by"]
+
+
+@admin.register(Rollout)
+class RolloutAdmin(ReadOnly):
+    list_display = ["deployment", "number", "state", "candidate", "step", "started_at", "ended_at"]
+    list_filter = ["state", "deployment__organization"]
+    search_fields = ["deployment__name", "conclusion"]
+    list_select_related = ["deployment", "candidate__model"]

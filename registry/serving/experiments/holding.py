@@ -8,17 +8,22 @@ from django.db.models import Q
 
 from dlplatform.api import Conflict
 
-from .models import Experiment
+from .models import Experiment, Rollout
 
 if TYPE_CHECKING:
     from registry.serving.models import Deployment
 
-Holder = Experiment
+Holder = Experiment | Rollout
 PAST = timedelta(days=14)  # before the start: what a covariate is made of
 
 
 def holder_of(deployment: "Deployment") -> Holder | None:
-    return Experiment.objects.filter(deployment=deployment, state__in=Experiment.HOLDING).first()
+    experiment = Experiment.objects.filter(deployment=deployment, state__in=Experiment.HOLDING).first()
+    return experiment or Rollout.objects.filter(deployment=deployment, state__in=Rollout.HOLDING).first()
+
+
+def name_of(holder: Holder) -> str:
+    return f"{'Experiment' if isinstance(holder, Experiment) else 'Canary'} {holder.number}"
 
 
 def refuse_held(deployment: "Deployment", by: Holder | None = None) -> None:
@@ -26,7 +31,7 @@ def refuse_held(deployment: "Deployment", by: Holder | None = None) -> None:
     holder = holder_of(deployment)
     if holder is not None and holder != by:
         raise Conflict(
-            f"Experiment {holder.number} is {holder.state} here, and would compare other things afterwards: end it first.",
+            f"{name_of(holder)} is {holder.state} here, and would see other things afterwards: end it first.",
             code="held",
         )
 
@@ -35,7 +40,10 @@ def needed_since(before: datetime) -> dict[UUID, datetime]:
     """By deployment, from when on its log must be kept: of experiments that run, or that ended after ``before``."""
     running = Q(state__in=Experiment.HOLDING) | Q(ended_at__gte=before)
     rows = Experiment.objects.filter(running).exclude(started_at=None).order_by("-started_at")
-    return {row.deployment_id: row.started_at - PAST for row in rows if row.started_at is not None}
+    found = {row.deployment_id: row.started_at - PAST for row in rows if row.started_at is not None}
+    for rollout in Rollout.objects.filter(state__in=Rollout.HOLDING):
+        found[rollout.deployment_id] = min(rollout.started_at, found.get(rollout.deployment_id, rollout.started_at))
+    return found
 
 
 def complete_log(deployment: "Deployment") -> float:

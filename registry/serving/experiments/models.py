@@ -160,3 +160,69 @@ class SupersededLabel(models.Model):
 
     def __str__(self) -> str:
         return f"{self.request_id}[{self.index}]"
+
+
+class Rollout(models.Model):
+    """A version that takes over step by step (a canary), or at once and watched (blue/green). The row is the truth."""
+
+    tenant_parent = "deployment"
+
+    class State(models.TextChoices):
+        RUNNING = "running"
+        PAUSED = "paused"  # it does not go on; its guardrails are watched all the same
+        FINISHED = "finished"
+        ROLLED_BACK = "rolled_back"
+        ABORTED = "aborted"
+
+    HOLDING = (State.RUNNING, State.PAUSED)
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    deployment = models.ForeignKey("serving.Deployment", on_delete=models.CASCADE, related_name="rollouts")
+    number = models.PositiveIntegerField(help_text="1, 2, … in its deployment")
+    state = models.CharField(max_length=12, choices=State.choices, default=State.RUNNING)
+    stable = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="Answers until then")
+    candidate = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    variant_stable = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", null=True)
+    variant_candidate = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", null=True)
+    steps = models.JSONField(help_text="[{share, minutes, requests}]: the last has the share 1")
+    step = models.PositiveSmallIntegerField(default=0, help_text="Position of the step it is at")
+    step_began_at = models.DateTimeField()
+    step_paused = models.FloatField(default=0.0, help_text="Seconds of this step that it was paused for")
+    paused_at = models.DateTimeField(null=True)
+    guardrails = models.JSONField(default=list, help_text="[{kind, tolerance or limit, milliseconds}]")
+    watched = models.JSONField(default=dict, help_text="What the last tick saw: {requests, guardrails}")
+    watched_at = models.DateTimeField(null=True)
+    watch_after = models.DateTimeField(null=True)
+    sample_rate = models.FloatField(help_text="The deployment's before the start; its log is whole meanwhile")
+    conclusion = models.TextField(blank=True, help_text="Why it ended, in words")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True)
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [
+            models.UniqueConstraint(fields=["deployment", "number"], name="rollout_number_once"),
+            models.UniqueConstraint(
+                fields=["deployment"], condition=Q(state__in=["running", "paused"]), name="rollout_one_at_a_time"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"canary {self.number} of {self.deployment}"
+
+    @property
+    def holds(self) -> bool:
+        return self.state in self.HOLDING
+
+    @property
+    def share(self) -> float:
+        """Of the traffic, that the candidate has at this step."""
+        return float(self.steps[self.step]["share"])
+
+    @property
+    def at_once(self) -> bool:
+        """Blue/green: one step."""
+        return len(self.steps) == 1

@@ -6,8 +6,8 @@ from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
-from . import guardrails
-from .models import Experiment, Look
+from . import guardrails, rollouts
+from .models import Experiment, Look, Rollout
 
 REASON = "Why, for the log of the deployment"
 REVISION = "The deployment must be at this revision, else 409"
@@ -99,6 +99,48 @@ class DeploymentExperimentOut(serializers.ModelSerializer):
             "metric", "higher_is_better", "minimum_effect", "alpha", "power", "looks", "cap", "missing_as_zero", "covariate",
             "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
             "started_at", "ended_at", "outcome", "conclusion",
+        ]  # fmt: skip
+
+
+class StepIn(Strict):
+    share = serializers.FloatField(
+        min_value=rollouts.LEAST_SHARE, max_value=1, help_text="Of the traffic; the last step has 1"
+    )
+    minutes = serializers.FloatField(
+        default=10, min_value=0, max_value=rollouts.LONGEST, help_text="That it lasts at least"
+    )
+    requests = serializers.IntegerField(
+        default=0, min_value=0, max_value=rollouts.MOST_REQUESTS, help_text="That the candidate answers in it at least"
+    )
+
+
+class CanaryIn(StartIn):
+    candidate = serializers.UUIDField(help_text="The version that takes over")
+    steps = StepIn(
+        many=True, required=False, min_length=1, max_length=rollouts.MOST_STEPS,
+        help_text="Default: 1, 5, 25 and 100 %; one step of share 1 swaps at once (blue/green)",
+    )  # fmt: skip
+    guardrails = GuardrailIn(many=True, required=False, max_length=guardrails.MOST)
+
+
+class CanaryOut(serializers.ModelSerializer):
+    deployment = serializers.UUIDField(source="deployment_id")
+    stable = serializers.UUIDField(source="stable_id", help_text="The version that answered before")
+    candidate = serializers.UUIDField(source="candidate_id")
+    share = serializers.FloatField(help_text="Of the traffic, at this step")
+    steps = serializers.ListField(child=serializers.DictField(), help_text="[{share, minutes, requests}]")
+    step = serializers.IntegerField(help_text="Position of the step that it is at, from 0 on")
+    guardrails = serializers.ListField(child=serializers.DictField())
+    watched = serializers.DictField(
+        help_text="{requests of the candidate in this step, guardrails with their sentences}"
+    )
+    created_by = serializers.CharField(source="created_by.username", default=None)
+
+    class Meta:
+        model = Rollout
+        fields = [
+            "id", "deployment", "number", "state", "stable", "candidate", "share", "steps", "step", "step_began_at",
+            "paused_at", "guardrails", "watched", "watched_at", "conclusion", "created_by", "started_at", "ended_at",
         ]  # fmt: skip
 
 

@@ -40,10 +40,10 @@ def create_experiment(
     share, alpha, power, looks, cap, missing_as_zero, baseline. Raises ValidationError, PermissionDenied, Conflict.
     """
     require(actor, "deploy", deployment)
-    locked = _locked(deployment)
+    locked = locked_deployment(deployment)
     check_design(metric=metric, minimum_effect=minimum_effect, **design)
-    a = _version(actor, locked, "control", control or _answering_most(locked))
-    b = _version(actor, locked, "challenger", challenger)
+    a = servable_version(actor, locked, "control", control or answering_most(locked))
+    b = servable_version(actor, locked, "challenger", challenger)
     planned = make_plan(deployment=locked, control=a, metric=metric, minimum_effect=minimum_effect, **design)
     design.pop("baseline", None)
     number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
@@ -63,7 +63,7 @@ def start_experiment(
 ) -> Experiment:
     """Split the traffic. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
     require(actor, "deploy", experiment.deployment)
-    deployment = _locked(experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
     refuse_held(deployment)
     _refuse_others(deployment, locked)
@@ -89,7 +89,7 @@ def stop_experiment(*, actor: User | None, experiment: Experiment, reason: str =
     """
     if actor is not None:
         require(actor, "deploy", experiment.deployment)
-    deployment = _locked(experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT, *Experiment.HOLDING)
     said = reason or ("A guardrail stopped it" if harm else "Stopped by a person")
     if locked.state == Experiment.State.DRAFT:
@@ -117,7 +117,7 @@ def _settle(
 ) -> Experiment:
     if actor is not None:
         require(actor, "deploy", experiment.deployment)
-    deployment = _locked(experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DECIDED, Experiment.State.STOPPED)
     if locked.started_at is None:
         raise Conflict("It was thrown away before it started: there is nothing to act upon.", code="not_started")
@@ -139,7 +139,7 @@ def decide(*, experiment: Experiment, outcome: str, conclusion: str) -> None:
 
 def locked_holding(experiment: Experiment, *, decided: bool = False) -> Experiment:
     """Its row, and its deployment's, locked. Raises Conflict when it runs no more (or, ``decided``, is settled)."""
-    _locked(experiment.deployment)
+    locked_deployment(experiment.deployment)
     return _locked_experiment(experiment, *(Experiment.HOLDING if decided else [Experiment.State.RUNNING]))
 
 
@@ -174,14 +174,34 @@ def check_design(*, metric: str, minimum_effect: float, **design: Any) -> None:
         raise _refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
 
 
-# --- the steps ----------------------------------------------------------------------------------------
-
-
-def _locked(deployment: Deployment) -> Deployment:
+def locked_deployment(deployment: Deployment) -> Deployment:
     """Its row first, always: whoever locks an experiment holds its deployment already."""
     rows = Deployment.objects.select_for_update(of=("self",), no_key=True).select_related("organization")
     found: Deployment = rows.get(pk=deployment.pk)
     return found
+
+
+def answering_most(deployment: Deployment) -> UUID:
+    """The version with the greatest weight. Raises Conflict when nobody answers."""
+    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).order_by("-weight")
+    found: UUID | None = live.values_list("version_id", flat=True).first()
+    if found is None:
+        raise Conflict("Nobody answers in this deployment.", code="nobody_answers")
+    return found
+
+
+def servable_version(actor: User, deployment: Deployment, field: str, identifier: UUID) -> ModelVersion:
+    """A version that can answer here. Raises ValidationError on ``field``."""
+    rows = ModelVersion.objects.visible_to(actor).filter(model__organization_id=deployment.organization_id)
+    found: ModelVersion | None = rows.select_related("model").filter(pk=identifier).first()
+    if found is None:
+        raise _refused(field, "The organization has no model version with this id.", "does_not_exist")
+    if MODEL_FILE not in found.tree:
+        raise _refused(field, f"v{found.number} has no {MODEL_FILE}: it cannot answer here.", "model_unusable")
+    return found
+
+
+# --- the steps ----------------------------------------------------------------------------------------
 
 
 def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
@@ -193,24 +213,6 @@ def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
     if locked.state not in states:
         raise Conflict(f"Experiment {locked.number} is {locked.state}.", code=f"is_{locked.state}")
     return locked
-
-
-def _answering_most(deployment: Deployment) -> UUID:
-    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).order_by("-weight")
-    found: UUID | None = live.values_list("version_id", flat=True).first()
-    if found is None:
-        raise Conflict("Nobody answers in this deployment.", code="nobody_answers")
-    return found
-
-
-def _version(actor: User, deployment: Deployment, field: str, identifier: UUID) -> ModelVersion:
-    rows = ModelVersion.objects.visible_to(actor).filter(model__organization_id=deployment.organization_id)
-    found: ModelVersion | None = rows.select_related("model").filter(pk=identifier).first()
-    if found is None:
-        raise _refused(field, "The organization has no model version with this id.", "does_not_exist")
-    if MODEL_FILE not in found.tree:
-        raise _refused(field, f"v{found.number} has no {MODEL_FILE}: it cannot answer here.", "model_unusable")
-    return found
 
 
 def _direction(metric: str, higher_is_better: bool | None) -> bool:
