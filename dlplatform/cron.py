@@ -27,6 +27,7 @@ from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Upload
 from registry.serving import batches, prediction_log
+from registry.serving.experiments import ticking as experiments
 from registry.serving.models import BatchPrediction
 from training import job_directories, kept_checkpoints, preflights, states
 from training import reachability as code_objects
@@ -130,6 +131,7 @@ TICKS = (
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
     Tick("reconcile batch predictions", settings.RECONCILE_SECONDS, reconcile_batches),
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
+    Tick("watch experiments", experiments.SECONDS, experiments.tick),
     Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
     Tick("forget preflights", 3600, preflights.forget_preflights),
     Tick("forget unused code", 3600, code_objects.forget_unused_code),

@@ -15,7 +15,8 @@ from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
 from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
-from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Variant
+from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Rollout, Variant
+from registry.serving.models import Experiment as DeploymentExperiment
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
 
 PASSWORD = "password-1234"
@@ -266,6 +267,41 @@ class PredictionRecordFactory(factory.django.DjangoModelFactory):
     predictions = [{"value": 1.0}]
     milliseconds = 1.0
     at = factory.LazyFunction(timezone.now)
+
+
+class DeploymentExperimentFactory(factory.django.DjangoModelFactory):
+    """A draft on accuracy, of which B is another version of A's model."""
+
+    class Meta:
+        model = DeploymentExperiment
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    number = factory.Sequence(lambda number: number + 1)
+    control = factory.SubFactory(ModelVersionFactory)
+    challenger = factory.SubFactory(ModelVersionFactory, model=factory.SelfAttribute("..control.model"))
+    metric = DeploymentExperiment.Metric.ACCURACY
+    higher_is_better = True
+    minimum_effect = 0.05
+    baseline = 0.8
+    units_a = 1000
+    units_b = 1000
+
+
+class RolloutFactory(factory.django.DjangoModelFactory):
+    """Over: it holds nothing."""
+
+    class Meta:
+        model = Rollout
+
+    deployment = factory.SubFactory(DeploymentFactory)
+    number = factory.Sequence(lambda number: number + 1)
+    state = Rollout.State.ABORTED
+    stable = factory.SubFactory(ModelVersionFactory)
+    candidate = factory.SelfAttribute("stable")
+    steps = [{"share": 1.0, "minutes": 10.0, "requests": 0}]
+    step_began_at = factory.LazyFunction(timezone.now)
+    started_at = factory.LazyFunction(timezone.now)
+    sample_rate = 1.0
 
 
 def ready_version(dataset: Dataset, rows: list[dict[str, Any]], folder: Path, **more: Any) -> DatasetVersion:

@@ -4,7 +4,7 @@ from django.contrib import admin
 
 from dlplatform.accounts.admin import ReadOnly
 
-from .models import Deployment, DeploymentChange, Feedback, PredictionRecord, Variant
+from .models import Deployment, DeploymentChange, Experiment, Feedback, Look, PredictionRecord, Rollout, Variant
 
 
 @admin.register(Deployment)
@@ -49,3 +49,27 @@ class FeedbackAdmin(ReadOnly):
     search_fields = ["request_id", "deployment__name"]
     list_select_related = ["deployment", "actor"]
     show_full_result_count = False
+
+
+@admin.register(Experiment)
+class DeploymentExperimentAdmin(ReadOnly):
+    list_display = ["deployment", "number", "state", "metric", "outcome", "started_at", "ended_at"]
+    list_filter = ["state", "metric", "deployment__organization"]
+    search_fields = ["deployment__name", "hypothesis", "conclusion"]
+    list_select_related = ["deployment"]
+
+
+@admin.register(Look)
+class LookAdmin(ReadOnly):
+    list_display = ["experiment", "number", "kind", "until", "taken_by", "taken_at"]
+    list_filter = ["kind"]
+    search_fields = ["experiment__deployment__name"]
+    list_select_related = ["experiment__deployment", "taken_by"]
+
+
+@admin.register(Rollout)
+class RolloutAdmin(ReadOnly):
+    list_display = ["deployment", "number", "state", "candidate", "step", "started_at", "ended_at"]
+    list_filter = ["state", "deployment__organization"]
+    search_fields = ["deployment__name", "conclusion"]
+    list_select_related = ["deployment", "candidate__model"]

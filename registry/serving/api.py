@@ -31,7 +31,7 @@ from .serializers import (
 
 VARIANT = {
     "id": "51c0…", "version": "9c1d…", "model": "4f2a…", "model_name": "breast cancer", "number": 3, "role": "live",
-    "weight": 90.0, "share": 0.9,
+    "weight": 90.0, "share": 0.9, "arm": "",
 }  # fmt: skip
 DEPLOYMENT = {
     "id": "e0b7…", "name": "screening", "description": "", "organization": "main", "state": "active", "revision": 4,
@@ -39,7 +39,7 @@ DEPLOYMENT = {
 }  # fmt: skip
 THEN = {
     "state": "active",
-    "variants": [{name: VARIANT[name] for name in ("id", "version", "number", "role", "weight")}],
+    "variants": [{name: VARIANT[name] for name in ("id", "version", "number", "role", "weight", "arm")}],
 }
 CHANGE = {
     "revision": 4, "before": THEN, "after": THEN, "undoes": None, "actor": "maria", "reason": "canary to 10 %",

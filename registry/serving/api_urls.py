@@ -1,6 +1,7 @@
 from django.urls import path
 
 from . import api, batch_api, log_api
+from .experiments.api_urls import urlpatterns as experiments
 
 urlpatterns = [
     path("batch-predictions", batch_api.BatchesView.as_view()),
@@ -14,5 +15,6 @@ urlpatterns = [
     path("deployments/<uuid:deployment>/requests/<uuid:request_id>", log_api.RequestView.as_view()),
     path("deployments/<uuid:deployment>/feedback", log_api.FeedbackView.as_view()),
     path("deployments/<uuid:deployment>/predict", api.DeploymentPredictView.as_view()),
+    *experiments,
     path("deployments/<str:name>/predict", api.NamedDeploymentPredictView.as_view()),
 ]

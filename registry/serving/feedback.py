@@ -1,8 +1,9 @@
 """What turned out to be right: taken late, repeatedly or by the list, and what it says of each variant."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from django.utils import timezone
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 
+from .experiments.models import SupersededLabel
 from .models import Deployment, Feedback, PredictionRecord, Variant
 
 LOOKED_AT = 5000  # labels, the newest first
@@ -31,6 +33,7 @@ def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label
     require(actor, "predict", deployment)
     last = {(one.request_id, one.index): one.label for one in labels}
     now = timezone.now()
+    _keep_superseded(deployment, last, now)
     rows = [
         Feedback(deployment=deployment, request_id=request, index=index, label=label, actor=actor, at=now)
         for (request, index), label in sorted(last.items())  # one order for all, or two writers wait for each other
@@ -40,6 +43,26 @@ def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label
         update_fields=["label", "actor", "at"],
     )  # fmt: skip
     return len(rows)
+
+
+def _keep_superseded(deployment: Deployment, coming: Mapping[tuple[UUID, int], Any], now: datetime) -> None:
+    """Where there are experiments: what they saw at an earlier time must stay computable."""
+    if not deployment.experiments.exists():
+        return
+    rows = Feedback.objects.select_for_update().filter(
+        deployment=deployment, request_id__in={request for request, _ in coming}
+    )
+    SupersededLabel.objects.bulk_create(
+        [
+            SupersededLabel(
+                deployment=deployment, request_id=row.request_id, index=row.index, label=row.label, at=row.at,
+                replaced_at=now,
+            )
+            for row in rows.order_by("request_id", "index")
+            if (row.request_id, row.index) in coming
+        ],
+        batch_size=500,
+    )  # fmt: skip
 
 
 @dataclass

@@ -69,6 +69,12 @@ class Variant(models.Model):
     version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
     role = models.CharField(max_length=10, choices=Role.choices, default=Role.LIVE)
     weight = models.FloatField(help_text="Its part of the traffic, in proportion to the other live variants'")
+    arm = models.CharField(
+        max_length=10,
+        blank=True,
+        editable=False,
+        help_text="Tells the variants of an A/A test apart: one version, twice",
+    )
     removed_at = models.DateTimeField(null=True, editable=False)
 
     objects = TenantQuerySet.as_manager()
@@ -76,12 +82,12 @@ class Variant(models.Model):
     class Meta:
         ordering = ["role", "version__model__name", "version__number"]
         constraints = [
-            models.UniqueConstraint(fields=["deployment", "version"], name="variant_version_once"),
+            models.UniqueConstraint(fields=["deployment", "version", "arm"], name="variant_version_once_an_arm"),
             models.CheckConstraint(condition=Q(weight__gte=0), name="variant_weight_not_negative"),
         ]
 
     def __str__(self) -> str:
-        return str(self.version)
+        return f"{self.version} ({self.arm})" if self.arm else str(self.version)
 
 
 class DeploymentChange(models.Model):
@@ -206,3 +212,11 @@ class Feedback(models.Model):
 
     def __str__(self) -> str:
         return f"{self.request_id}[{self.index}]"
+
+
+from .experiments.models import Experiment, Look, Rollout, SupersededLabel  # noqa: E402
+
+__all__ = [
+    "BatchPrediction", "Deployment", "DeploymentChange", "DeploymentGroupPermission", "DeploymentUserPermission",
+    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "SupersededLabel", "Variant",
+]  # fmt: skip

@@ -16,6 +16,8 @@ from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
 
+from .experiments.holding import needed_since
+from .experiments.models import SupersededLabel
 from .models import Deployment, Feedback, PredictionRecord, Variant
 
 SECONDS = 1.0
@@ -147,7 +149,14 @@ def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[i
 
 
 def forget_old() -> int:
-    """Delete records and feedback that are older than the policy; how many."""
+    """Delete records and feedback that are older than the policy and that no experiment needs; how many."""
     before = timezone.now() - timedelta(days=settings.PREDICTION_LOG_DAYS)
-    rows = (PredictionRecord.objects.filter(at__lt=before), Feedback.objects.filter(at__lt=before))
-    return sum(found.delete()[0] for found in rows)
+    kept = needed_since(before)
+    tables = ((PredictionRecord, "at"), (Feedback, "at"), (SupersededLabel, "replaced_at"))
+    removed = 0
+    for table, moment in tables:
+        old = table.objects.filter(**{f"{moment}__lt": before})
+        for deployment, since in kept.items():
+            old = old.exclude(**{"deployment": deployment, f"{moment}__gte": since})
+        removed += old.delete()[0]
+    return removed

@@ -62,7 +62,7 @@ class VariantOut(serializers.ModelSerializer):
 
     class Meta:
         model = Variant
-        fields = ["id", "version", "model", "model_name", "number", "role", "weight", "share"]
+        fields = ["id", "version", "model", "model_name", "number", "role", "weight", "share", "arm"]
 
     def get_share(self, variant: Variant) -> float:
         return shares(variant.deployment.allocation).get(str(variant.pk), 0.0)
@@ -86,7 +86,7 @@ class StateOut(serializers.Serializer):
 
     state = serializers.ChoiceField(Deployment.State.choices)
     variants = serializers.ListField(
-        child=serializers.DictField(), help_text="{id, version, model, number, role, weight}"
+        child=serializers.DictField(), help_text="{id, version, model, number, role, weight, arm}"
     )
 
 

@@ -23,6 +23,7 @@ from registry.availability import require_files
 from registry.models import ModelVersion, RegisteredModel
 
 from .assignment import reallocate
+from .experiments.holding import Holder, refuse_held
 from .models import Deployment, DeploymentChange, Variant
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -38,6 +39,7 @@ class Wanted:
     version: UUID
     weight: float = 1.0
     role: str = Variant.Role.LIVE
+    arm: str = ""  # only an experiment has a version twice
 
 
 @transaction.atomic
@@ -63,10 +65,15 @@ def create_deployment(
 
 @transaction.atomic
 def change_variants(
-    *, actor: User, deployment: Deployment, variants: Sequence[Wanted], reason: str = "", revision: int | None = None
-) -> Deployment:
-    """Set versions, weights and roles. With ``revision`` only if that is still the newest. Raises Conflict else."""
-    locked = _locked(actor, deployment, revision)
+    *, actor: User | None, deployment: Deployment, variants: Sequence[Wanted], reason: str = "",
+    revision: int | None = None, holder: Holder | None = None,
+) -> Deployment:  # fmt: skip
+    """Set versions, weights and roles. With ``revision`` only if that is still the newest. Raises Conflict else.
+
+    ``holder``: the experiment or rollout on whose behalf it is done; while one holds the deployment nobody else may. No
+    ``actor``: the platform itself, for a holder that a person started.
+    """
+    locked = _locked(actor, deployment, revision, holder)
     if locked.state != Deployment.State.ACTIVE:
         raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
     before = state_of(locked)
@@ -80,6 +87,8 @@ def change_variants(
 def set_details(*, actor: User, deployment: Deployment, **details: Any) -> Deployment:
     """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log."""
     require(actor, "deploy", deployment)
+    if "sample_rate" in details:
+        refuse_held(Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk))
     if not 0 <= details.get("sample_rate", 0) <= 1:
         raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
     for field, value in details.items():
@@ -136,7 +145,9 @@ def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
 
 
 def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> None:
-    wanted = [Wanted(UUID(one["version"]), one["weight"], one["role"]) for one in target["variants"]]
+    wanted = [
+        Wanted(UUID(one["version"]), one["weight"], one["role"], one.get("arm", "")) for one in target["variants"]
+    ]
     if target["state"] == Deployment.State.ACTIVE:
         _lock_versions(actor, deployment, [one.version for one in wanted])
     _write_variants(deployment, wanted)
@@ -149,7 +160,7 @@ def state_of(deployment: Deployment) -> dict[str, Any]:
     variants = [
         {
             "id": str(row.pk), "version": str(row.version_id), "model": row.version.model.name,
-            "number": row.version.number, "role": row.role, "weight": row.weight,
+            "number": row.version.number, "role": row.role, "weight": row.weight, "arm": row.arm,
         }
         for row in _variants(deployment)
     ]  # fmt: skip
@@ -167,9 +178,13 @@ def _variants(deployment: Deployment) -> list[Variant]:
 # --- the steps ----------------------------------------------------------------------------------------
 
 
-def _locked(actor: User, deployment: Deployment, revision: int | None) -> Deployment:
-    require(actor, "deploy", deployment)
+def _locked(
+    actor: User | None, deployment: Deployment, revision: int | None, holder: Holder | None = None
+) -> Deployment:
+    if actor is not None or holder is None:
+        require(actor, "deploy", deployment)  # type: ignore[arg-type]
     locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
+    refuse_held(locked, holder)
     if revision is not None and revision != locked.revision:
         raise Conflict(
             f"It was changed meanwhile: the newest change is number {locked.revision}, not {revision}.", code="moved"
@@ -177,7 +192,7 @@ def _locked(actor: User, deployment: Deployment, revision: int | None) -> Deploy
     return locked
 
 
-def _set_variants(actor: User, deployment: Deployment, variants: Sequence[Wanted]) -> None:
+def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:
     _check_variants(variants)
     _lock_versions(actor, deployment, [one.version for one in variants])
     live = _write_variants(deployment, variants)
@@ -189,7 +204,7 @@ def _set_variants(actor: User, deployment: Deployment, variants: Sequence[Wanted
 def _check_variants(variants: Sequence[Wanted]) -> None:
     if not variants or len(variants) > MOST_VARIANTS:
         raise _refused("variants", f"Give from 1 to {MOST_VARIANTS} variants.", "invalid")
-    if len({one.version for one in variants}) < len(variants):
+    if len({(one.version, one.arm) for one in variants}) < len(variants):
         raise _refused("variants", "Name each version once.", "unique")
     for position, one in enumerate(variants):
         if not (math.isfinite(one.weight) and 0 <= one.weight <= HEAVIEST):
@@ -200,12 +215,13 @@ def _check_variants(variants: Sequence[Wanted]) -> None:
         raise _refused("variants", "One live variant needs a weight above 0: somebody has to answer.", "nobody_answers")
 
 
-def _lock_versions(actor: User, deployment: Deployment, versions: Sequence[UUID]) -> None:
+def _lock_versions(actor: User | None, deployment: Deployment, versions: Sequence[UUID]) -> None:
     """Hold off whoever deletes files of these versions; raise for what cannot be served from here."""
     rows = ModelVersion.objects.filter(pk__in=versions, model__organization_id=deployment.organization_id)
     models = rows.values_list("model_id", flat=True)
     list(RegisteredModel.objects.select_for_update().filter(pk__in=set(models)).order_by("pk"))
-    found = {row.pk: row for row in rows.visible_to(actor).select_related("model")}
+    seen = rows if actor is None else rows.visible_to(actor)
+    found = {row.pk: row for row in seen.select_related("model")}
     for position, version in enumerate(versions):
         _check_version(found.get(version), position)
     tasks = {row.task for row in found.values()}
@@ -225,14 +241,12 @@ def _check_version(version: ModelVersion | None, position: int) -> None:
 
 def _write_variants(deployment: Deployment, variants: Sequence[Wanted]) -> dict[str, float]:
     """Write the rows; the weights of the live ones by the ids of their variants."""
-    rows = {row.version_id: row for row in Variant.objects.filter(deployment=deployment)}
-    gone = set(rows) - {one.version for one in variants}
-    Variant.objects.filter(deployment=deployment, version_id__in=gone, removed_at=None).update(
-        removed_at=timezone.now()
-    )
+    rows = {(row.version_id, row.arm): row for row in Variant.objects.filter(deployment=deployment)}
+    gone = [rows[place].pk for place in set(rows) - {(one.version, one.arm) for one in variants}]
+    Variant.objects.filter(pk__in=gone, removed_at=None).update(removed_at=timezone.now())
     live = {}
     for one in variants:
-        row = rows.get(one.version) or Variant(deployment=deployment, version_id=one.version)
+        row = rows.get((one.version, one.arm)) or Variant(deployment=deployment, version_id=one.version, arm=one.arm)
         row.weight, row.role, row.removed_at = float(one.weight), one.role, None
         row.save()
         if one.role == Variant.Role.LIVE:
@@ -247,7 +261,11 @@ def _set_state(deployment: Deployment, state: str) -> None:
 
 
 def _log(
-    actor: User, deployment: Deployment, before: dict[str, Any], reason: str, undoes: DeploymentChange | None = None
+    actor: User | None,
+    deployment: Deployment,
+    before: dict[str, Any],
+    reason: str,
+    undoes: DeploymentChange | None = None,
 ) -> None:
     deployment.revision += 1
     deployment.save(update_fields=["revision"])

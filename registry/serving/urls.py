@@ -3,8 +3,10 @@
 from django.urls import path
 
 from . import batch_views, views
+from .experiments.urls import urlpatterns as experiments
 
 urlpatterns = [
+    *experiments,
     path("model-versions/<uuid:version>/batch", batch_views.batch_new, name="batch-new"),
     path("batch-predictions/<uuid:batch>/", batch_views.batch_page, name="batch"),
     path("batch-predictions/<uuid:batch>/cancel", batch_views.batch_cancel, name="batch-cancel"),

@@ -31,11 +31,14 @@ from registry.views.version import shown_prediction
 from . import feedback, prediction_log, predictions, services, shadowing
 from .assignment import shares
 from .client import Unusable
+from .experiments.holding import holder_of, name_of
+from .experiments.models import Rollout
 from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
 from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
 
 CHANGES_SHOWN = 30
+EXPERIMENTS_SHOWN = 5
 RECORDS_SHOWN = 20
 SORTS = {"name": "name", "-name": "-name", "created": "created_at", "-created": "-created_at"}
 
@@ -116,12 +119,25 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
         "choices": [one for one in servable_versions(request.user, found.organization) if one.pk not in in_it]
         if can_deploy
         else [],
+        **_holder_context(found),
+        "experiments": found.experiments.select_related("control__model", "challenger__model")[:EXPERIMENTS_SHOWN],
+        "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
         "changes": found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
         **_log_context(found),
         **_try_context(request, found),
     }
     part = {"requests": "serving/_requests.html"}.get(request.GET.get("part", ""))
     return page(request, "serving/deployment.html", context, partial=part)
+
+
+def _holder_context(deployment: Deployment) -> dict[str, Any]:
+    """The experiment or canary that the variants belong to now, if any."""
+    holder = holder_of(deployment)
+    if holder is None:
+        return {"holder": None}
+    page_of_it = "canary" if isinstance(holder, Rollout) else "deployment-experiment"
+    address = reverse(page_of_it, args=[deployment.pk, holder.number])
+    return {"holder": holder, "holder_name": name_of(holder), "holder_address": address}
 
 
 def _log_context(deployment: Deployment) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def rows(organization, trainer):
     factories.VariantFactory(deployment=deployment, version=model_version)
     batch = factories.BatchPredictionFactory(version=model_version, dataset_version=version)
     variant = deployment.variants.get()
+    factories.DeploymentExperimentFactory(deployment=deployment, control=model_version, number=1)
+    factories.RolloutFactory(deployment=deployment, stable=model_version, number=1)
     record = factories.PredictionRecordFactory(deployment=deployment, variant=variant)
     return {
         "<uuid:deployment>": deployment.pk, "<uuid:request_id>": record.request_id, "<uuid:batch>": batch.pk,

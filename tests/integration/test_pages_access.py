@@ -56,6 +56,10 @@ def things(organization, trainer):
     factories.VariantFactory(deployment=deployment, version=made)
     then = {"state": "active", "variants": [{"model": HOSTILE, "number": 1, "role": "live", "weight": 1.0}]}
     factories.DeploymentChangeFactory(deployment=deployment, reason=HOSTILE, before=then, after=then)
+    factories.DeploymentExperimentFactory(
+        deployment=deployment, control=made, challenger=made, number=1, hypothesis=HOSTILE, conclusion=HOSTILE
+    )
+    factories.RolloutFactory(deployment=deployment, stable=made, number=1, conclusion=HOSTILE)
     return {
         "deployment": deployment,
         "batch": factories.BatchPredictionFactory(version=made, dataset_version=version, name=HOSTILE),
@@ -98,6 +102,8 @@ def pages_of(things):
         reverse("code", args=[things["code"].pk]), reverse("code-lineage", args=[things["code"].pk]),
         reverse("sweep", args=[things["sweep"].pk]), reverse("sweep", args=[things["sweep"].pk]) + "?sort=-schedule",
         reverse("deployment", args=[things["deployment"].pk]), reverse("batch", args=[things["batch"].pk]),
+        reverse("deployment-experiment", args=[things["deployment"].pk, 1]),
+        reverse("canary", args=[things["deployment"].pk, 1]),
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip
@@ -128,6 +134,7 @@ CHANGES = [
     ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
     ("model_version", "version-restore"), ("deployment", "deployment-variants"), ("deployment", "deployment-undo"),
     ("deployment", "deployment-archive"), ("deployment", "deployment-restore"), ("batch", "batch-cancel"),
+    ("deployment", "deployment-experiment-same"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 STATE_TONES = {
     "queued": "idle", "preparing": "busy", "running": "busy", "paused": "warn", "ready": "good", "succeeded": "good",
     "rejected": "bad", "failed": "bad", "cancelled": "muted", "finished": "good", "pruned": "muted", "active": "good", "revoked": "muted",
-    "expired": "muted",
+    "expired": "muted", "draft": "idle", "decided": "good", "stopped": "muted", "promoted": "good", "kept": "muted",
+    "rolled_back": "bad", "aborted": "muted",
 }  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def item(mapping: dict, key: str) -> Any:
 
 @register.simple_tag
 def badge(state: str) -> SafeString:
-    return format_html('<span class="badge {}">{}</span>', tone(state), state)
+    return format_html('<span class="badge {}">{}</span>', tone(state), state.replace("_", " "))
 
 
 @register.simple_tag

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('serving', '0003_batch_predictions'),
+        ('serving', '0006_rollouts'),
     ]
 
     operations = [

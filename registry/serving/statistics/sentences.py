@@ -49,8 +49,8 @@ class _Told:
     """Numbers with as many digits as their interval is worth: two of its half width."""
 
     def __init__(self, metric: "Metric", interval: tuple[float, float]):
-        self.scale = 100 if metric.proportion else 1
-        self.unit = " points" if metric.proportion else f" {metric.unit}" if metric.unit else ""
+        self.scale = 100 if metric.in_points else 1
+        self.unit = " points" if metric.in_points else f" {metric.unit}" if metric.unit else ""
         half = self.scale * (interval[1] - interval[0]) / 2
         self.digits = min(12, max(0, 1 - math.floor(math.log10(half)))) if half > 0 else 3
 

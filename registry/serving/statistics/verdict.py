@@ -35,13 +35,19 @@ class Outcome(StrEnum):
 class Metric:
     """How to read the primary metric.
 
-    ``proportion``: outcomes are 0 or 1, told in points of a hundred; else ``unit`` follows every number ("ms").
+    ``proportion``: outcomes are 0 or 1, told in points of a hundred; ``share``: they lie between 0 and 1, as that of the
+    rows of a unit that were right, and are told so too; else ``unit`` follows every number ("ms").
     ``higher_is_better``: False for errors and latencies.
     """
 
     proportion: bool = True
     higher_is_better: bool = True
     unit: str = ""
+    share: bool = False
+
+    @property
+    def in_points(self) -> bool:
+        return self.proportion or self.share
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def _blank(outcome: Outcome, fraction: float, days: int | None, plan: Plan, metr
 
 
 def _enough(arm: Moments, metric: Metric) -> bool:
-    if metric.proportion:
+    if metric.in_points:
         return min(arm.total, arm.count - arm.total) >= LEAST_OF_EACH
     return arm.count >= LEAST_UNITS
 

@@ -1,0 +1,122 @@
+"""Forms of the pages of experiments."""
+
+from typing import Any
+
+from django import forms
+
+from registry.models import ModelVersion
+
+from .models import Experiment
+from .sums import SLOW
+
+METRICS = {
+    Experiment.Metric.ACCURACY: "Accuracy, by the labels",
+    Experiment.Metric.ABSOLUTE_ERROR: "Mean absolute error, by the labels",
+    Experiment.Metric.NUMBER: "A number sent as feedback",
+    Experiment.Metric.LATENCY: "Milliseconds to the answer",
+    Experiment.Metric.ERRORS: "Failed requests",
+}
+
+
+class DesignForm(forms.Form):
+    """What a plan depends on; each field as the API names it."""
+
+    metric = forms.ChoiceField(choices=METRICS.items(), label="What decides")
+    minimum_effect = forms.FloatField(
+        min_value=0, max_value=1e12, label="Difference not to be missed", initial=0.02,
+        help_text="Of accuracy and failures as a share: 0.02 is two points. Else in the metric's unit",
+    )  # fmt: skip
+    share = forms.FloatField(min_value=0.01, max_value=0.99, initial=0.5, label="B's share of the traffic")
+    looks = forms.IntegerField(min_value=1, max_value=99, initial=28, label="Looks")
+    alpha = forms.FloatField(
+        min_value=0.0001, max_value=0.5, initial=0.05, label="False verdicts", help_text="As a share"
+    )
+    power = forms.FloatField(min_value=0.1, max_value=0.999, initial=0.8, label="Power")
+    baseline = forms.FloatField(
+        min_value=0, max_value=1e12, required=False, label="A's rate, or deviation",
+        help_text="Blank: measured in the log. The rate of accuracy and failures, else a unit's standard deviation",
+    )  # fmt: skip
+    cap = forms.FloatField(min_value=0, max_value=1e12, required=False, label="A unit counts at most")
+    missing_as_zero = forms.BooleanField(required=False, label="No feedback counts as 0")
+
+    def design(self) -> dict[str, Any]:
+        """The fields that `design.make_plan` takes."""
+        return {name: self.cleaned_data[name] for name in DesignForm.base_fields}
+
+
+class ExperimentForm(DesignForm):
+    challenger = forms.UUIDField(widget=forms.Select, label="B", help_text="The version that answers most is A")
+    hypothesis = forms.CharField(
+        max_length=10_000, required=False, widget=forms.Textarea({"rows": 2}), help_text="What you expect, and why"
+    )
+    higher_is_better = forms.BooleanField(required=False, initial=True, label="More is better, of a number")
+    covariate = forms.BooleanField(required=False, label="Adjust by what the same keys did before")
+    promotes = forms.BooleanField(required=False, label="Act on the verdict without a person")
+    errors_limit = forms.FloatField(
+        min_value=0,
+        max_value=1,
+        required=False,
+        label="B fails at most",
+        help_text="As a share; blank: no such guardrail",
+    )
+    slow_milliseconds = forms.FloatField(
+        min_value=0, max_value=3_600_000, required=False, label="Slow is above", help_text="Milliseconds"
+    )
+    slow_limit = forms.FloatField(
+        min_value=0, max_value=1, required=False, label="B is slow at most", help_text="As a share of its requests"
+    )
+    tolerance = forms.FloatField(
+        min_value=0, max_value=1e12, required=False, label="B is worse by at most", help_text="In what decides"
+    )
+
+    field_order = [
+        "challenger", "hypothesis", "metric", "minimum_effect", "share", "baseline", "looks", "alpha", "power", "cap",
+        "higher_is_better", "missing_as_zero", "covariate", "promotes",
+    ]  # fmt: skip
+    of_guardrails = ["errors_limit", "slow_milliseconds", "slow_limit", "tolerance"]
+
+    def __init__(self, *args: Any, versions: list[ModelVersion], control: ModelVersion | None, **more: Any) -> None:
+        super().__init__(*args, **more)
+        choices = [(one.pk, f"{one} (the same as A: an A/A test)" if one == control else str(one)) for one in versions]
+        self.fields["challenger"].widget.choices = choices  # type: ignore[attr-defined]
+
+    @property
+    def plain_fields(self) -> list[Any]:
+        return [field for field in self if field.name not in self.of_guardrails and not self.is_check(field)]
+
+    @property
+    def checks(self) -> list[Any]:
+        return [field for field in self if self.is_check(field)]
+
+    @property
+    def guardrail_fields(self) -> list[Any]:
+        return [self[name] for name in self.of_guardrails]
+
+    @staticmethod
+    def is_check(field: Any) -> bool:
+        return isinstance(field.field, forms.BooleanField)
+
+    def wanted(self) -> dict[str, Any]:
+        """As `services.create_experiment` names it."""
+        given = self.cleaned_data
+        plain = {name: given[name] for name in ("challenger", "hypothesis", "covariate", "promotes")}
+        higher = given["higher_is_better"] if given["metric"] == Experiment.Metric.NUMBER else None
+        return self.design() | plain | {"higher_is_better": higher, "guardrails_wanted": self.guardrails(higher)}
+
+    def guardrails(self, higher_is_better: bool | None) -> list[dict[str, Any]]:
+        wanted = watched(self.cleaned_data)
+        if (tolerance := self.cleaned_data["tolerance"]) is not None:
+            one = {"kind": self.cleaned_data["metric"], "tolerance": tolerance}
+            wanted.append(one if higher_is_better is None else one | {"higher_is_better": higher_is_better})
+        return wanted
+
+
+def watched(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The guardrails on B alone."""
+    wanted: list[dict[str, Any]] = []
+    if given.get("errors_limit") is not None:
+        wanted.append({"kind": Experiment.Metric.ERRORS.value, "limit": given["errors_limit"]})
+    slow = {"milliseconds": given.get("slow_milliseconds"), "limit": given.get("slow_limit")}
+    if any(value is not None for value in slow.values()):
+        wanted.append({"kind": SLOW, **slow})
+    return wanted

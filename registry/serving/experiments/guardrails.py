@@ -1,0 +1,127 @@
+"""Guardrails on the challenger: what they are, what is read for them, what they say. Alarms hold at every moment."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+
+from registry.serving.statistics.guardrails import ALPHA, Guardrail, check_difference, check_rate
+from registry.serving.statistics.moments import Moments
+
+from .models import Experiment
+from .sums import SLOW, Measure, Window, outcomes
+
+MOST = 10
+RATES = (Experiment.Metric.ERRORS, SLOW)
+KINDS = (*Experiment.Metric.values, SLOW)
+LONGEST = 3_600_000.0  # milliseconds
+NAMES = {
+    Experiment.Metric.ERRORS: "failed requests", SLOW: "requests slower than {milliseconds:g} ms",
+    Experiment.Metric.LATENCY: "milliseconds", Experiment.Metric.ACCURACY: "accuracy",
+    Experiment.Metric.ABSOLUTE_ERROR: "absolute error", Experiment.Metric.NUMBER: "the number sent as feedback",
+}  # fmt: skip
+
+
+def checked(guardrails: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The guardrails as they are stored. Raises ValidationError naming `guardrails.<position>.<field>`."""
+    if len(guardrails) > MOST:
+        raise _refused("guardrails", f"Give at most {MOST} guardrails: they share one rate of false alarms.")
+    return [_checked(dict(one), f"guardrails.{position}") for position, one in enumerate(guardrails)]
+
+
+def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
+    kind = given.get("kind")
+    if kind not in KINDS:
+        raise _refused(f"{place}.kind", f"Choose one of: {', '.join(KINDS)}.")
+    limit, tolerance, milliseconds = given.get("limit"), given.get("tolerance"), given.get("milliseconds")
+    if (limit is None) == (tolerance is None):
+        raise _refused(f"{place}.tolerance", "Give a tolerance beside A, or a limit for B alone; one of them.")
+    if limit is not None and kind not in RATES:
+        raise _refused(f"{place}.limit", "Only failures and slow requests have a limit; give a tolerance.")
+    if limit is not None and not 0 < limit < 1:
+        raise _refused(f"{place}.limit", "Give a share between 0 and 1.")
+    if tolerance is not None and not 0 <= tolerance <= 1e12:
+        raise _refused(f"{place}.tolerance", "Give a number from 0 on.")
+    if (kind == SLOW) != (milliseconds is not None) or not 0 < (milliseconds or 1) <= LONGEST:
+        raise _refused(f"{place}.milliseconds", "Slow requests need a limit in milliseconds; nothing else has one.")
+    kept = {name: given[name] for name in ("kind", "limit", "tolerance", "milliseconds") if given.get(name) is not None}
+    if kind == Experiment.Metric.NUMBER:
+        kept["higher_is_better"] = bool(given.get("higher_is_better", True))
+    return kept
+
+
+def read(guardrails: Sequence[Mapping[str, Any]], window: Window, a: UUID, b: UUID) -> list[dict[str, Any]]:
+    """The sums behind each guardrail: {a, b}, [count, total, squares] each. A limit is held by requests, not by keys."""
+    found = []
+    for one in guardrails:
+        measure = Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request="limit" in one)
+        arms = outcomes(measure, window, [a, b])
+        found.append({"a": as_list(arms[a]), "b": as_list(arms[b])})
+    return found
+
+
+def judge(
+    guardrails: Sequence[Mapping[str, Any]], sums: Sequence[Mapping[str, Any]], *, tuned_units: int
+) -> list[dict[str, Any]]:
+    """What each says: {alarm, evidence, harm, low, sentence} beside its definition. A pure function."""
+    return [_judged(one, read, tuned_units, len(guardrails)) for one, read in zip(guardrails, sums, strict=True)]
+
+
+def _judged(one: Mapping[str, Any], read: Mapping[str, Any], tuned_units: int, count: int) -> dict[str, Any]:
+    a, b = from_list(read["a"]), from_list(read["b"])
+    if "limit" in one:
+        found = check_rate(round(b.total), b.count, limit=one["limit"], guardrails=count)
+    else:
+        found = check_difference(
+            a, b, tuned_units=tuned_units, tolerance=one["tolerance"], higher_is_worse=_higher_is_worse(one),
+            guardrails=count,
+        )  # fmt: skip
+    told = {"alarm": found.alarm, "evidence": found.evidence, "harm": found.harm, "low": found.low}
+    return {**one, **told, "sentence": _sentence(one, found, a, b)}
+
+
+def _higher_is_worse(one: Mapping[str, Any]) -> bool:
+    return not one.get("higher_is_better", one["kind"] == Experiment.Metric.ACCURACY)
+
+
+def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments) -> str:
+    name = NAMES[one["kind"]].format(**one)
+    if not b.count:
+        return f"{_capital(name)}: nothing was seen of B yet."
+    said = f"{_capital(name)}: {_told(one, b.mean)} at B"
+    if "limit" in one:
+        return f"{said} of {b.count:,} requests, limit {_told(one, one['limit'])}{_end(found)}"
+    beside = f", {_told(one, a.mean)} at A" if a.count else ""
+    return f"{said}{beside}; B may be worse by {_told(one, one['tolerance'])}{_end(found)}"
+
+
+def _end(found: Guardrail) -> str:
+    return f": more than chance explains (at most {ALPHA:.0%} of sound tests raise an alarm)." if found.alarm else "."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _told(one: Mapping[str, Any], value: float) -> str:
+    if one["kind"] in (*RATES, Experiment.Metric.ACCURACY):
+        return f"{100 * value:.3g} %"
+    return f"{value:.4g}"
+
+
+def alarmed(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentences of those that raised an alarm."""
+    return [one["sentence"] for one in results if one["alarm"]]
+
+
+def as_list(arm: Moments) -> list[float]:
+    return [arm.count, arm.total, arm.squares]
+
+
+def from_list(stored: Sequence[Any]) -> Moments:
+    return Moments(int(stored[0]), float(stored[1]), float(stored[2]))
+
+
+def _refused(field: str, sentence: str) -> ValidationError:
+    return ValidationError({field: ValidationError(sentence, code="invalid")})

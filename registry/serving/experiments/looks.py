@@ -1,0 +1,134 @@
+"""Looks at running experiments: taken when they are due or asked for, acted upon, and computed again."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import transaction
+
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+from dlplatform.api import Conflict
+from registry.serving.statistics.covariate import CovariateMoments
+from registry.serving.statistics.moments import Moments
+from registry.serving.statistics.spending import LEAST_STEP, MOST_LOOKS
+from registry.serving.statistics.verdict import Outcome
+
+from . import guardrails
+from .design import measure_of
+from .guardrails import as_list
+from .holding import PAST
+from .judging import Results, fraction_of, judge_look, plain
+from .models import Experiment, Look
+from .services import decide, keep, locked_holding, promote, stop_experiment
+from .sums import Window, count_units, outcomes, outcomes_with_past, window_until_now
+
+A_DAY = timedelta(days=1)
+ACTED_UPON = {Outcome.B_BETTER: promote, Outcome.B_WORSE: keep}
+
+
+def look_now(*, actor: User, experiment: Experiment) -> Look:
+    """Take a look between those that are due. Raises Conflict when it runs no more, or when there is nothing new."""
+    require(actor, "deploy", experiment.deployment)
+    if experiment.state != Experiment.State.RUNNING:
+        raise Conflict(f"Experiment {experiment.number} is {experiment.state}.", code=f"is_{experiment.state}")
+    window = window_of(experiment)
+    return record_look(experiment, window, read_sums(experiment, window), Look.Kind.ASKED, actor)
+
+
+def window_of(experiment: Experiment) -> Window:
+    assert experiment.started_at is not None
+    return window_until_now(experiment.deployment_id, experiment.started_at)
+
+
+def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
+    """What a look is made of, from the log. No lock is held: a large log takes seconds, and requests go on."""
+    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
+    a, b = arms = (experiment.variant_a_id, experiment.variant_b_id)
+    units = count_units(window, arms)
+    measure = measure_of(experiment)
+    if experiment.covariate:
+        past = outcomes_with_past(measure, window, arms, past_since=window.since - PAST)
+        found = {arm: _with_past(moments) for arm, moments in past.items()}
+    else:
+        found = {arm: as_list(moments) for arm, moments in outcomes(measure, window, arms).items()}
+    return plain(
+        {
+            "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
+            "outcomes": {"a": found[a], "b": found[b]},
+            "guardrails": guardrails.read(experiment.guardrails, window, a, b),
+        }
+    )
+
+
+def _with_past(moments: CovariateMoments) -> list[float]:
+    covariate: Moments = moments.covariate
+    return [*as_list(moments.outcome), covariate.total, covariate.squares, moments.products]
+
+
+def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look | None) -> bool:
+    """By the outcomes there are, not by what they say; and once a day."""
+    fraction = fraction_of(experiment, sums)
+    seen = last.results["verdict"]["fraction"] if last else 0.0
+    if fraction >= 1 or fraction - seen >= 1 / experiment.looks:
+        return True
+    since = last.until if last else window.since
+    return window.until - since >= A_DAY and fraction - seen >= LEAST_STEP
+
+
+@transaction.atomic
+def record_look(
+    experiment: Experiment, window: Window, sums: dict[str, Any], kind: str, actor: User | None = None
+) -> Look:
+    """Judge what was read and act upon it, unless somebody else looked meanwhile. Raises Conflict."""
+    locked = locked_holding(experiment, decided=kind == Look.Kind.HARM)
+    taken = list(locked.taken.all())
+    if window.until <= window.since or (taken and window.until <= taken[-1].until):
+        raise Conflict("Nothing new has been written down yet; look again in a few seconds.", code="nothing_new")
+    if len(taken) >= MOST_LOOKS - 1 and kind != Look.Kind.HARM and fraction_of(locked, sums) < 1:
+        raise Conflict(f"{MOST_LOOKS - 1} looks are taken; the last one is that at the end.", code="looks_used_up")
+    try:
+        results = judge_look(locked, sums, window.until, [one.results for one in taken])
+    except ValueError as error:
+        raise Conflict(f"There are fewer outcomes than at the look before ({error}).", code="fewer_outcomes") from None
+    look: Look = Look.objects.create(
+        experiment=locked, number=len(taken) + 1, kind=kind, until=window.until, last_record=window.last_record,
+        sums=sums, results=results, taken_by=actor,
+    )  # fmt: skip
+    _act(locked, results)
+    return look
+
+
+def _act(experiment: Experiment, results: Results) -> None:
+    """Harm goes before any verdict."""
+    if harm := guardrails.alarmed(results["guardrails"]):
+        stop_experiment(actor=None, experiment=experiment, reason=" ".join(harm), harm=True)
+        return
+    told = results["verdict"]
+    if not told["ended"] or experiment.state == Experiment.State.DECIDED:
+        return
+    decide(experiment=experiment, outcome=told["outcome"], conclusion=told["sentence"])
+    if experiment.promotes and (act := ACTED_UPON.get(told["outcome"])):
+        act(actor=None, experiment=experiment, reason="by its verdict")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Whether a look's results come out of its stored sums again, and its sums out of the log, both to the digit."""
+
+    number: int
+    results_agree: bool
+    sums_agree: bool
+
+
+def replay(experiment: Experiment) -> list[Replayed]:
+    """Compute every look again. Sums disagree once retention has taken rows of the log."""
+    found: list[Replayed] = []
+    earlier: list[Results] = []
+    for look in experiment.taken.all():
+        again = judge_look(experiment, look.sums, look.until, earlier)
+        earlier.append(again)
+        assert experiment.started_at is not None
+        window = Window(experiment.deployment_id, experiment.started_at, look.until, look.last_record)
+        found.append(Replayed(look.number, again == look.results, read_sums(experiment, window) == look.sums))
+    return found

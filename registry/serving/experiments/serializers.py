@@ -1,0 +1,191 @@
+"""JSON in and out of experiments."""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from dlplatform.api import SafeCharField, Strict
+
+from . import guardrails, rollouts
+from .models import Experiment, Look, Rollout
+
+REASON = "Why, for the log of the deployment"
+REVISION = "The deployment must be at this revision, else 409"
+
+
+class GuardrailIn(Strict):
+    kind = serializers.ChoiceField(guardrails.KINDS, help_text="What is watched; `slow` is a share of requests")
+    tolerance = serializers.FloatField(
+        required=False, min_value=0, max_value=1e12, help_text="B may be worse than A by this much"
+    )
+    limit = serializers.FloatField(
+        required=False, min_value=0, max_value=1, help_text="Of `errors` and `slow`: the share that B may have at most"
+    )
+    milliseconds = serializers.FloatField(
+        required=False, min_value=0, max_value=guardrails.LONGEST, help_text="Of `slow`: from when on a request is slow"
+    )
+    higher_is_better = serializers.BooleanField(required=False, help_text="Of `number` alone")
+
+
+class DesignIn(Strict):
+    """What a plan depends on."""
+
+    control = serializers.UUIDField(required=False, help_text="Version A; default: the one that answers most")
+    metric = serializers.ChoiceField(Experiment.Metric.choices, help_text="The one that decides")
+    minimum_effect = serializers.FloatField(
+        min_value=0, max_value=1e12, help_text="The difference that must not be missed; of shares, 0.01 is one point"
+    )
+    share = serializers.FloatField(default=0.5, min_value=0.01, max_value=0.99, help_text="B's share of the units")
+    alpha = serializers.FloatField(default=0.05, min_value=0.0001, max_value=0.5, help_text="False verdicts, two-sided")
+    power = serializers.FloatField(
+        default=0.8, min_value=0.1, max_value=0.999, help_text="The probability to find the minimum effect"
+    )
+    looks = serializers.IntegerField(default=28, min_value=1, max_value=99, help_text="How often it is looked at")
+    cap = serializers.FloatField(
+        required=False, allow_null=True, min_value=0, max_value=1e12, help_text="A unit counts at most this much"
+    )
+    missing_as_zero = serializers.BooleanField(default=False, help_text="Of `number`: no feedback says 0")
+    baseline = serializers.FloatField(
+        required=False, allow_null=True, min_value=0, max_value=1e12,
+        help_text="A's share, or the standard deviation of a unit's outcome; default: measured in the log",
+    )  # fmt: skip
+
+
+class DeploymentExperimentIn(DesignIn):
+    hypothesis = SafeCharField(
+        required=False, allow_blank=True, max_length=10_000, help_text="What is expected, and why"
+    )
+    challenger = serializers.UUIDField(help_text="Version B; the same as A makes an A/A test")
+    higher_is_better = serializers.BooleanField(required=False, allow_null=True, help_text="Of `number` alone")
+    guardrails = GuardrailIn(many=True, required=False, max_length=guardrails.MOST)
+    promotes = serializers.BooleanField(default=False, help_text="Act on the verdict without a person")
+    covariate = serializers.BooleanField(default=False, help_text="Adjust by what the same keys did before the start")
+
+
+class PlanOut(serializers.Serializer):
+    units_a = serializers.IntegerField(source="plan.units_a", help_text="At most")
+    units_b = serializers.IntegerField(source="plan.units_b")
+    days = serializers.IntegerField(source="plan.days", allow_null=True, help_text="At most; null without traffic")
+    usual_days = serializers.IntegerField(
+        source="plan.usual_days", allow_null=True, help_text="On average, if B is better by the minimum effect"
+    )
+    baseline = serializers.FloatField(help_text="What it was planned with")
+    units_a_day = serializers.FloatField(source="traffic.per_day", allow_null=True)
+    sentence = serializers.CharField()
+
+
+class ReasonIn(Strict):
+    reason = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text=REASON)
+
+
+class StartIn(ReasonIn):
+    revision = serializers.IntegerField(required=False, min_value=0, help_text=REVISION)
+
+
+class DeploymentExperimentOut(serializers.ModelSerializer):
+    deployment = serializers.UUIDField(source="deployment_id")
+    control = serializers.UUIDField(source="control_id", help_text="Version A")
+    challenger = serializers.UUIDField(source="challenger_id", help_text="Version B")
+    variant_a = serializers.UUIDField(source="variant_a_id", allow_null=True)
+    variant_b = serializers.UUIDField(source="variant_b_id", allow_null=True)
+    guardrails = serializers.ListField(child=serializers.DictField())
+    created_by = serializers.CharField(source="created_by.username", default=None)
+    started_by = serializers.CharField(source="started_by.username", default=None)
+
+    class Meta:
+        model = Experiment
+        fields = [
+            "id", "deployment", "number", "state", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
+            "metric", "higher_is_better", "minimum_effect", "alpha", "power", "looks", "cap", "missing_as_zero", "covariate",
+            "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
+            "started_at", "ended_at", "outcome", "conclusion",
+        ]  # fmt: skip
+
+
+class StepIn(Strict):
+    share = serializers.FloatField(
+        min_value=rollouts.LEAST_SHARE, max_value=1, help_text="Of the traffic; the last step has 1"
+    )
+    minutes = serializers.FloatField(
+        default=10, min_value=0, max_value=rollouts.LONGEST, help_text="That it lasts at least"
+    )
+    requests = serializers.IntegerField(
+        default=0, min_value=0, max_value=rollouts.MOST_REQUESTS, help_text="That the candidate answers in it at least"
+    )
+
+
+class CanaryIn(StartIn):
+    candidate = serializers.UUIDField(help_text="The version that takes over")
+    steps = StepIn(
+        many=True, required=False, min_length=1, max_length=rollouts.MOST_STEPS,
+        help_text="Default: 1, 5, 25 and 100 %; one step of share 1 swaps at once (blue/green)",
+    )  # fmt: skip
+    guardrails = GuardrailIn(many=True, required=False, max_length=guardrails.MOST)
+
+
+class CanaryOut(serializers.ModelSerializer):
+    deployment = serializers.UUIDField(source="deployment_id")
+    stable = serializers.UUIDField(source="stable_id", help_text="The version that answered before")
+    candidate = serializers.UUIDField(source="candidate_id")
+    share = serializers.FloatField(help_text="Of the traffic, at this step")
+    steps = serializers.ListField(child=serializers.DictField(), help_text="[{share, minutes, requests}]")
+    step = serializers.IntegerField(help_text="Position of the step that it is at, from 0 on")
+    guardrails = serializers.ListField(child=serializers.DictField())
+    watched = serializers.DictField(
+        help_text="{requests of the candidate in this step, guardrails with their sentences}"
+    )
+    created_by = serializers.CharField(source="created_by.username", default=None)
+
+    class Meta:
+        model = Rollout
+        fields = [
+            "id", "deployment", "number", "state", "stable", "candidate", "share", "steps", "step", "step_began_at",
+            "paused_at", "guardrails", "watched", "watched_at", "conclusion", "created_by", "started_at", "ended_at",
+        ]  # fmt: skip
+
+
+class LookOut(serializers.ModelSerializer):
+    """``verdict`` is told first; the rest is what it was computed from."""
+
+    verdict = serializers.DictField(
+        source="results.verdict",
+        help_text="{outcome, sentence, ended, fraction, gain, low, high, observed, z, edge, days}: the interval holds at all "
+        "looks together; gain is positive where B is better",
+    )
+    balance = serializers.DictField(source="results.balance", help_text="{alarm, sentence, p_value, tested}")
+    guardrails = serializers.ListField(
+        child=serializers.DictField(), source="results.guardrails", help_text="{kind, …, alarm, harm, low, sentence}"
+    )
+    variance_left = serializers.FloatField(
+        source="results.variance_left", allow_null=True, help_text="By the covariate, of 1"
+    )
+    sums = serializers.DictField(
+        help_text="By arm: units [units, requests]; outcomes [count, total, squares], with a covariate also its total, its "
+        "squares and the products; guardrails in their order"
+    )
+    taken_by = serializers.CharField(source="taken_by.username", default=None)
+
+    class Meta:
+        model = Look
+        fields = [
+            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "sums", "taken_by",
+            "taken_at",
+        ]  # fmt: skip
+
+
+class ReplayedLookOut(serializers.Serializer):
+    number = serializers.IntegerField()
+    results_agree = serializers.BooleanField(help_text="Its results come out of its stored sums, to the digit")
+    sums_agree = serializers.BooleanField(help_text="Its sums come out of the log, to the digit")
+
+
+class ReplayOut(serializers.Serializer):
+    agrees = serializers.BooleanField(help_text="All of both")
+    looks = ReplayedLookOut(many=True)
+
+
+def wanted_of(given: dict[str, Any]) -> dict[str, Any]:
+    """A request's fields as `services.create_experiment` names them."""
+    wanted = dict(given)
+    wanted["guardrails_wanted"] = wanted.pop("guardrails", [])
+    return wanted

@@ -1,0 +1,275 @@
+"""What happens to experiments. The only writers; what they do to the deployment is a change in its log."""
+
+import math
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Max
+from django.utils import timezone
+
+from dlplatform.accounts import audit
+from dlplatform.accounts.access import require
+from dlplatform.accounts.models import User
+from dlplatform.api import Conflict
+from registry.models import ModelVersion
+from registry.serving.models import Deployment, Variant
+from registry.serving.services import MODEL_FILE, Wanted, change_variants
+
+from . import guardrails
+from .design import LOWER_IS_BETTER, make_plan
+from .holding import complete_log, refuse_held, release_log
+from .models import Experiment
+
+SECOND_ARM = "B"  # of an A/A test: one version, twice
+HARM = "harm"
+MOST_LOOKS = 100
+
+
+@transaction.atomic
+def create_experiment(
+    *, actor: User, deployment: Deployment, challenger: UUID, metric: str, minimum_effect: float,
+    control: UUID | None = None, hypothesis: str = "", higher_is_better: bool | None = None,
+    guardrails_wanted: list[dict[str, Any]] | None = None, promotes: bool = False, covariate: bool = False,
+    **design: Any,
+) -> Experiment:  # fmt: skip
+    """A draft: B beside A, planned from the deployment's own traffic. Nothing changes until it starts.
+
+    ``control`` is by default the version that answers most; ``challenger`` may be the same one (an A/A test). ``design``:
+    share, alpha, power, looks, cap, missing_as_zero, baseline. Raises ValidationError, PermissionDenied, Conflict.
+    """
+    require(actor, "deploy", deployment)
+    locked = locked_deployment(deployment)
+    check_design(metric=metric, minimum_effect=minimum_effect, **design)
+    a = servable_version(actor, locked, "control", control or answering_most(locked))
+    b = servable_version(actor, locked, "challenger", challenger)
+    planned = make_plan(deployment=locked, control=a, metric=metric, minimum_effect=minimum_effect, **design)
+    design.pop("baseline", None)
+    number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
+    made: Experiment = Experiment.objects.create(
+        deployment=locked, number=number, hypothesis=hypothesis, control=a, challenger=b, metric=metric,
+        higher_is_better=_direction(metric, higher_is_better), minimum_effect=minimum_effect, covariate=covariate,
+        guardrails=guardrails.checked(guardrails_wanted or []), promotes=promotes, baseline=planned.baseline,
+        units_a=planned.plan.units_a, units_b=planned.plan.units_b, created_by=actor, **design,
+    )  # fmt: skip
+    audit.record(actor, "ab_test.create", made, locked.organization, deployment=locked.name, number=number)
+    return made
+
+
+@transaction.atomic
+def start_experiment(
+    *, actor: User, experiment: Experiment, reason: str = "", revision: int | None = None
+) -> Experiment:
+    """Split the traffic. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
+    require(actor, "deploy", experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
+    locked = _locked_experiment(experiment, Experiment.State.DRAFT)
+    refuse_held(deployment)
+    _refuse_others(deployment, locked)
+    locked.state, locked.started_at, locked.started_by = Experiment.State.RUNNING, timezone.now(), actor
+    locked.sample_rate = complete_log(deployment)
+    locked.save()
+    change_variants(
+        actor=actor, deployment=deployment, variants=[*_arms(locked), *_shadows(deployment, locked)],
+        reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
+    )  # fmt: skip
+    locked.variant_a = deployment.variants.get(version=locked.control, arm="")
+    locked.variant_b = deployment.variants.get(version=locked.challenger, arm=_second_arm(locked))
+    locked.save(update_fields=["variant_a", "variant_b"])
+    audit.record(actor, "ab_test.start", locked, deployment.organization, number=locked.number)
+    return locked
+
+
+@transaction.atomic
+def stop_experiment(*, actor: User | None, experiment: Experiment, reason: str = "", harm: bool = False) -> Experiment:
+    """End it without a verdict: A answers alone again. A draft is thrown away. Raises Conflict.
+
+    No ``actor``: a guardrail stops it, with ``harm`` and its sentence as the reason.
+    """
+    if actor is not None:
+        require(actor, "deploy", experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
+    locked = _locked_experiment(experiment, Experiment.State.DRAFT, *Experiment.HOLDING)
+    said = reason or ("A guardrail stopped it" if harm else "Stopped by a person")
+    if locked.state == Experiment.State.DRAFT:
+        return _end(actor, deployment, locked, Experiment.State.STOPPED, said)
+    _answer_alone(actor, deployment, locked, locked.control_id, f"Experiment {locked.number} is stopped: {said}")
+    if harm:
+        locked.outcome = HARM
+    return _end(actor, deployment, locked, Experiment.State.STOPPED, said)
+
+
+@transaction.atomic
+def promote(*, actor: User | None, experiment: Experiment, reason: str = "", revision: int | None = None) -> Experiment:
+    """B answers alone from now on. Raises Conflict unless the experiment has ended, or when others changed things."""
+    return _settle(actor, experiment, Experiment.State.PROMOTED, reason, revision)
+
+
+@transaction.atomic
+def keep(*, actor: User | None, experiment: Experiment, reason: str = "", revision: int | None = None) -> Experiment:
+    """A answers alone from now on. Raises as `promote`."""
+    return _settle(actor, experiment, Experiment.State.KEPT, reason, revision)
+
+
+def _settle(
+    actor: User | None, experiment: Experiment, state: "Experiment.State", reason: str, revision: int | None
+) -> Experiment:
+    if actor is not None:
+        require(actor, "deploy", experiment.deployment)
+    deployment = locked_deployment(experiment.deployment)
+    locked = _locked_experiment(experiment, Experiment.State.DECIDED, Experiment.State.STOPPED)
+    if locked.started_at is None:
+        raise Conflict("It was thrown away before it started: there is nothing to act upon.", code="not_started")
+    _refuse_others(deployment, locked)
+    version = locked.challenger_id if state == Experiment.State.PROMOTED else locked.control_id
+    word = "B is promoted" if state == Experiment.State.PROMOTED else "A is kept"
+    said = f"Experiment {locked.number}: {word}" + (f": {reason}" if reason else "")
+    _answer_alone(actor, deployment, locked, version, said, revision)
+    return _end(actor, deployment, locked, state, locked.conclusion)
+
+
+def decide(*, experiment: Experiment, outcome: str, conclusion: str) -> None:
+    """Write down the verdict, which is final; the traffic stays as it is until somebody acts. Called by a look."""
+    experiment.state, experiment.outcome, experiment.conclusion = Experiment.State.DECIDED, outcome, conclusion
+    experiment.ended_at = timezone.now()
+    experiment.save(update_fields=["state", "outcome", "conclusion", "ended_at"])
+    audit.record(None, "ab_test.decided", experiment, experiment.deployment.organization, outcome=outcome)
+
+
+def locked_holding(experiment: Experiment, *, decided: bool = False) -> Experiment:
+    """Its row, and its deployment's, locked. Raises Conflict when it runs no more (or, ``decided``, is settled)."""
+    locked_deployment(experiment.deployment)
+    return _locked_experiment(experiment, *(Experiment.HOLDING if decided else [Experiment.State.RUNNING]))
+
+
+def experiment_numbered(deployment: Deployment, number: int) -> Experiment | None:
+    rows = Experiment.objects.filter(deployment=deployment).select_related("deployment__organization")
+    found: Experiment | None = rows.filter(number=number).first()
+    return found
+
+
+def current_experiment(deployment: Deployment) -> Experiment | None:
+    """The one that holds the deployment, else the newest that was started."""
+    started = Experiment.objects.filter(deployment=deployment).exclude(started_at=None)
+    rows = started.select_related("deployment__organization")
+    found: Experiment | None = rows.filter(state__in=Experiment.HOLDING).first() or rows.first()
+    return found
+
+
+def check_design(*, metric: str, minimum_effect: float, **design: Any) -> None:
+    """Refuse what no plan can be made of, by its field. Raises ValidationError."""
+    if metric not in Experiment.Metric.values:
+        raise _refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
+    if not (math.isfinite(minimum_effect) and 0 < minimum_effect <= 1e12):
+        raise _refused("minimum_effect", "Give a number above 0.")
+    if not 0.01 <= design.get("share", 0.5) <= 0.99:
+        raise _refused("share", "Give B a share from 0.01 to 0.99.")
+    if not 1 <= design.get("looks", 28) <= MOST_LOOKS - 1:
+        raise _refused("looks", f"Plan from 1 to {MOST_LOOKS - 1} looks.")
+    cap = design.get("cap")
+    if cap is not None and not 0 < cap <= 1e12:
+        raise _refused("cap", "Give a number above 0, or none.")
+    if design.get("missing_as_zero") and metric != Experiment.Metric.NUMBER:
+        raise _refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
+
+
+def locked_deployment(deployment: Deployment) -> Deployment:
+    """Its row first, always: whoever locks an experiment holds its deployment already."""
+    rows = Deployment.objects.select_for_update(of=("self",), no_key=True).select_related("organization")
+    found: Deployment = rows.get(pk=deployment.pk)
+    return found
+
+
+def answering_most(deployment: Deployment) -> UUID:
+    """The version with the greatest weight. Raises Conflict when nobody answers."""
+    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).order_by("-weight")
+    found: UUID | None = live.values_list("version_id", flat=True).first()
+    if found is None:
+        raise Conflict("Nobody answers in this deployment.", code="nobody_answers")
+    return found
+
+
+def servable_version(actor: User, deployment: Deployment, field: str, identifier: UUID) -> ModelVersion:
+    """A version that can answer here. Raises ValidationError on ``field``."""
+    rows = ModelVersion.objects.visible_to(actor).filter(model__organization_id=deployment.organization_id)
+    found: ModelVersion | None = rows.select_related("model").filter(pk=identifier).first()
+    if found is None:
+        raise _refused(field, "The organization has no model version with this id.", "does_not_exist")
+    if MODEL_FILE not in found.tree:
+        raise _refused(field, f"v{found.number} has no {MODEL_FILE}: it cannot answer here.", "model_unusable")
+    return found
+
+
+# --- the steps ----------------------------------------------------------------------------------------
+
+
+def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
+    locked: Experiment = (
+        Experiment.objects.select_for_update(of=("self",))
+        .select_related("deployment__organization")
+        .get(pk=experiment.pk)
+    )
+    if locked.state not in states:
+        raise Conflict(f"Experiment {locked.number} is {locked.state}.", code=f"is_{locked.state}")
+    return locked
+
+
+def _direction(metric: str, higher_is_better: bool | None) -> bool:
+    if metric == Experiment.Metric.NUMBER:
+        return higher_is_better is not False
+    natural = metric not in LOWER_IS_BETTER
+    if higher_is_better is not None and higher_is_better != natural:
+        raise _refused("higher_is_better", f"Of this metric, {'more' if natural else 'less'} is better.")
+    return natural
+
+
+def _second_arm(experiment: Experiment) -> str:
+    return SECOND_ARM if experiment.of_one_version else ""
+
+
+def _arms(experiment: Experiment) -> list[Wanted]:
+    return [
+        Wanted(experiment.control_id, 1 - experiment.share),
+        Wanted(experiment.challenger_id, experiment.share, arm=_second_arm(experiment)),
+    ]
+
+
+def _refuse_others(deployment: Deployment, experiment: Experiment) -> None:
+    """A third live variant would lose its traffic without anybody having said so."""
+    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE, weight__gt=0)
+    others = live.exclude(version_id__in=[experiment.control_id, experiment.challenger_id])
+    if names := [str(one) for one in others.select_related("version__model")]:
+        raise Conflict(f"It is answered by others too: {', '.join(names)}. Take them out first.", code="others_answer")
+
+
+def _shadows(deployment: Deployment, experiment: Experiment) -> list[Wanted]:
+    rows = deployment.variants.filter(removed_at=None, role=Variant.Role.SHADOW)
+    others = rows.exclude(version_id__in=[experiment.control_id, experiment.challenger_id])
+    return [Wanted(row.version_id, row.weight, row.role, row.arm) for row in others]
+
+
+def _answer_alone(
+    actor: User | None, deployment: Deployment, experiment: Experiment, version: UUID, reason: str,
+    revision: int | None = None,
+) -> None:  # fmt: skip
+    change_variants(
+        actor=actor, deployment=deployment, variants=[Wanted(version), *_shadows(deployment, experiment)],
+        reason=reason[:2000], revision=revision, holder=experiment,
+    )  # fmt: skip
+
+
+def _end(
+    actor: User | None, deployment: Deployment, experiment: Experiment, state: "Experiment.State", conclusion: str
+) -> Experiment:
+    if experiment.holds and experiment.sample_rate is not None:
+        release_log(deployment, experiment.sample_rate)
+    experiment.state, experiment.conclusion = state, conclusion
+    experiment.ended_at = experiment.ended_at or timezone.now()
+    experiment.save()
+    audit.record(actor, f"ab_test.{state}", experiment, deployment.organization, number=experiment.number)
+    return experiment
+
+
+def _refused(field: str, sentence: str, code: str = "invalid") -> ValidationError:
+    return ValidationError({field: ValidationError(sentence, code=code)})

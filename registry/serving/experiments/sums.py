@@ -1,0 +1,216 @@
+"""What the prediction log says of each variant, reduced to sums by PostgreSQL: a row of Python for a variant, not a request.
+
+Sums are taken in `numeric`, which is exact whatever the order of the rows: the same log gives the same digits again. A
+window is closed: by the time of a request, by the number of its record (what a database that was away takes late comes
+after it), and by the labels there were.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models import Max
+from django.utils import timezone
+
+from registry.serving.models import PredictionRecord
+from registry.serving.statistics.covariate import CovariateMoments
+from registry.serving.statistics.moments import Moments
+
+from .models import Experiment
+
+SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, are in the database as a rule
+FARTHEST = 1e100  # no outcome counts more: its square must be a number too
+SLOW = "slow"
+LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
+SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
+OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is read of a request, and how those of a unit become its outcome.
+
+    ``cap`` and ``missing_as_zero`` as in an experiment; ``milliseconds``: the limit of `SLOW`; ``by_request``: every
+    request is a unit of its own, whatever its key.
+    """
+
+    kind: str
+    cap: float | None = None
+    missing_as_zero: bool = False
+    milliseconds: float | None = None
+    by_request: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """The requests of a deployment from ``since`` until before ``until``, with records up to ``last_record``."""
+
+    deployment: UUID
+    since: datetime
+    until: datetime
+    last_record: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """How many units a variant answered, and how many requests."""
+
+    units: int
+    requests: int
+
+
+def window_until_now(deployment: UUID, since: datetime) -> Window:
+    """Up to what has settled: later records and labels may still be on their way."""
+    last = PredictionRecord.objects.filter(deployment=deployment, role="live").aggregate(last=Max("id"))["last"]
+    return Window(deployment, since, timezone.now() - SETTLED, last or 0)
+
+
+def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = False) -> dict[UUID, Units]:
+    """Of every variant, also of those that answered nothing."""
+    sql = f"""
+        WITH answered AS ({_answered(by_request)})
+        SELECT variant_id, count(DISTINCT unit), count(*) FROM answered GROUP BY variant_id
+    """  # noqa: S608 - made of this module's own pieces
+    found = {row[0]: Units(row[1], row[2]) for row in _rows(sql, _named(window, variants))}
+    return {variant: found.get(variant, Units(0, 0)) for variant in variants}
+
+
+def outcomes(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict[UUID, Moments]:
+    """The moments of the units' outcomes, of every variant."""
+    sql = f"""
+        WITH {_outcomes(measure)}
+        SELECT variant_id, count(*), sum(outcome), sum(outcome * outcome) FROM outcomes GROUP BY variant_id
+    """  # noqa: S608
+    found = {row[0]: _moments(*row[1:]) for row in _rows(sql, _named(window, variants, measure))}
+    return {variant: found.get(variant, Moments(0, 0.0, 0.0)) for variant in variants}
+
+
+def outcomes_with_past(
+    measure: Measure, window: Window, variants: Sequence[UUID], *, past_since: datetime
+) -> dict[UUID, CovariateMoments]:
+    """Beside the outcomes of keys, what the same keys' requests were worth before the window, whoever answered them.
+
+    A key without a past, and a request without a key, gets the mean of all pasts: a constant, which biases nothing.
+    """
+    sql = f"""
+        WITH {_outcomes(measure)},
+        earlier AS ({_earlier()}), earlier_labels AS ({_labels("%(since)s")}),
+        earlier_read AS ({_read(measure, "earlier", "earlier_labels")}),
+        past AS (SELECT unit, {_outcome(measure)} AS x FROM earlier_read WHERE value IS NOT NULL GROUP BY unit),
+        mean AS (SELECT coalesce(avg(x), 0) AS x FROM past),
+        paired AS (SELECT variant_id, outcome AS y, coalesce(past.x, mean.x) AS x
+                   FROM outcomes CROSS JOIN mean LEFT JOIN past USING (unit))
+        SELECT variant_id, count(*), sum(y), sum(y * y), sum(x), sum(x * x), sum(x * y) FROM paired GROUP BY variant_id
+    """  # noqa: S608
+    found = {}
+    for variant, count, y, yy, x, xx, xy in _rows(sql, _named(window, variants, measure) | {"past": past_since}):
+        found[variant] = CovariateMoments(_moments(count, y, yy), _moments(count, x, xx), float(xy))
+    nothing = Moments(0, 0.0, 0.0)
+    return {variant: found.get(variant, CovariateMoments(nothing, nothing, 0.0)) for variant in variants}
+
+
+def outcomes_by_revision(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict[tuple[UUID, int], Moments]:
+    """By variant and revision of the deployment that chose it; records that do not name one are left out."""
+    sql = f"""
+        WITH {_outcomes(measure, "variant_id, revision")}
+        SELECT variant_id, revision, count(*), sum(outcome), sum(outcome * outcome)
+        FROM outcomes WHERE revision IS NOT NULL GROUP BY variant_id, revision ORDER BY revision
+    """  # noqa: S608
+    return {(row[0], row[1]): _moments(*row[2:]) for row in _rows(sql, _named(window, variants, measure))}
+
+
+# --- the pieces of SQL: constants alone, every value is a parameter --------------------------------------
+
+
+def _outcomes(measure: Measure, by: str = "variant_id") -> str:
+    return f"""answered AS ({_answered(measure.by_request)}),
+        labels AS ({_labels("%(until)s")}),
+        read AS ({_read(measure, "answered", "labels")}),
+        outcomes AS (SELECT {by}, unit, {_outcome(measure)} AS outcome
+                     FROM read WHERE value IS NOT NULL GROUP BY {by}, unit)"""  # noqa: S608
+
+
+def _unit(by_request: bool) -> str:
+    """Keys and request ids cannot be taken for one another."""
+    return "request_id::text" if by_request else "CASE WHEN key <> '' THEN 'key ' || key ELSE request_id::text END"
+
+
+def _answered(by_request: bool) -> str:
+    return f"""SELECT request_id, variant_id, revision, {_unit(by_request)} AS unit, predictions, milliseconds, error
+        FROM serving_predictionrecord
+        WHERE deployment_id = %(deployment)s AND role = 'live' AND variant_id = ANY(%(variants)s)
+          AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""  # noqa: S608
+
+
+def _earlier() -> str:
+    return f"""SELECT request_id, variant_id, {_unit(False)} AS unit, predictions, milliseconds, error
+        FROM serving_predictionrecord
+        WHERE deployment_id = %(deployment)s AND role = 'live' AND key <> ''
+          AND at >= %(past)s AND at < %(since)s AND id <= %(last)s"""  # noqa: S608
+
+
+def _labels(moment: str) -> str:
+    """As they were at a moment: those given until then, unless they were replaced until then."""
+    return f"""SELECT request_id, index, label FROM serving_feedback
+        WHERE deployment_id = %(deployment)s AND at <= {moment}
+        UNION ALL
+        SELECT request_id, index, label FROM serving_supersededlabel
+        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment}"""  # noqa: S608
+
+
+def _read(measure: Measure, of: str, labels: str) -> str:
+    """A value of every request, or of every label where it is read of these."""
+    if measure.kind not in OF_LABELS:
+        return f"SELECT of.*, {VALUES[measure.kind]} AS value FROM {of} AS of"  # noqa: S608
+    value, join = VALUES[measure.kind], "JOIN"
+    if measure.missing_as_zero:
+        value, join = f"coalesce({value}, 0)", "LEFT JOIN"
+    return f"SELECT of.*, {value} AS value FROM {of} AS of {join} {labels} AS l USING (request_id)"  # noqa: S608
+
+
+def _outcome(measure: Measure) -> str:
+    """Of a unit: the sum of a number that was sent as feedback, the mean of everything else."""
+    function = "sum" if measure.kind == Experiment.Metric.NUMBER else "avg"
+    return f"greatest(-%(cap)s::numeric, least(%(cap)s::numeric, {function}(value)))"
+
+
+TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
+PREDICTED = "of.predictions -> l.index::int"
+VALUES = {
+    Experiment.Metric.ACCURACY: f"""CASE WHEN jsonb_typeof({PREDICTED} -> 'label') = 'string'
+        THEN ({PREDICTED} ->> 'label' = {TEXT_OF_LABEL})::int::numeric END""",
+    Experiment.Metric.ABSOLUTE_ERROR: f"""CASE WHEN jsonb_typeof({PREDICTED} -> 'value') = 'number'
+        AND jsonb_typeof(l.label) = 'number' THEN abs(({PREDICTED} ->> 'value')::numeric - (l.label #>> '{{}}')::numeric) END""",
+    Experiment.Metric.NUMBER: """CASE jsonb_typeof(l.label) WHEN 'number' THEN (l.label #>> '{}')::numeric
+        WHEN 'boolean' THEN (l.label #>> '{}')::boolean::int::numeric END""",
+    Experiment.Metric.LATENCY: "CASE WHEN of.error = '' THEN of.milliseconds::numeric END",
+    Experiment.Metric.ERRORS: "(of.error <> '')::int::numeric",
+    SLOW: "(of.error <> '' OR of.milliseconds > %(milliseconds)s)::int::numeric",
+}
+
+
+def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+    return {
+        "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
+        "last": window.last_record, "cap": (measure and measure.cap) or FARTHEST,
+        "milliseconds": measure.milliseconds if measure else None,
+    }  # fmt: skip
+
+
+def _rows(sql: str, named: dict[str, Any]) -> list[Any]:
+    """All rows. Without nested loops: what PostgreSQL expects of sums of sums is a guess, and a wrong one would be squared."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('statement_timeout')")
+        before = cursor.fetchone()[0]
+        cursor.execute(SET, ["off", LONGEST])
+        cursor.execute(sql, named)
+        rows = cursor.fetchall()
+        cursor.execute(SET, ["on", before])
+        return rows
+
+
+def _moments(count: int, total: Any, squares: Any) -> Moments:
+    return Moments(count, float(total), float(squares))

@@ -1,0 +1,92 @@
+"""The scheduler's part: guardrails are watched all the time, looks are taken and canaries go on when it is time."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from django.db.models import Q
+from django.utils import timezone
+
+from dlplatform.api import Conflict
+
+from . import guardrails, rollouts
+from .judging import fraction_of, judge_guardrails, plain
+from .looks import due, read_sums, record_look, window_of
+from .models import Experiment, Look, Rollout
+from .sums import Window, count_units, window_until_now
+
+SECONDS = 5.0
+PATIENCE = 20  # the sums of one experiment take at most a twentieth of the scheduler's time
+TUNED_UNITS = 1000  # an arm: where a canary's comparisons are the sharpest
+
+logger = logging.getLogger(__name__)
+
+
+def tick() -> dict[str, int]:
+    """Watch every experiment and canary that splits traffic and that it is time for.
+
+    What fails in one does not keep the others unwatched.
+    """
+    return {
+        "looks": _each(Experiment.objects.filter(state__in=Experiment.HOLDING), watch),
+        "canaries moved": _each(Rollout.objects.filter(state__in=Rollout.HOLDING), watch_rollout),
+    }
+
+
+def _each(holding: Any, act: Callable[[Any], bool]) -> int:
+    done = 0
+    for one in holding.filter(Q(watch_after=None) | Q(watch_after__lte=timezone.now())).select_related("deployment"):
+        try:
+            done += act(one)
+        except Conflict as meanwhile:
+            logger.info("%s: %s", one, meanwhile.detail)
+        except Exception:
+            logger.exception("%s could not be watched", one)
+    return done
+
+
+def watch(experiment: Experiment) -> bool:
+    """One look at the log; whether a look was written down. A guardrail's alarm always is, and rolls back."""
+    began = time.monotonic()
+    window = window_of(experiment)
+    if window.until <= window.since:
+        return False
+    sums = read_sums(experiment, window)
+    results = judge_guardrails(experiment, sums)
+    seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
+    _remember(experiment, seen, began)
+    harm = bool(guardrails.alarmed(results))
+    decided = experiment.state == Experiment.State.DECIDED
+    if not harm and (decided or not due(experiment, window, sums, experiment.taken.last())):
+        return False
+    record_look(experiment, window, sums, Look.Kind.HARM if harm else Look.Kind.DUE)
+    return True
+
+
+def watch_rollout(rollout: Rollout) -> bool:
+    """Read its guardrails, also of one that is paused; whether it went back, on, or to its end."""
+    began = time.monotonic()
+    window = window_until_now(rollout.deployment_id, rollout.started_at)
+    if window.until <= window.since:
+        return False
+    a, b = rollout.variant_stable_id, rollout.variant_candidate_id
+    assert a is not None and b is not None
+    sums = guardrails.read(rollout.guardrails, window, a, b)
+    results = guardrails.judge(rollout.guardrails, sums, tuned_units=TUNED_UNITS)
+    within = Window(window.deployment, rollout.step_began_at, window.until, window.last_record)
+    requests = count_units(within, [b], by_request=True)[b].requests
+    _remember(rollout, {"requests": requests, "sums": sums, "guardrails": results}, began)
+    if harm := guardrails.alarmed(results):
+        rollouts.roll_back(rollout=rollout, reason=" ".join(harm))
+        return True
+    return rollout.state == Rollout.State.RUNNING and rollouts.advance(rollout=rollout, requests=requests)
+
+
+def _remember(watched: Experiment | Rollout, seen: dict[str, Any], began: float) -> None:
+    """For the page; and when to come again."""
+    pause = timedelta(seconds=max(SECONDS, PATIENCE * (time.monotonic() - began)))
+    now = timezone.now()
+    rows = type(watched)._default_manager.filter(pk=watched.pk)
+    rows.update(watched=plain(seen), watched_at=now, watch_after=now + pause)

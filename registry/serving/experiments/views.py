@@ -1,0 +1,217 @@
+"""Pages of experiments on deployments."""
+
+from typing import Any
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_http_methods, require_POST, require_safe
+
+from dlplatform.accounts.access import may, require
+from dlplatform.accounts.pages import refusals_as_messages, said, submitted
+from dlplatform.api import Conflict
+from dlplatform.web import add_errors, page
+from registry.models import ModelVersion
+from registry.serving.forms import ChangeForm, servable_versions
+from registry.serving.models import Deployment
+from registry.serving.views import deployment_or_404
+
+from . import looks, services
+from .design import SHARES, make_plan, traffic_of
+from .forms import METRICS, DesignForm, ExperimentForm
+from .models import Experiment, Look
+from .sums import Measure
+
+A_A_EFFECT = 0.02
+
+
+def experiment_or_404(request: HttpRequest, deployment: UUID, number: int) -> Experiment:
+    found = services.experiment_numbered(deployment_or_404(request, deployment), number)
+    if found is None:
+        raise Http404
+    return found
+
+
+# --- planning -----------------------------------------------------------------------------------------
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
+    found = deployment_or_404(request, deployment)
+    require(request.user, "deploy", found)
+    control = _control(found)
+    form = ExperimentForm(
+        request.POST if request.method == "POST" else None, control=control,
+        versions=servable_versions(request.user, found.organization),  # type: ignore[arg-type]
+        initial={"challenger": request.GET.get("challenger", "")},
+    )  # fmt: skip
+    if request.method == "POST" and form.is_valid() and (made := _created(request, found, form)):
+        said(request, f"Experiment {made.number} is planned; nothing has changed yet.")
+        return redirect("deployment-experiment", found.pk, made.number)
+    context = {"section": "deployments", "deployment": found, "form": form, "control": control}
+    return render(request, "serving/experiment_new.html", context)
+
+
+def _control(deployment: Deployment) -> ModelVersion | None:
+    live = deployment.variants.filter(removed_at=None, role="live").select_related("version__model").order_by("-weight")
+    first = live.first()
+    return first.version if first else None
+
+
+def _created(request: HttpRequest, deployment: Deployment, form: ExperimentForm) -> Experiment | None:
+    """The draft; None, with the reason on the form, when it is refused."""
+    try:
+        return services.create_experiment(actor=request.user, deployment=deployment, **form.wanted())  # type: ignore[arg-type]
+    except ValidationError as error:
+        add_errors(form, error)
+    except Conflict as conflict:
+        form.add_error(None, str(conflict.detail))
+    return None
+
+
+@require_POST
+def experiment_plan(request: HttpRequest, deployment: UUID) -> HttpResponse:
+    """What the form as it stands would take, as a part of its page."""
+    found = deployment_or_404(request, deployment)
+    form, context = DesignForm(request.POST), {}
+    if form.is_valid():
+        try:
+            services.check_design(**form.design())
+            context = {"planned": make_plan(deployment=found, control=_control(found), **form.design())}
+        except ValidationError as error:
+            context = {"refusal": " ".join(error.messages)}
+    else:
+        context = {"refusal": "Fill in the difference that must not be missed, and the shares."}
+    return render(request, "serving/_experiment_plan.html", context)
+
+
+@require_POST
+def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
+    """An A/A test by one click: of what the log can tell already, else of failures."""
+    found = deployment_or_404(request, deployment)
+    require(request.user, "deploy", found)
+    with refusals_as_messages(request):
+        control = _control(found)
+        if control is None:
+            raise ValidationError("Nobody answers in this deployment.")
+        labelled = traffic_of(found, control, Measure("accuracy")).baseline is not None
+        with transaction.atomic():
+            made = services.create_experiment(
+                actor=request.user, deployment=found, challenger=control.pk, minimum_effect=A_A_EFFECT,  # type: ignore[arg-type]
+                metric="accuracy" if labelled else "errors", baseline=None if labelled else A_A_EFFECT,
+                hypothesis="Nothing differs: the same version twice tells whether split and numbers can be believed.",
+            )  # fmt: skip
+            services.start_experiment(actor=request.user, experiment=made)  # type: ignore[arg-type]
+        said(request, f"Experiment {made.number}, an A/A test, is running.")
+        return redirect("deployment-experiment", found.pk, made.number)
+    return redirect("deployment", found.pk)
+
+
+# --- watching -----------------------------------------------------------------------------------------
+
+
+@require_safe
+def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    found = experiment_or_404(request, deployment, number)
+    taken = list(found.taken.select_related("taken_by"))
+    context = {
+        "section": "deployments",
+        "deployment": found.deployment,
+        "experiment": found,
+        "metric": METRICS[found.metric],
+        "in_points": found.metric in SHARES,
+        "looks": taken[::-1],
+        "last": taken[-1] if taken else None,
+        "charts": interval_chart(found, taken),
+        "guardrails": _guardrails(found, taken),
+        "may_act": may(request.user, "deploy", found.deployment),
+    }
+    return page(request, "serving/experiment.html", context, partial="serving/_experiment.html")
+
+
+def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
+    """What was seen last of each: by a tick, or by the look that ended it."""
+    if taken and taken[-1].kind == Look.Kind.HARM:
+        return list(taken[-1].results["guardrails"])
+    return list(experiment.watched.get("guardrails", []))
+
+
+def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
+    """The difference and its interval over the share of the plan, as `static/js/figures.js` draws it."""
+    told = [one.results["verdict"] for one in taken]
+    drawn = [one for one in told if one["low"] is not None]
+    if not drawn:
+        return []
+    scale = 100 if experiment.metric in SHARES else 1
+    difference = {
+        "name": "B better by, with its interval", "color": 0,
+        "points": [[100 * one["fraction"], scale * one["gain"]] for one in drawn],
+        "band": [[100 * one["fraction"], scale * one["low"], scale * one["high"]] for one in drawn],
+    }  # fmt: skip
+    ends = [0.0, max(100.0, 100 * drawn[-1]["fraction"])]
+    least = scale * experiment.minimum_effect
+    lines = [
+        {"name": name, "color": color, "points": [[end, height] for end in ends]}
+        for name, color, height in (
+            ("no difference", 9, 0.0),
+            ("minimum effect", 2, least),
+            ("the same, worse", 6, -least),
+        )
+    ]
+    unit = "points" if scale == 100 else "the metric's unit"
+    return [
+        {
+            "kind": "line",
+            "title": f"Difference in {unit}",
+            "x": "% of the plan",
+            "whole": True,
+            "series": [difference, *lines],
+        }
+    ]
+
+
+# --- acting -------------------------------------------------------------------------------------------
+
+
+def _acted(
+    request: HttpRequest, deployment: UUID, number: int, verb: Any, told: str, *, undo: bool = True
+) -> HttpResponse:
+    found = experiment_or_404(request, deployment, number)
+    require(request.user, "deploy", found.deployment)
+    with refusals_as_messages(request):
+        reason = submitted(ChangeForm(request.POST))["reason"]
+        verb(actor=request.user, experiment=found, reason=reason)
+        said(request, told, reverse("deployment-undo", args=[found.deployment_id]) if undo else "")
+    return redirect("deployment-experiment", found.deployment_id, number)
+
+
+@require_POST
+def experiment_start(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    return _acted(request, deployment, number, services.start_experiment, "The traffic is split.", undo=False)
+
+
+@require_POST
+def experiment_stop(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    return _acted(request, deployment, number, services.stop_experiment, "It is stopped.", undo=False)
+
+
+@require_POST
+def experiment_promote(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    return _acted(request, deployment, number, services.promote, "B answers alone from now on.")
+
+
+@require_POST
+def experiment_keep(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    return _acted(request, deployment, number, services.keep, "A answers alone from now on.")
+
+
+@require_POST
+def experiment_look(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    found = experiment_or_404(request, deployment, number)
+    require(request.user, "deploy", found.deployment)
+    with refusals_as_messages(request):
+        looks.look_now(actor=request.user, experiment=found)  # type: ignore[arg-type]
+    return redirect("deployment-experiment", found.deployment_id, number)

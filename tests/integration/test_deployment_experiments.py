@@ -1,0 +1,245 @@
+"""Experiments on deployments: planned, started, held against other changes, ended, acted upon; and who may."""
+
+from datetime import timedelta
+
+import pytest
+from django.core.exceptions import PermissionDenied
+from django.utils import timezone
+
+from dlplatform.accounts.models import AuditEntry
+from dlplatform.api import Conflict
+from registry.serving import feedback, prediction_log, services
+from registry.serving.experiments import services as experiments
+from registry.serving.models import (
+    Deployment,
+    DeploymentChange,
+    Experiment,
+    Feedback,
+    PredictionRecord,
+    SupersededLabel,
+)
+from registry.serving.services import Wanted
+from tests.integration.experimenting import deployment, right, shares_of, started, versions, write  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def url(deployment):  # noqa: F811
+    return f"/api/v1/deployments/{deployment.pk}"
+
+
+def body(versions, **more):  # noqa: F811
+    wanted = {"challenger": str(versions[1].pk), "metric": "accuracy", "minimum_effect": 0.05, "baseline": 0.8}
+    return wanted | more
+
+
+@pytest.fixture
+def draft(api, maintainer, url, versions):  # noqa: F811
+    made = api(maintainer).post(f"{url}/experiments", body(versions), format="json")
+    assert made.status_code == 201, made.content
+    return Experiment.objects.get()
+
+
+def error_of(answer, status):
+    assert answer.status_code == status, answer.content
+    return answer.json()["errors"][0]
+
+
+# --- planning -----------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_made_of_the_deployment_s_own_traffic(api, viewer, maintainer, url, deployment, versions):  # noqa: F811
+    design = {"metric": "accuracy", "minimum_effect": 0.05}
+    unknown = error_of(api(viewer).post(f"{url}/experiments/plan", design, format="json"), 400)
+    assert unknown["attr"] == "baseline" and "Only 0 units" in unknown["detail"]
+    write(deployment.variants.get(), right(1120, 1400), ago=86400)
+    plan = api(viewer).post(f"{url}/experiments/plan", design, format="json").json()
+    assert plan["baseline"] == pytest.approx(0.8, abs=0.001) and plan["units_a_day"] == pytest.approx(100, rel=0.01)
+    assert (
+        plan["days"] == -(-(plan["units_a"] + plan["units_b"]) // plan["units_a_day"])
+        and plan["usual_days"] < plan["days"]
+    )
+    assert f"{plan['units_a']:,} units of A" in plan["sentence"]
+    finer = api(viewer).post(f"{url}/experiments/plan", design | {"minimum_effect": 0.025}, format="json").json()
+    assert 3.5 < finer["units_a"] / plan["units_a"] < 4.5
+    slower = {"metric": "latency", "minimum_effect": 1, "baseline": 10, "share": 0.2}
+    unequal = api(viewer).post(f"{url}/experiments/plan", slower, format="json").json()
+    assert unequal["units_a"] == pytest.approx(4 * unequal["units_b"], rel=0.01)
+    made = api(maintainer).post(f"{url}/experiments", body(versions, baseline=None), format="json").json()
+    assert (made["state"], made["number"], made["units_a"]) == ("draft", 1, plan["units_a"])
+    assert made["control"] == str(versions[0].pk) and shares_of(deployment) == {"1": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "attr"),
+    [
+        ({"minimum_effect": 0}, "minimum_effect"), ({"minimum_effect": 0.9}, "minimum_effect"),
+        ({"minimum_effect": 1e-9}, "minimum_effect"), ({"baseline": 1.5}, "baseline"), ({"share": 1}, "share"),
+        ({"looks": 100}, "looks"), ({"alpha": 0.4, "power": 0.3}, "power"), ({"cap": 0}, "cap"),
+        ({"metric": "luck"}, "metric"), ({"higher_is_better": False}, "higher_is_better"),
+        ({"missing_as_zero": True}, "missing_as_zero"), ({"challenger": "0" * 32}, "challenger"),
+        ({"control": "0" * 32}, "control"),
+        ({"guardrails": [{"kind": "errors"}]}, "guardrails.0.tolerance"),
+        ({"guardrails": [{"kind": "accuracy", "limit": 0.1}]}, "guardrails.0.limit"),
+        ({"guardrails": [{"kind": "errors", "limit": 1}]}, "guardrails.0.limit"),
+        ({"guardrails": [{"kind": "errors", "limit": 0.1}, {"kind": "slow", "limit": 0.1}]}, "guardrails.1.milliseconds"),
+        ({"guardrails": [{"kind": "errors", "limit": 0.1, "size": 3}]}, "guardrails.0.size"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_planned_is_refused_by_its_field(api, maintainer, url, versions, wrong, attr):  # noqa: F811
+    answer = api(maintainer).post(f"{url}/experiments", body(versions, **wrong), format="json")
+    assert error_of(answer, 400)["attr"] == attr, answer.content
+    assert not Experiment.objects.exists()
+
+
+# --- its life -----------------------------------------------------------------------------------------
+
+
+def test_a_running_experiment_splits_the_traffic_and_holds_the_deployment(
+    api, maintainer, url, draft, deployment, versions  # noqa: F811
+):  # fmt: skip
+    services.set_details(actor=maintainer, deployment=deployment, sample_rate=0.25)
+    client = api(maintainer)
+    moved = client.post(f"{url}/experiments/1/start", {"revision": 7}, format="json")
+    assert error_of(moved, 409)["code"] == "moved" and Experiment.objects.get().state == "draft"
+    answer = client.post(f"{url}/experiments/1/start", {"revision": 1}, format="json")
+    assert answer.status_code == 200, answer.content
+    assert answer.json()["state"] == "running" and answer.json()["started_by"] == "maintainer"
+    assert shares_of(deployment) == {"1": 0.5, "2": 0.5}
+    now = Deployment.objects.get()
+    assert now.sample_rate == 1.0 and now.revision == 2
+    assert DeploymentChange.objects.first().reason == "Experiment 1 starts"
+    changes = [
+        client.patch(url, {"variants": [{"version": str(versions[2].pk)}]}, format="json"),
+        client.patch(url, {"archived": True}, format="json"),
+        client.patch(url, {"sample_rate": 0.5}, format="json"),
+        client.post(f"{url}/undo", {}, format="json"),
+    ]
+    for refused in changes:
+        error = error_of(refused, 409)
+        assert error["code"] == "held" and "Experiment 1 is running here" in error["detail"]
+    assert client.patch(url, {"description": "still"}, format="json").status_code == 200
+    again = client.post(f"{url}/experiments", body(versions), format="json").json()
+    assert again["number"] == 2
+    assert error_of(client.post(f"{url}/experiments/2/start", {}, format="json"), 409)["code"] == "held"
+    assert client.get(f"{url}/experiment").json()["number"] == 1
+    stopped = client.post(f"{url}/experiments/1/stop", {"reason": "the wrong version"}, format="json").json()
+    assert (stopped["state"], stopped["conclusion"]) == ("stopped", "the wrong version")
+    assert shares_of(deployment) == {"1": 1.0}
+    assert Deployment.objects.get().sample_rate == 0.25
+    assert "the wrong version" in DeploymentChange.objects.first().reason
+    assert AuditEntry.objects.filter(action__startswith="ab_test.").count() == 4
+
+
+def test_a_stopped_one_is_acted_upon_once(api, maintainer, url, draft, deployment, versions):  # noqa: F811
+    client = api(maintainer)
+    early = error_of(client.post(f"{url}/experiments/1/promote", {}, format="json"), 409)
+    assert early["code"] == "is_draft"
+    client.post(f"{url}/experiments/1/start", {}, format="json")
+    assert error_of(client.post(f"{url}/experiments/1/keep", {}, format="json"), 409)["code"] == "is_running"
+    client.post(f"{url}/experiments/1/stop", {}, format="json")
+    services.change_variants(actor=maintainer, deployment=deployment, variants=[Wanted(versions[2].pk)])
+    changed = error_of(client.post(f"{url}/experiments/1/promote", {}, format="json"), 409)
+    assert changed["code"] == "others_answer" and "v3" in changed["detail"]
+    services.undo_change(actor=maintainer, deployment=deployment)
+    done = client.post(f"{url}/experiments/1/promote", {"reason": "good enough"}, format="json").json()
+    assert done["state"] == "promoted" and shares_of(deployment) == {"2": 1.0}
+    assert error_of(client.post(f"{url}/experiments/1/keep", {}, format="json"), 409)["code"] == "is_promoted"
+    services.undo_change(actor=maintainer, deployment=deployment)
+    assert shares_of(deployment) == {"1": 1.0}, "a promotion is a change like others"
+
+
+def test_a_draft_is_thrown_away_and_never_acted_upon(api, maintainer, url, draft, deployment):  # noqa: F811
+    client = api(maintainer)
+    assert error_of(client.get(f"{url}/experiment"), 404)
+    assert client.post(f"{url}/experiments/1/stop", {}, format="json").json()["state"] == "stopped"
+    assert error_of(client.post(f"{url}/experiments/1/keep", {}, format="json"), 409)["code"] == "not_started"
+    assert DeploymentChange.objects.count() == 1
+
+
+def test_it_does_not_start_where_others_answer_or_nobody_does(api, maintainer, url, draft, deployment, versions):  # noqa: F811
+    services.change_variants(
+        actor=maintainer, deployment=deployment,
+        variants=[Wanted(versions[0].pk), Wanted(versions[2].pk), Wanted(versions[1].pk, role="shadow")],
+    )  # fmt: skip
+    client = api(maintainer)
+    assert error_of(client.post(f"{url}/experiments/1/start", {}, format="json"), 409)["code"] == "others_answer"
+    services.change_variants(
+        actor=maintainer, deployment=deployment,
+        variants=[Wanted(versions[0].pk), Wanted(versions[2].pk, role="shadow")],
+    )  # fmt: skip
+    services.set_archived(actor=maintainer, deployment=deployment, archived=True)
+    assert error_of(client.post(f"{url}/experiments/1/start", {}, format="json"), 409)["code"] == "archived"
+    services.set_archived(actor=maintainer, deployment=deployment, archived=False)
+    assert client.post(f"{url}/experiments/1/start", {}, format="json").status_code == 200
+    shadows = deployment.variants.filter(removed_at=None, role="shadow")
+    assert [row.version_id for row in shadows] == [versions[2].pk], "shadows stay as they are"
+
+
+def test_an_a_a_test_has_one_version_twice(api, maintainer, url, deployment, versions):  # noqa: F811
+    client = api(maintainer)
+    same = body(versions, challenger=str(versions[0].pk))
+    assert client.post(f"{url}/experiments", same, format="json").status_code == 201
+    begun = client.post(f"{url}/experiments/1/start", {}, format="json").json()
+    assert begun["variant_a"] != begun["variant_b"] and begun["control"] == begun["challenger"]
+    assert shares_of(deployment) == {"1": 0.5, "1B": 0.5}
+    arms = {one["arm"]: one["share"] for one in client.get(url).json()["variants"]}
+    assert arms == {"": 0.5, "B": 0.5}
+    client.post(f"{url}/experiments/1/stop", {}, format="json")
+    assert shares_of(deployment) == {"1": 1.0}
+    services.undo_change(actor=maintainer, deployment=deployment)
+    assert shares_of(deployment) == {"1": 0.5, "1B": 0.5}, "an undo restores the arms too"
+
+
+# --- the log meanwhile --------------------------------------------------------------------------------
+
+
+def test_the_log_of_an_experiment_is_kept_while_it_needs_it(maintainer, draft, deployment, settings):  # noqa: F811
+    settings.PREDICTION_LOG_DAYS = 30
+    begun = started(experiments.start_experiment(actor=maintainer, experiment=draft), ago=40 * 86400)
+    day = 86400
+    write(begun.variant_a, [1, 0], ago=35 * day)
+    write(begun.variant_a, [1, 0], ago=50 * day)
+    write(begun.variant_a, [1], ago=60 * day)
+    assert prediction_log.forget_old() == 2, "what came more than two weeks before the start"
+    assert PredictionRecord.objects.count() == 4
+    experiments.stop_experiment(actor=maintainer, experiment=begun)
+    assert prediction_log.forget_old() == 0, "as long after its end as the policy says"
+    Experiment.objects.update(ended_at=timezone.now() - timedelta(days=31))
+    assert prediction_log.forget_old() == 8 and not Feedback.objects.exists()
+
+
+def test_labels_that_feedback_replaces_are_kept_where_an_experiment_is(maintainer, viewer, draft, deployment):  # noqa: F811
+    record = write(deployment.variants.get(), [1])[0]
+    given = feedback.Label(record.request_id, "b")
+    feedback.give_feedback(actor=viewer, deployment=deployment, labels=[given])
+    kept = SupersededLabel.objects.get()
+    assert (kept.label, Feedback.objects.get().label) == ("a", "b") and kept.replaced_at == Feedback.objects.get().at
+
+
+# --- who may ------------------------------------------------------------------------------------------
+
+
+def test_only_maintainers_experiment_and_strangers_see_nothing(api, trainer, viewer, stranger, url, draft, versions):  # noqa: F811
+    for verb in ("start", "stop", "promote", "keep"):
+        assert api(trainer).post(f"{url}/experiments/1/{verb}", {}, format="json").status_code == 403
+        assert api(stranger).post(f"{url}/experiments/1/{verb}", {}, format="json").status_code == 404
+    assert api(trainer).post(f"{url}/experiments", body(versions), format="json").status_code == 403
+    assert api(viewer).get(f"{url}/experiments").json()["results"][0] == api(viewer).get(f"{url}/experiments/1").json()
+    assert api(stranger).get(f"{url}/experiments").status_code == 404
+    assert api(viewer).get(f"{url}/experiments/9").status_code == 404
+    with pytest.raises(PermissionDenied):
+        experiments.start_experiment(actor=trainer, experiment=draft)
+
+
+def test_a_start_that_fails_half_way_leaves_nothing(maintainer, draft, deployment, versions, monkeypatch):  # noqa: F811
+    def dies(*_, **__):
+        raise RuntimeError("the process is gone")
+
+    monkeypatch.setattr(experiments, "change_variants", dies)
+    with pytest.raises(RuntimeError):
+        experiments.start_experiment(actor=maintainer, experiment=draft)
+    assert Experiment.objects.get().state == "draft" and Deployment.objects.get().revision == 1
+    with pytest.raises(Conflict):
+        experiments.promote(actor=maintainer, experiment=draft)
