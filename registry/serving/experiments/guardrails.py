@@ -16,6 +16,7 @@ MOST = 10
 RATES = (Experiment.Metric.ERRORS, SLOW)
 KINDS = (*Experiment.Metric.values, SLOW)
 LONGEST = 3_600_000.0  # milliseconds
+NOTHING = Moments(0, 0.0, 0.0)
 NAMES = {
     Experiment.Metric.ERRORS: "failed requests", SLOW: "requests slower than {milliseconds:g} ms",
     Experiment.Metric.LATENCY: "milliseconds", Experiment.Metric.ACCURACY: "accuracy",
@@ -52,12 +53,15 @@ def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def read(guardrails: Sequence[Mapping[str, Any]], window: Window, a: UUID, b: UUID) -> list[dict[str, Any]]:
-    """The sums behind each guardrail: {a, b}, [count, total, squares] each. A limit is held by requests, not by keys."""
+    """The sums behind each guardrail: {a, b}, [count, total, squares] each.
+
+    A limit is held by requests, not by keys, and by B alone: nothing of A is read for it.
+    """
     found = []
     for one in guardrails:
         measure = Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request="limit" in one)
-        arms = outcomes(measure, window, [a, b])
-        found.append({"a": as_list(arms[a]), "b": as_list(arms[b])})
+        arms = outcomes(measure, window, [b] if "limit" in one else [a, b])
+        found.append({"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])})
     return found
 
 
@@ -97,7 +101,11 @@ def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments) 
 
 
 def _end(found: Guardrail) -> str:
-    return f": more than chance explains (at most {ALPHA:.0%} of sound tests raise an alarm)." if found.alarm else "."
+    return (
+        f": more than chance explains (at most {100 * ALPHA:g} % of sound tests raise an alarm)."
+        if found.alarm
+        else "."
+    )
 
 
 def _capital(text: str) -> str:

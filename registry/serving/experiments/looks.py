@@ -38,7 +38,7 @@ def look_now(*, actor: User, experiment: Experiment) -> Look:
 
 def window_of(experiment: Experiment) -> Window:
     assert experiment.started_at is not None
-    return window_until_now(experiment.deployment_id, experiment.started_at)
+    return window_until_now(experiment.deployment_id, experiment.started_at, experiment.revision)
 
 
 def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
@@ -67,7 +67,9 @@ def _with_past(moments: CovariateMoments) -> list[float]:
 
 
 def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look | None) -> bool:
-    """By the outcomes there are, not by what they say; and once a day."""
+    """By the outcomes there are, not by what they say; and once a day. After an alarm of the split nothing more is to be seen."""
+    if last and last.results["balance"]["alarm"]:
+        return False
     fraction = fraction_of(experiment, sums)
     seen = last.results["verdict"]["fraction"] if last else 0.0
     if fraction >= 1 or fraction - seen >= 1 / experiment.looks:
@@ -129,6 +131,8 @@ def replay(experiment: Experiment) -> list[Replayed]:
         again = judge_look(experiment, look.sums, look.until, earlier)
         earlier.append(again)
         assert experiment.started_at is not None
-        window = Window(experiment.deployment_id, experiment.started_at, look.until, look.last_record)
+        window = Window(
+            experiment.deployment_id, experiment.started_at, look.until, look.last_record, experiment.revision
+        )
         found.append(Replayed(look.number, again == look.results, read_sums(experiment, window) == look.sums))
     return found

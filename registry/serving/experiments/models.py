@@ -63,6 +63,7 @@ class Experiment(models.Model):
     sample_rate = models.FloatField(
         null=True, help_text="The deployment's before the start; its log is whole meanwhile"
     )
+    revision = models.PositiveIntegerField(default=0, help_text="Of the deployment, from which on requests count")
     started_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     started_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
@@ -184,6 +185,7 @@ class Rollout(models.Model):
     candidate = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
     variant_stable = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", null=True)
     variant_candidate = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", null=True)
+    revision = models.PositiveIntegerField(default=0, help_text="Of the deployment, from which on requests count")
     steps = models.JSONField(help_text="[{share, minutes, requests}]: the last has the share 1")
     step = models.PositiveSmallIntegerField(default=0, help_text="Position of the step it is at")
     step_began_at = models.DateTimeField()

@@ -63,10 +63,12 @@ def start_rollout(
         guardrails=guardrails.checked(list(guardrails_wanted)), sample_rate=complete_log(locked), created_by=actor,
         started_at=now,
     )  # fmt: skip
-    _split(actor, made, made.share, reason or f"Canary {number} begins with {_percent(made.share)}", revision)
+    made.revision = _split(
+        actor, made, made.share, reason or f"Canary {number} begins with {_percent(made.share)}", revision
+    )
     made.variant_stable = locked.variants.get(version=stable, arm="")
     made.variant_candidate = locked.variants.get(version=new, arm="")
-    made.save(update_fields=["variant_stable", "variant_candidate"])
+    made.save(update_fields=["variant_stable", "variant_candidate", "revision"])
     audit.record(actor, "canary.start", made, locked.organization, deployment=locked.name, number=number)
     return made
 
@@ -177,14 +179,18 @@ def _locked(actor: User | None, rollout: Rollout, *states: str) -> Rollout:
     return locked
 
 
-def _split(actor: User | None, rollout: Rollout, share: float, reason: str, revision: int | None = None) -> None:
-    """The stable version keeps its place with the weight 0 until the end: going back is one change, and nothing loads."""
-    change_variants(
+def _split(actor: User | None, rollout: Rollout, share: float, reason: str, revision: int | None = None) -> int:
+    """The deployment's new revision.
+
+    The stable version keeps its place with the weight 0 until the end: going back is one change, and nothing loads.
+    """
+    changed = change_variants(
         actor=actor, deployment=rollout.deployment, reason=reason[:2000], revision=revision, holder=rollout,
         variants=[
             Wanted(rollout.stable_id, 1 - share), Wanted(rollout.candidate_id, share), *_shadows(rollout),
         ],
     )  # fmt: skip
+    return changed.revision
 
 
 def _alone(actor: User | None, rollout: Rollout, version: UUID, reason: str) -> None:

@@ -70,13 +70,14 @@ def start_experiment(
     locked.state, locked.started_at, locked.started_by = Experiment.State.RUNNING, timezone.now(), actor
     locked.sample_rate = complete_log(deployment)
     locked.save()
-    change_variants(
+    changed = change_variants(
         actor=actor, deployment=deployment, variants=[*_arms(locked), *_shadows(deployment, locked)],
         reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
     )  # fmt: skip
     locked.variant_a = deployment.variants.get(version=locked.control, arm="")
     locked.variant_b = deployment.variants.get(version=locked.challenger, arm=_second_arm(locked))
-    locked.save(update_fields=["variant_a", "variant_b"])
+    locked.revision = changed.revision
+    locked.save(update_fields=["variant_a", "variant_b", "revision"])
     audit.record(actor, "ab_test.start", locked, deployment.organization, number=locked.number)
     return locked
 

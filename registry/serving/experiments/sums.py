@@ -46,12 +46,17 @@ class Measure:
 
 @dataclass(frozen=True)
 class Window:
-    """The requests of a deployment from ``since`` until before ``until``, with records up to ``last_record``."""
+    """The requests of a deployment from ``since`` until before ``until``, with records up to ``last_record``.
+
+    ``revision``: those that an earlier one of the deployment assigned do not count, as an inference process goes on with
+    it until it has loaded what the next one needs. A record that names none counts.
+    """
 
     deployment: UUID
     since: datetime
     until: datetime
     last_record: int
+    revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,10 @@ class Units:
     requests: int
 
 
-def window_until_now(deployment: UUID, since: datetime) -> Window:
+def window_until_now(deployment: UUID, since: datetime, revision: int = 0) -> Window:
     """Up to what has settled: later records and labels may still be on their way."""
     last = PredictionRecord.objects.filter(deployment=deployment, role="live").aggregate(last=Max("id"))["last"]
-    return Window(deployment, since, timezone.now() - SETTLED, last or 0)
+    return Window(deployment, since, timezone.now() - SETTLED, last or 0, revision)
 
 
 def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = False) -> dict[UUID, Units]:
@@ -142,7 +147,8 @@ def _answered(by_request: bool) -> str:
     return f"""SELECT request_id, variant_id, revision, {_unit(by_request)} AS unit, predictions, milliseconds, error
         FROM serving_predictionrecord
         WHERE deployment_id = %(deployment)s AND role = 'live' AND variant_id = ANY(%(variants)s)
-          AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""  # noqa: S608
+          AND at >= %(since)s AND at < %(until)s AND id <= %(last)s
+          AND (revision IS NULL OR revision >= %(revision)s)"""  # noqa: S608
 
 
 def _earlier() -> str:
@@ -195,7 +201,7 @@ VALUES = {
 def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
     return {
         "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
-        "last": window.last_record, "cap": (measure and measure.cap) or FARTHEST,
+        "last": window.last_record, "revision": window.revision, "cap": (measure and measure.cap) or FARTHEST,
         "milliseconds": measure.milliseconds if measure else None,
     }  # fmt: skip
 

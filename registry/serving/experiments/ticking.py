@@ -18,7 +18,7 @@ from .models import Experiment, Look, Rollout
 from .sums import Window, count_units, window_until_now
 
 SECONDS = 5.0
-PATIENCE = 20  # the sums of one experiment take at most a twentieth of the scheduler's time
+PATIENCE = 5  # the sums of one experiment take at most a sixth of the scheduler's time
 TUNED_UNITS = 1000  # an arm: where a canary's comparisons are the sharpest
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def watch(experiment: Experiment) -> bool:
 def watch_rollout(rollout: Rollout) -> bool:
     """Read its guardrails, also of one that is paused; whether it went back, on, or to its end."""
     began = time.monotonic()
-    window = window_until_now(rollout.deployment_id, rollout.started_at)
+    window = window_until_now(rollout.deployment_id, rollout.started_at, rollout.revision)
     if window.until <= window.since:
         return False
     a, b = rollout.variant_stable_id, rollout.variant_candidate_id
