@@ -20,6 +20,7 @@ NAMES = (
     "upload_in_parts",
     "merging",
     "sweeps",
+    "serve",
     "at_rest",
     "ab",
 )

@@ -5,13 +5,16 @@ not answer, up to MOST records are held, and further ones are lost and counted. 
 """
 
 import atexit
+import json
 import logging
 import threading
 from collections import deque
 from collections.abc import Collection
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
+import orjson
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
@@ -23,6 +26,12 @@ from .models import Deployment, Feedback, PredictionRecord, Variant
 SECONDS = 1.0
 MOST = 10_000
 BATCH = 500
+
+COLUMNS = (
+    "request_id", "deployment_id", "variant_id", "role", "revision", "propensity", "key", "instances", "predictions",
+    "milliseconds", "error", "at",
+)  # fmt: skip
+ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", ""))
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +110,46 @@ class RecordBuffer:
 def _write(batch: list[PredictionRecord]) -> None:
     """One statement; where a record spoils it (its deployment is gone, a NUL in a text), each on its own."""
     try:
-        PredictionRecord.objects.bulk_create(batch)
+        _copy(batch)
     except (IntegrityError, DataError):
         living = set(
             Deployment.objects.filter(pk__in={row.deployment_id for row in batch}).values_list("pk", flat=True)
         )
         _write_singly([row for row in batch if row.deployment_id in living])
+
+
+def _copy(batch: list[PredictionRecord]) -> None:
+    """By COPY: building objects of the ORM's statements costs a process that answers ten times as much."""
+    rows = "".join(map(_line, batch))
+    statement = f"COPY {PredictionRecord._meta.db_table} ({', '.join(COLUMNS)}) FROM STDIN"
+    with connection.cursor() as wrapped, connection.wrap_database_errors, wrapped.cursor.copy(statement) as copy:
+        copy.write(rows)
+
+
+def _line(record: PredictionRecord) -> str:
+    """A record as a line of COPY's text format, in the order of COLUMNS."""
+    values = (
+        str(record.request_id), str(record.deployment_id), str(record.variant_id), record.role, record.revision,
+        record.propensity, _escaped(record.key), _json(record.instances),
+        None if record.predictions is None else _json(record.predictions), record.milliseconds, _escaped(record.error),
+        record.at.isoformat(),
+    )  # fmt: skip
+    return "\t".join("\\N" if value is None else str(value) for value in values) + "\n"
+
+
+def _json(value: Any) -> str:
+    try:
+        return _escaped(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
+    except TypeError:  # a number of more digits than orjson knows
+        return _escaped(json.dumps(value))
+
+
+def _escaped(text: str) -> str:
+    """For COPY; without NUL, which PostgreSQL cannot hold in a text."""
+    for character, escape in ESCAPES:
+        if character in text:
+            text = text.replace(character, escape)
+    return text
 
 
 def _write_singly(records: Collection[PredictionRecord]) -> None:

@@ -151,6 +151,18 @@ def test_a_record_that_cannot_be_written_costs_no_other(deployment, buffer, orga
     assert list(PredictionRecord.objects.values_list("request_id", flat=True)) == [good.request_id]
 
 
+def test_a_record_is_kept_as_it_is_whatever_it_holds(deployment, buffer):
+    """What has a meaning in COPY's format has none in a record."""
+    odd = 'a\\b\t"c"\r\n\\N ü'
+    record = record_of(deployment, key=odd, predictions=[{"text": odd, "x": None}], propensity=0.25, revision=3)
+    record.instances = [{odd: odd, "many": 10**30, "y": -0.5, "z": True}]
+    buffer.add(record)
+    assert buffer.flush() == 1
+    kept = PredictionRecord.objects.get()
+    for name in ("request_id", "key", "instances", "predictions", "propensity", "revision", "role", "at", "error"):
+        assert getattr(kept, name) == getattr(record, name), name
+
+
 def test_feedback_comes_late_again_early_and_in_bulk(api, viewer, stranger, deployment, answers, buffer):
     client = api(viewer)
     url = f"/api/v1/deployments/{deployment.pk}/feedback"
