@@ -42,8 +42,14 @@ def answers(address, path="/readyz"):
 
 
 def workers(process):
-    found = psutil.Process(process.pid).children()
-    return {one.pid for one in found if any("spawn_main" in word for word in one.cmdline())}
+    return {one.pid for one in psutil.Process(process.pid).children() if is_worker(one)}
+
+
+def is_worker(process):
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.Error:  # it is just ending
+        return False
 
 
 def test_one_that_is_killed_is_started_again_while_the_others_go_on(serving):
