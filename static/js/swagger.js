@@ -12,6 +12,7 @@
     validatorUrl: null, // else it would send our description to swagger.io
     deepLinking: true,
     docExpansion: "list",
+    filter: true, // by tag; of so many operations only those in sight are drawn
     requestInterceptor(request) {
       const ours = new URL(request.url, location.href).origin === location.origin;
       if (ours && request.method && !safe.includes(request.method.toUpperCase())) request.headers["X-CSRFToken"] = token;

@@ -59,7 +59,7 @@ def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SI
         process = start_engine(job_dir)
         if delivered < kills:
             wait_for_checkpoint(job_dir, process, before + 1)
-            time.sleep(chance.uniform(0.0, 0.2))
+            time.sleep(chance.uniform(0.0, 0.1))
             process.send_signal(number)
         code = process.wait(timeout=180)
         if code == 0:
@@ -104,7 +104,7 @@ def test_killed_runs_end_with_the_same_bytes(
 
 
 DEEP = {
-    "epochs": 6,
+    "epochs": 30,
     "threads": 1,
     "batch_size": 8,
     "log_interval": 5,
@@ -120,7 +120,7 @@ def deep_job(job: Callable[..., Path], kind: str, name: str, **overrides: Any) -
     if kind == "image":
         return image_job(job, 40, name, **{"config": config, **overrides})
     columns = texts(40) if kind == "text" else mixed_columns(40)
-    table = {**CONFIG, "epochs": 6}
+    table = {**CONFIG, "epochs": 30}
     return job(columns, name=name, **{"config": config if kind == "text" else table, **overrides})
 
 
@@ -172,7 +172,7 @@ def test_a_transformers_base_is_exact_after_kills(job: Callable[..., Path], tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "image", "language"])
 def test_architectures_that_start_from_nothing_are_exact_after_kills(job: Callable[..., Path], kind: str) -> None:
-    config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 12}
+    config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 30}
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
     def make(name: str) -> Path:
