@@ -32,6 +32,7 @@ from registry.serving.models import BatchPrediction
 from training import job_directories, kept_checkpoints, preflights, states
 from training import reachability as code_objects
 from training.models import Preflight, Run
+from training.nodes.gathering import end_orphans
 from training.sweeps.waking import wake_idle_sweeps
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Tick:
 
 
 def reconcile_runs() -> dict[str, int]:
-    return jobs.reconcile(Run, give_up=states.give_up)
+    return jobs.reconcile(Run, give_up=states.give_up) | {"nodes_ended": end_orphans()}
 
 
 def reconcile_datasets() -> dict[str, int]:

@@ -108,6 +108,20 @@ def test_a_machine_that_failed_or_fell_silent_is_noticed(queue_run, known):
     assert Node.objects.get(host="two").cancel_requested_at
 
 
+def test_what_a_dead_leader_asked_for_is_ended(queue_run, known):
+    known(one=1, two=1, three=1)
+    run = claimed(queue_run(QUICK | {"nodes": 4}))
+    Gathering(run).ask()
+    Node.objects.filter(host="two").update(state="running", lease_expires_at=Now() - timedelta(seconds=1))
+    Node.objects.filter(host="three").update(state="running", lease_expires_at=Now() + timedelta(hours=1))
+    assert gathering.end_orphans() == 0, "the leader lives, and decides"
+    Run.objects.filter(pk=run.pk).update(lease_epoch=run.lease_epoch + 1)
+    assert gathering.end_orphans() == 2
+    assert dict(Node.objects.values_list("host", "state")) == {
+        "one": "cancelled", "two": "cancelled", "three": "running",
+    }  # fmt: skip
+
+
 def test_a_machine_comes_late_and_goes_away_again(queue_run, known):
     known(other=1)
     run = claimed(queue_run(TWO))

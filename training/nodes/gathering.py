@@ -143,6 +143,13 @@ class Gathering:
         return group
 
 
+def end_orphans() -> int:
+    """End what nobody works on any more, of runs whose claim is over: the leader that asked died before it could."""
+    unheld = Q(state=Node.QUEUED) | Q(state__in=Node.HELD, lease_expires_at__lt=Now())
+    living = Node.objects.of_living_runs().values("pk")
+    return int(Node.objects.filter(unheld).exclude(pk__in=living).update(state="cancelled", finished_at=Now()))
+
+
 def _one_at_a_time() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('gathering machines', 0))")
