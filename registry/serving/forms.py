@@ -11,11 +11,17 @@ from dlplatform.accounts.models import Organization, User
 from registry.forms import TryForm
 from registry.models import ModelVersion
 
-from .models import Variant
+from .models import Deployment, Variant
 from .services import MODEL_FILE, Wanted
 
 MOST_CHOICES = 300
 REMOVED = "removed"
+
+
+def candidates(user: User, deployment: Deployment) -> list[ModelVersion]:
+    """What could answer beside what a deployment has: first the versions of the models that answer in it already."""
+    models = set(deployment.variants.filter(removed_at=None).values_list("version__model", flat=True))
+    return sorted(servable_versions(user, deployment.organization), key=lambda version: version.model_id not in models)
 
 
 def servable_versions(user: User, organization: Organization) -> list[ModelVersion]:

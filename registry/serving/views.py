@@ -33,7 +33,7 @@ from .assignment import shares
 from .client import Unusable
 from .experiments.holding import holder_of, name_of
 from .experiments.models import Rollout
-from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, servable_versions, variants_of
+from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, candidates, servable_versions, variants_of
 from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
 
@@ -116,9 +116,7 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
         "deployment": found,
         "variants": variants,
         "can_deploy": can_deploy,
-        "choices": [one for one in servable_versions(request.user, found.organization) if one.pk not in in_it]
-        if can_deploy
-        else [],
+        "choices": [one for one in candidates(request.user, found) if one.pk not in in_it] if can_deploy else [],
         **_holder_context(found),
         "experiments": found.experiments.select_related("control__model", "challenger__model")[:EXPERIMENTS_SHOWN],
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],

@@ -10,8 +10,10 @@ from dlplatform.accounts.models import AuditEntry
 from registry.serving import prediction_log, services
 from registry.serving.experiments import rollouts, ticking
 from registry.serving.experiments import services as experiments
+from registry.serving.forms import candidates
 from registry.serving.models import Deployment, DeploymentChange, PredictionRecord, Rollout
 from registry.serving.services import Wanted
+from tests import factories
 from tests.integration.experimenting import deployment, right, shares_of, versions, write  # noqa: F401
 
 pytestmark = pytest.mark.django_db
@@ -224,3 +226,12 @@ def test_only_maintainers_roll_out_and_strangers_see_nothing(
         api(stranger).get(f"{url}/canary").status_code == 404
         and api(viewer).get(f"{url}/canaries/7").status_code == 404
     )
+
+
+def test_versions_of_the_model_that_answers_are_offered_first(maintainer, organization, deployment):  # noqa: F811
+    newer = factories.ModelVersionFactory(
+        model=factories.RegisteredModelFactory(organization=organization, name="another"), number=1,
+        tree=deployment.variants.get().version.tree,
+    )  # fmt: skip
+    offered = candidates(maintainer, deployment)
+    assert offered[-1] == newer and offered[0].model_id == deployment.variants.get().version.model_id

@@ -13,7 +13,7 @@ from dlplatform.accounts.access import may, require
 from dlplatform.accounts.pages import refusals_as_messages, said, submitted
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
-from registry.serving.forms import ChangeForm, servable_versions
+from registry.serving.forms import ChangeForm, candidates
 from registry.serving.models import Deployment
 from registry.serving.views import deployment_or_404
 
@@ -37,7 +37,7 @@ def canary_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
     answering = set(
         found.variants.filter(removed_at=None, role="live", weight__gt=0).values_list("version_id", flat=True)
     )
-    versions = [one for one in servable_versions(request.user, found.organization) if one.pk not in answering]  # type: ignore[arg-type]
+    versions = [one for one in candidates(request.user, found) if one.pk not in answering]  # type: ignore[arg-type]
     form = CanaryForm(
         request.POST if request.method == "POST" else None, versions=versions,
         initial={"steps": written(rollouts.BLUE_GREEN if at_once else rollouts.CANARY)},

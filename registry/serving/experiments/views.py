@@ -15,7 +15,7 @@ from dlplatform.accounts.pages import refusals_as_messages, said, submitted
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
 from registry.models import ModelVersion
-from registry.serving.forms import ChangeForm, servable_versions
+from registry.serving.forms import ChangeForm, candidates
 from registry.serving.models import Deployment
 from registry.serving.views import deployment_or_404
 
@@ -45,7 +45,7 @@ def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
     control = _control(found)
     form = ExperimentForm(
         request.POST if request.method == "POST" else None, control=control,
-        versions=servable_versions(request.user, found.organization),  # type: ignore[arg-type]
+        versions=candidates(request.user, found),  # type: ignore[arg-type]
         initial={"challenger": request.GET.get("challenger", "")},
     )  # fmt: skip
     if request.method == "POST" and form.is_valid() and (made := _created(request, found, form)):
