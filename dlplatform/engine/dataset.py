@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -153,6 +153,18 @@ class Tensors:
             return Batch(numbers, categories, tokens)
         return Batch(numbers, categories, tokens, self._sequences(rows, together), self._images(rows))
 
+    def shared(self, rows: slice, groups: int) -> Batch:
+        """The same rows (B,) for every group, as views."""
+
+        def expanded(values: Tensor | None) -> Any:
+            return None if values is None else values[rows].unsqueeze(0).expand(groups, *[-1] * values.dim())
+
+        sequences = self.sequences
+        if sequences is not None and self.lengths is not None:
+            sequences = sequences[..., : max(int(self.lengths[rows].max()), 1)]
+        numbers, categories, tokens = (expanded(each) for each in (self.numbers, self.categories, self.tokens))
+        return Batch(numbers, categories, tokens, expanded(sequences), expanded(self.images))
+
     def at(self, rows: Tensor) -> Tensors:
         """The given rows (n,) alone."""
 
@@ -172,6 +184,14 @@ class Tensors:
         if self.images is None:
             return None
         return self.images[rows.to(self.images.device)].to(self.numbers.device, non_blocking=True)
+
+
+def batches(inputs: Inputs, groups: int, rows: int) -> Iterator[Batch]:
+    """All rows for every group, ``rows`` at a time; nothing is copied."""
+    tensors = to_tensors(inputs, np.zeros(0), torch.device("cpu"))
+    count = len(inputs.numbers)
+    for begin in range(0, count, rows):
+        yield tensors.shared(slice(begin, begin + rows), groups)
 
 
 def _at(rows: Tensor, values: Tensor) -> Tensor:
