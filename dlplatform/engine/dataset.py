@@ -153,18 +153,6 @@ class Tensors:
             return Batch(numbers, categories, tokens)
         return Batch(numbers, categories, tokens, self._sequences(rows, together), self._images(rows))
 
-    def shared(self, rows: slice, groups: int) -> Batch:
-        """The same rows (B,) for every group, as views."""
-
-        def expanded(values: Tensor | None) -> Any:
-            return None if values is None else values[rows].unsqueeze(0).expand(groups, *[-1] * values.dim())
-
-        sequences = self.sequences
-        if sequences is not None and self.lengths is not None:
-            sequences = sequences[..., : max(int(self.lengths[rows].max()), 1)]
-        numbers, categories, tokens = (expanded(each) for each in (self.numbers, self.categories, self.tokens))
-        return Batch(numbers, categories, tokens, expanded(sequences), expanded(self.images))
-
     def at(self, rows: Tensor) -> Tensors:
         """The given rows (n,) alone."""
 
@@ -187,11 +175,24 @@ class Tensors:
 
 
 def batches(inputs: Inputs, groups: int, rows: int) -> Iterator[Batch]:
-    """All rows for every group, ``rows`` at a time; nothing is copied."""
-    tensors = to_tensors(inputs, np.zeros(0), torch.device("cpu"))
-    count = len(inputs.numbers)
-    for begin in range(0, count, rows):
-        yield tensors.shared(slice(begin, begin + rows), groups)
+    """All rows for every group, ``rows`` at a time, as views of the arrays."""
+    for begin in range(0, max(len(inputs.numbers), 1), rows):
+        yield _shared(inputs, groups, slice(begin, begin + rows))
+
+
+def _shared(inputs: Inputs, groups: int, rows: slice) -> Batch:
+    def expanded(values: np.ndarray[Any, Any]) -> Tensor:
+        tensor = torch.from_numpy(values[rows])
+        return tensor.expand(groups, *tensor.shape)
+
+    def where_any(values: np.ndarray[Any, Any]) -> Any:
+        return expanded(values) if values.shape[1] else None
+
+    sequences = inputs.sequences
+    if sequences.shape[1]:
+        sequences = sequences[..., : max(int((sequences[rows] > 0).sum(-1).max()), 1)]
+    numbers, categories, tokens = map(expanded, (inputs.numbers, inputs.categories, inputs.tokens))
+    return Batch(numbers, categories, tokens, where_any(sequences), where_any(inputs.images))
 
 
 def _at(rows: Tensor, values: Tensor) -> Tensor:

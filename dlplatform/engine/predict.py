@@ -42,6 +42,11 @@ class Predictor:
         targets = {self.description.get("target"), *self.description.get("targets", ())}
         self._rows = RequestRows(loaded.preprocessor, targets)
 
+    @property
+    def steady(self) -> bool:
+        """Whether a row takes the same time whatever is in it: of texts and images nobody knows."""
+        return self.writer is None and self._rows.steady
+
     def predict(self, instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One answer for each row: {"label", "probabilities": {label: p}}, {"labels", "probabilities"}, {"value"}
         or {"values": {target: number}}.

@@ -343,7 +343,7 @@ def encode_numbers(coding: ColumnCoding, values: np.ndarray[Any, Any]) -> Floats
 
 def as_numbers(values: np.ndarray[Any, Any]) -> Floats:
     """For the network: a prediction may hold a number that float32 cannot."""
-    return values.clip(-1e30, 1e30).astype(np.float32)
+    return values.clip(-1e30, 1e30).astype(np.float32, order="C")
 
 
 def encode_category(coding: ColumnCoding, values: pa.StringArray) -> Codes:

@@ -52,6 +52,11 @@ class RequestRows:
         ]  # fmt: skip
         self._others = [each for each in self._codings if each.kind not in ("numbers", "categories")]
 
+    @property
+    def steady(self) -> bool:
+        """Whether all are numbers and categories, which take the same time whatever they are."""
+        return not self._others
+
     def inputs(self, instances: Instances, source: Source = bytes) -> Inputs:
         """Raises PredictionInputError, and EngineError for images that cannot be read."""
         for row, instance in enumerate(instances):
