@@ -116,14 +116,14 @@ def peer(name: str) -> Iterator[Server]:
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
     try:
         server = Server(name, port)
-        _wait(server)
+        wait_for(server)
         yield server
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait(server: Server) -> None:
+def wait_for(server: Server) -> None:
     deadline = time.monotonic() + 60
     headers = {"Content-Type": "application/json"}
     if server.bearer:
@@ -152,7 +152,7 @@ def ours(running: Platform) -> Server:
             client.post("/api-keys", json={"name": "benchmark", "scopes": ["predict"]}).raise_for_status().json()["key"]
         )
     server = Server("ours", running.serve_port, "/api/v1/deployments/mlp/predict", key)
-    _wait(server)
+    wait_for(server)
     return server
 
 
