@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from dlplatform.engine import package
-from dlplatform.engine.dataset import to_tensors
 from dlplatform.engine.errors import EngineError, PredictionInputError
 from dlplatform.engine.image_arrays import Source, source_in
 from dlplatform.engine.images import ImageError, decode
 from dlplatform.engine.language import LanguageNetwork
-from dlplatform.engine.objective import evaluation_rows, mean_prediction
+from dlplatform.engine.preprocessing import Inputs
+from dlplatform.engine.runners import GraphRunner, Runner, torch_runner
 from dlplatform.engine.schema import STRING_LIKE
 from dlplatform.engine.table import Table, Values
 from dlplatform.engine.writer import Writer
@@ -35,17 +34,33 @@ class Predictor:
         Raises PackageError.
         """
         self._source: Source = source_in(images) if images else bytes
-        loaded = package.load(Path(directory), sandboxed=sandboxed)
-        self.description = loaded.description
         self.writer: Writer | None = None
-        if isinstance(loaded.network, LanguageNetwork):
-            assert loaded.preprocessor.tokenizer is not None
-            self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
-        self.network: Any = loaded.network
+        self.network: Any = None
+        loaded = self._loaded(Path(directory), sandboxed)
+        self.description = loaded.description
         self._preprocessor = loaded.preprocessor
         self._codings = loaded.preprocessor.codings
         self._columns = {each.column.name for each in self._codings}
         self._accepted = self._columns | {self.description.get("target"), *self.description.get("targets", ())}
+
+    def _loaded(self, directory: Path, sandboxed: bool) -> package.Package | package.GraphPackage:
+        """The package; sets what answers: ``run``, or ``writer`` for texts."""
+        if package.is_graph(directory):
+            graph = package.load_graph(directory)
+            self.run: Runner = GraphRunner(graph.session)
+            return graph
+        loaded = package.load(directory, sandboxed=sandboxed)
+        self.network = loaded.network
+        if isinstance(loaded.network, LanguageNetwork):
+            assert loaded.preprocessor.tokenizer is not None
+            self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
+        else:
+            self.run = torch_runner(loaded.network, loaded.description)
+        return loaded
+
+    def encode(self, table: Table) -> Inputs:
+        """The rows of a typed table as the network takes them. Raises EngineError for images that cannot be read."""
+        return self._preprocessor.transform(table, source=self._source)
 
     def predict(self, instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One answer for each row: {"label", "probabilities": {label: p}}, {"labels", "probabilities"}, {"value"}
@@ -66,15 +81,7 @@ class Predictor:
         that cannot be read, and for models that answer no tables."""
         if self.writer is not None:
             raise EngineError("bad_data", "A language model does not answer tables of rows.")
-        inputs = self._preprocessor.transform(table, source=self._source)
-        tensors = to_tensors(inputs, np.zeros(table.rows), torch.device("cpu"))
-        groups = self.network.shape.groups
-        parts = []
-        with torch.inference_mode():
-            for rows in torch.split(torch.arange(table.rows), evaluation_rows(self.network)):
-                outputs = self.network(tensors.batch(rows.expand(groups, -1)))
-                parts.append(mean_prediction(self.network, outputs).double().mean(0).numpy())
-        predicted: np.ndarray[Any, Any] = np.concatenate(parts)
+        predicted: np.ndarray[Any, Any] = self.run(self.encode(table)).mean(0)
         output = self.description["output"]
         if output["kind"] in ("number", "numbers"):
             predicted = predicted * np.array(output["unit"]) + np.array(output["offset"])
