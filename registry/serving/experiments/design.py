@@ -70,11 +70,13 @@ def plan_of(experiment: Experiment) -> Plan:
 
 
 def make_plan(
-    *, deployment: Deployment, control: ModelVersion | None, metric: str, minimum_effect: float, share: float = 0.5,
-    alpha: float = 0.05, power: float = 0.8, looks: int = 28, cap: float | None = None, missing_as_zero: bool = False,
+    *, deployment: Deployment, control: ModelVersion | None, metric: str, minimum_effect: float,
+    mode: str = Experiment.Mode.SPLIT, share: float = 0.5, alpha: float = 0.05, power: float = 0.8, looks: int = 28, cap: float | None = None, missing_as_zero: bool = False,
     baseline: float | None = None,
 ) -> Planned:  # fmt: skip
     """Units and days for an experiment here. ``baseline`` where the log cannot tell it. Raises ValidationError."""
+    if mode == Experiment.Mode.BANDIT:
+        raise _refused("mode", "A bandit has no plan: it goes on until somebody ends it.")
     traffic = traffic_of(deployment, control, Measure(metric, cap=cap, missing_as_zero=missing_as_zero))
     known = baseline if baseline is not None else traffic.baseline
     if known is None:

@@ -49,7 +49,9 @@ def judge_guardrails(experiment: Experiment, sums: Mapping[str, Any]) -> list[di
 
 
 def fraction_of(experiment: Experiment, sums: Mapping[str, Any]) -> float:
-    """How much of the plan's information there is."""
+    """How much of the plan's information there is; a bandit has no plan."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return 0.0
     counts = [int(sums["outcomes"][arm][0]) for arm in "ab"]
     return effective_size(*counts) / plan_of(experiment).effective_size
 

@@ -23,6 +23,10 @@ class Experiment(models.Model):
         PROMOTED = "promoted"
         KEPT = "kept"
 
+    class Mode(models.TextChoices):
+        SPLIT = "split", "fixed shares until there is a verdict"
+        BANDIT = "bandit", "the traffic follows what the versions earn"
+
     class Metric(models.TextChoices):
         ACCURACY = "accuracy", "share of labels that were predicted"
         ABSOLUTE_ERROR = "absolute_error", "mean absolute error by the labels"
@@ -36,14 +40,18 @@ class Experiment(models.Model):
     deployment = models.ForeignKey("serving.Deployment", on_delete=models.CASCADE, related_name="experiments")
     number = models.PositiveIntegerField(help_text="1, 2, … in its deployment")
     state = models.CharField(max_length=10, choices=State.choices, default=State.DRAFT)
+    mode = models.CharField(max_length=10, choices=Mode.choices, default=Mode.SPLIT)
     hypothesis = models.TextField(blank=True)
     control = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="A")
     challenger = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="B")
-    share = models.FloatField(default=0.5, help_text="B's share of the units, between 0 and 1")
+    share = models.FloatField(
+        default=0.5, help_text="B's share of the units, between 0 and 1; of a bandit the first one"
+    )
     metric = models.CharField(max_length=20, choices=Metric.choices)
     higher_is_better = models.BooleanField()
     minimum_effect = models.FloatField(
-        help_text="The difference that must not be missed; of shares as 0.01 for a point"
+        default=0.0,
+        help_text="The difference that must not be missed; of shares as 0.01 for a point. A bandit has none",
     )
     alpha = models.FloatField(default=0.05)
     power = models.FloatField(default=0.8)
@@ -51,9 +59,12 @@ class Experiment(models.Model):
     cap = models.FloatField(null=True, help_text="A unit's outcome counts at most this much, either way")
     missing_as_zero = models.BooleanField(default=False, help_text="A unit without feedback counts as 0")
     covariate = models.BooleanField(default=False, help_text="Adjust by what the same keys did before the start")
-    baseline = models.FloatField(help_text="A's share, or the standard deviation of a unit, that was planned with")
-    units_a = models.PositiveIntegerField(help_text="Planned, at most")
-    units_b = models.PositiveIntegerField()
+    baseline = models.FloatField(
+        default=0.0,
+        help_text="A's share, or the standard deviation of a unit, that was planned with",
+    )
+    units_a = models.PositiveIntegerField(default=0, help_text="Planned, at most; 0 of a bandit, which has no plan")
+    units_b = models.PositiveIntegerField(default=0)
     guardrails = models.JSONField(default=list, help_text="[{kind, tolerance or limit, milliseconds}]")
     promotes = models.BooleanField(default=False, help_text="Act on the verdict without a person")
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
@@ -113,14 +124,16 @@ class Look(models.Model):
         DUE = "due"
         ASKED = "asked"
         HARM = "harm"  # a guardrail raised its alarm
+        MOVE = "move"  # a bandit moved the traffic
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="taken")
-    number = models.PositiveSmallIntegerField(help_text="1, 2, … of its experiment")
+    number = models.PositiveIntegerField(help_text="1, 2, … of its experiment")
     kind = models.CharField(max_length=10, choices=Kind.choices)
     until = models.DateTimeField(help_text="Requests before this moment count, with the labels there were then")
     last_record = models.BigIntegerField(help_text="The greatest id of a record that counts")
     sums = models.JSONField(help_text="Read from the log: {units, outcomes, guardrails} of each arm")
     results = models.JSONField(help_text="Computed from the sums and the looks before: {verdict, balance, guardrails}")
+    revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, after a bandit moved its traffic")
     taken_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     taken_at = models.DateTimeField(auto_now_add=True)
 

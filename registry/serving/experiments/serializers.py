@@ -31,10 +31,15 @@ class DesignIn(Strict):
     """What a plan depends on."""
 
     control = serializers.UUIDField(required=False, help_text="Version A; default: the one that answers most")
+    mode = serializers.ChoiceField(
+        Experiment.Mode.choices, default=Experiment.Mode.SPLIT,
+        help_text="`split` until there is a verdict; `bandit`: the traffic follows what the versions earn",
+    )  # fmt: skip
     metric = serializers.ChoiceField(Experiment.Metric.choices, help_text="The one that decides")
     minimum_effect = serializers.FloatField(
-        min_value=0, max_value=1e12, help_text="The difference that must not be missed; of shares, 0.01 is one point"
-    )
+        default=0.0, min_value=0, max_value=1e12,
+        help_text="The difference that must not be missed; of shares, 0.01 is one point. A bandit has none",
+    )  # fmt: skip
     share = serializers.FloatField(default=0.5, min_value=0.01, max_value=0.99, help_text="B's share of the units")
     alpha = serializers.FloatField(default=0.05, min_value=0.0001, max_value=0.5, help_text="False verdicts, two-sided")
     power = serializers.FloatField(
@@ -95,7 +100,7 @@ class DeploymentExperimentOut(serializers.ModelSerializer):
     class Meta:
         model = Experiment
         fields = [
-            "id", "deployment", "number", "state", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
+            "id", "deployment", "number", "state", "mode", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
             "metric", "higher_is_better", "minimum_effect", "alpha", "power", "looks", "cap", "missing_as_zero", "covariate",
             "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
             "started_at", "ended_at", "outcome", "conclusion",
@@ -159,17 +164,25 @@ class LookOut(serializers.ModelSerializer):
     variance_left = serializers.FloatField(
         source="results.variance_left", allow_null=True, help_text="By the covariate, of 1"
     )
+    bandit = serializers.DictField(
+        source="results.bandit", default=None, allow_null=True,
+        help_text="Of a bandit: {shares, best (probability of being the better one), means, values (if it had always been "
+        "asked), requests, regret, regret_of_even}",
+    )  # fmt: skip
+    revision = serializers.IntegerField(
+        allow_null=True, help_text="Of the deployment, after a bandit moved its traffic"
+    )
     sums = serializers.DictField(
         help_text="By arm: units [units, requests]; outcomes [count, total, squares], with a covariate also its total, its "
-        "squares and the products; guardrails in their order"
+        "squares and the products; of a bandit also propensities [probability, requests, total]; guardrails in their order"
     )
     taken_by = serializers.CharField(source="taken_by.username", default=None)
 
     class Meta:
         model = Look
         fields = [
-            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "sums", "taken_by",
-            "taken_at",
+            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "bandit", "revision",
+            "sums", "taken_by", "taken_at",
         ]  # fmt: skip
 
 

@@ -33,8 +33,8 @@ OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Exper
 class Measure:
     """What is read of a request, and how those of a unit become its outcome.
 
-    ``cap`` and ``missing_as_zero`` as in an experiment; ``milliseconds``: the limit of `SLOW`; ``by_request``: every
-    request is a unit of its own, whatever its key.
+    ``cap`` and ``missing_as_zero`` as in an experiment; ``least``: what an outcome counts at least, by default -``cap``;
+    ``milliseconds``: the limit of `SLOW`; ``by_request``: every request is a unit of its own, whatever its key.
     """
 
     kind: str
@@ -42,6 +42,7 @@ class Measure:
     missing_as_zero: bool = False
     milliseconds: float | None = None
     by_request: bool = False
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,14 +118,19 @@ def outcomes_with_past(
     return {variant: found.get(variant, CovariateMoments(nothing, nothing, 0.0)) for variant in variants}
 
 
-def outcomes_by_revision(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict[tuple[UUID, int], Moments]:
-    """By variant and revision of the deployment that chose it; records that do not name one are left out."""
+def outcomes_by_propensity(
+    measure: Measure, window: Window, variants: Sequence[UUID]
+) -> dict[UUID, list[tuple[float, Moments]]]:
+    """Of every variant by the probability with which it was chosen, rising; records that name none are left out."""
     sql = f"""
-        WITH {_outcomes(measure, "variant_id, revision")}
-        SELECT variant_id, revision, count(*), sum(outcome), sum(outcome * outcome)
-        FROM outcomes WHERE revision IS NOT NULL GROUP BY variant_id, revision ORDER BY revision
+        WITH {_outcomes(measure, "variant_id, propensity")}
+        SELECT variant_id, propensity, count(*), sum(outcome), sum(outcome * outcome)
+        FROM outcomes WHERE propensity > 0 GROUP BY variant_id, propensity ORDER BY propensity
     """  # noqa: S608
-    return {(row[0], row[1]): _moments(*row[2:]) for row in _rows(sql, _named(window, variants, measure))}
+    found: dict[UUID, list[tuple[float, Moments]]] = {variant: [] for variant in variants}
+    for variant, propensity, *sums in _rows(sql, _named(window, variants, measure)):
+        found[variant].append((propensity, _moments(*sums)))
+    return found
 
 
 # --- the pieces of SQL: constants alone, every value is a parameter --------------------------------------
@@ -144,7 +150,7 @@ def _unit(by_request: bool) -> str:
 
 
 def _answered(by_request: bool) -> str:
-    return f"""SELECT request_id, variant_id, revision, {_unit(by_request)} AS unit, predictions, milliseconds, error
+    return f"""SELECT request_id, variant_id, propensity, {_unit(by_request)} AS unit, predictions, milliseconds, error
         FROM serving_predictionrecord
         WHERE deployment_id = %(deployment)s AND role = 'live' AND variant_id = ANY(%(variants)s)
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s
@@ -180,7 +186,7 @@ def _read(measure: Measure, of: str, labels: str) -> str:
 def _outcome(measure: Measure) -> str:
     """Of a unit: the sum of a number that was sent as feedback, the mean of everything else."""
     function = "sum" if measure.kind == Experiment.Metric.NUMBER else "avg"
-    return f"greatest(-%(cap)s::numeric, least(%(cap)s::numeric, {function}(value)))"
+    return f"greatest(%(least)s::numeric, least(%(cap)s::numeric, {function}(value)))"
 
 
 TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
@@ -199,9 +205,11 @@ VALUES = {
 
 
 def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+    cap = (measure and measure.cap) or FARTHEST
     return {
         "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
-        "last": window.last_record, "revision": window.revision, "cap": (measure and measure.cap) or FARTHEST,
+        "last": window.last_record, "revision": window.revision, "cap": cap,
+        "least": -cap if measure is None or measure.least is None else measure.least,
         "milliseconds": measure.milliseconds if measure else None,
     }  # fmt: skip
 

@@ -12,8 +12,8 @@ from django.utils import timezone
 from dlplatform.api import Conflict
 
 from . import guardrails, rollouts
-from .judging import fraction_of, judge_guardrails, plain
-from .looks import due, read_sums, record_look, window_of
+from .judging import fraction_of, plain
+from .looks import due, judge, judge_guardrails, read_sums, record_look, window_of
 from .models import Experiment, Look, Rollout
 from .sums import Window, count_units, window_until_now
 
@@ -56,12 +56,17 @@ def watch(experiment: Experiment) -> bool:
     sums = read_sums(experiment, window)
     results = judge_guardrails(experiment, sums)
     seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
+    moving = experiment.mode == Experiment.Mode.BANDIT
+    if moving:
+        told = judge(experiment, sums, window.until, ())
+        seen |= {"bandit": told["bandit"], "sentence": told["verdict"]["sentence"]}
     _remember(experiment, seen, began)
     harm = bool(guardrails.alarmed(results))
     decided = experiment.state == Experiment.State.DECIDED
     if not harm and (decided or not due(experiment, window, sums, experiment.taken.last())):
         return False
-    record_look(experiment, window, sums, Look.Kind.HARM if harm else Look.Kind.DUE)
+    usual = Look.Kind.MOVE if moving else Look.Kind.DUE
+    record_look(experiment, window, sums, Look.Kind.HARM if harm else usual)
     return True
 
 

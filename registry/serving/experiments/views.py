@@ -26,6 +26,7 @@ from .models import Experiment, Look
 from .sums import Measure
 
 A_A_EFFECT = 0.02
+LOOKS_SHOWN = 120
 
 
 def experiment_or_404(request: HttpRequest, deployment: UUID, number: int) -> Experiment:
@@ -116,16 +117,18 @@ def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
 @require_safe
 def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
     found = experiment_or_404(request, deployment, number)
-    taken = list(found.taken.select_related("taken_by"))
+    taken = list(found.taken.select_related("taken_by").order_by("-number")[:LOOKS_SHOWN])[::-1]
     context = {
         "section": "deployments",
         "deployment": found.deployment,
         "experiment": found,
         "metric": METRICS[found.metric],
+        "moving": found.mode == Experiment.Mode.BANDIT,
+        "arms": _arms(found),
         "in_points": found.metric in SHARES,
         "looks": taken[::-1],
         "last": taken[-1] if taken else None,
-        "charts": interval_chart(found, taken),
+        "charts": traffic_chart(found, taken) if found.mode == Experiment.Mode.BANDIT else interval_chart(found, taken),
         "guardrails": _guardrails(found, taken),
         "may_act": may(request.user, "deploy", found.deployment),
     }
@@ -137,6 +140,34 @@ def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any
     if taken and taken[-1].kind == Look.Kind.HARM:
         return list(taken[-1].results["guardrails"])
     return list(experiment.watched.get("guardrails", []))
+
+
+def _arms(experiment: Experiment) -> list[dict[str, Any]]:
+    """What the last tick saw of each arm."""
+    told = experiment.watched.get("bandit")
+    seen = experiment.watched.get("units", {})
+    return [
+        {
+            "name": arm.upper(), "version": version, "planned": planned, "units": seen.get(arm),
+            "bandit": {name: told[name][arm] for name in ("shares", "best", "requests", "means", "values")} if told else None,
+        }
+        for arm, version, planned in (
+            ("a", experiment.control, experiment.units_a), ("b", experiment.challenger, experiment.units_b)
+        )
+    ]  # fmt: skip
+
+
+def traffic_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
+    """B's share of the traffic, and how probable it is that B is the better one, over the hours since the start."""
+    assert not taken or experiment.started_at is not None
+    told = [((one.until - experiment.started_at).total_seconds() / 3600, one.results["bandit"]) for one in taken]  # type: ignore[operator]
+    if not told:
+        return []
+    series = [
+        {"name": name, "color": color, "points": [[round(hours, 4), 100 * one[key]["b"]] for hours, one in told]}
+        for name, color, key in (("B's share of the traffic", 0, "shares"), ("B is the better one", 2, "best"))
+    ]
+    return [{"kind": "line", "title": "Percent", "x": "hours since the start", "series": series}]
 
 
 def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
