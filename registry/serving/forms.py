@@ -24,6 +24,11 @@ def candidates(user: User, deployment: Deployment) -> list[ModelVersion]:
     return sorted(servable_versions(user, deployment.organization), key=lambda version: version.model_id not in models)
 
 
+def candidate_named(user: User, deployment: Deployment, identifier: str) -> ModelVersion | None:
+    """Of the candidates the one with this id, as a form sent it."""
+    return next((one for one in candidates(user, deployment) if str(one.pk) == identifier), None)
+
+
 def servable_versions(user: User, organization: Organization) -> list[ModelVersion]:
     """The newest versions that could be deployed."""
     rows = ModelVersion.objects.visible_to(user).filter(

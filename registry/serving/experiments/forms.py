@@ -20,6 +20,7 @@ METRICS = {
 
 MODES = {
     Experiment.Mode.SPLIT: "Split the traffic until there is a verdict",
+    Experiment.Mode.PAIRED: "Pairs: B is A's shadow, and labels judge both",
     Experiment.Mode.BANDIT: "Bandit: the traffic follows what they earn, no verdict",
 }
 
@@ -41,7 +42,8 @@ class DesignForm(forms.Form):
     power = forms.FloatField(min_value=0.1, max_value=0.999, initial=0.8, label="Power")
     baseline = forms.FloatField(
         min_value=0, max_value=1e12, required=False, label="A's rate, or deviation",
-        help_text="Blank: measured in the log. The rate of accuracy and failures, else a unit's standard deviation",
+        help_text="Blank: measured in the log. The rate of accuracy and failures, else a unit's standard deviation. Of pairs: the "
+        "share that one alone gets right, or the deviation of the difference",
     )  # fmt: skip
     cap = forms.FloatField(
         min_value=0, max_value=1e12, required=False, label="A unit counts at most",

@@ -15,7 +15,7 @@ from registry.serving.statistics.moments import Moments
 from registry.serving.statistics.spending import LEAST_STEP, MOST_LOOKS
 from registry.serving.statistics.verdict import Outcome
 
-from . import bandits, guardrails, judging
+from . import bandits, guardrails, judging, pairs
 from .design import measure_of
 from .guardrails import as_list
 from .holding import PAST
@@ -54,9 +54,8 @@ def judge(experiment: Experiment, sums: dict[str, Any], until: datetime, earlier
 
 
 def judge_guardrails(experiment: Experiment, sums: dict[str, Any]) -> list[dict[str, Any]]:
-    if experiment.mode == Experiment.Mode.BANDIT:
-        return bandits.judge_guardrails(experiment, sums)
-    return judging.judge_guardrails(experiment, sums)
+    """What its guardrails say, by the experiment's mode."""
+    return GUARDRAILS[experiment.mode](experiment, sums)
 
 
 def _read_split(experiment: Experiment, window: Window) -> dict[str, Any]:
@@ -79,10 +78,15 @@ def _read_split(experiment: Experiment, window: Window) -> dict[str, Any]:
 
 
 READERS: dict[str, Callable[[Experiment, Window], dict[str, Any]]] = {
-    Experiment.Mode.SPLIT: _read_split,
-    Experiment.Mode.BANDIT: bandits.read_sums,
-}
-JUDGES: dict[str, Callable[..., Results]] = {Experiment.Mode.SPLIT: judge_look, Experiment.Mode.BANDIT: bandits.judge}
+    Experiment.Mode.SPLIT: _read_split, Experiment.Mode.BANDIT: bandits.read_sums, Experiment.Mode.PAIRED: pairs.read_sums,
+}  # fmt: skip
+JUDGES: dict[str, Callable[..., Results]] = {
+    Experiment.Mode.SPLIT: judge_look, Experiment.Mode.BANDIT: bandits.judge, Experiment.Mode.PAIRED: pairs.judge,
+}  # fmt: skip
+GUARDRAILS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    Experiment.Mode.SPLIT: judging.judge_guardrails, Experiment.Mode.BANDIT: bandits.judge_guardrails,
+    Experiment.Mode.PAIRED: pairs.judge_guardrails,
+}  # fmt: skip
 
 
 def _with_past(moments: CovariateMoments) -> list[float]:

@@ -26,6 +26,7 @@ class Experiment(models.Model):
     class Mode(models.TextChoices):
         SPLIT = "split", "fixed shares until there is a verdict"
         BANDIT = "bandit", "the traffic follows what the versions earn"
+        PAIRED = "paired", "A answers, B shadows it, labels judge both"
 
     class Metric(models.TextChoices):
         ACCURACY = "accuracy", "share of labels that were predicted"
@@ -61,7 +62,7 @@ class Experiment(models.Model):
     covariate = models.BooleanField(default=False, help_text="Adjust by what the same keys did before the start")
     baseline = models.FloatField(
         default=0.0,
-        help_text="A's share, or the standard deviation of a unit, that was planned with",
+        help_text="A's share, or the standard deviation of a unit, that was planned with; of pairs see `design.make_plan`",
     )
     units_a = models.PositiveIntegerField(default=0, help_text="Planned, at most; 0 of a bandit, which has no plan")
     units_b = models.PositiveIntegerField(default=0)

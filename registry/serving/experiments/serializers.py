@@ -31,9 +31,11 @@ class DesignIn(Strict):
     """What a plan depends on."""
 
     control = serializers.UUIDField(required=False, help_text="Version A; default: the one that answers most")
+    challenger = serializers.UUIDField(required=False, help_text="Version B: a plan of pairs looks for its copies")
     mode = serializers.ChoiceField(
         Experiment.Mode.choices, default=Experiment.Mode.SPLIT,
-        help_text="`split` until there is a verdict; `bandit`: the traffic follows what the versions earn",
+        help_text="`split` until there is a verdict; `bandit`: the traffic follows what the versions earn; `paired`: B "
+        "is A's shadow and labels judge both",
     )  # fmt: skip
     metric = serializers.ChoiceField(Experiment.Metric.choices, help_text="The one that decides")
     minimum_effect = serializers.FloatField(
@@ -52,7 +54,8 @@ class DesignIn(Strict):
     missing_as_zero = serializers.BooleanField(default=False, help_text="Of `number`: no feedback says 0")
     baseline = serializers.FloatField(
         required=False, allow_null=True, min_value=0, max_value=1e12,
-        help_text="A's share, or the standard deviation of a unit's outcome; default: measured in the log",
+        help_text="A's share, or the standard deviation of a unit's outcome; of pairs the share of requests that one version "
+        "alone gets right, or the standard deviation of the difference; default: measured in the log",
     )  # fmt: skip
 
 
@@ -76,6 +79,7 @@ class PlanOut(serializers.Serializer):
     )
     baseline = serializers.FloatField(help_text="What it was planned with")
     units_a_day = serializers.FloatField(source="traffic.per_day", allow_null=True)
+    labels_split = serializers.IntegerField(allow_null=True, help_text="Of pairs: labels that a split would take")
     sentence = serializers.CharField()
 
 
@@ -169,19 +173,23 @@ class LookOut(serializers.ModelSerializer):
         help_text="Of a bandit: {shares, best (probability of being the better one), means, values (if it had always been "
         "asked), requests, regret, regret_of_even}",
     )  # fmt: skip
+    copies = serializers.DictField(
+        source="results.copies", default=None, allow_null=True,
+        help_text="Of pairs: {sentence}, how many labelled requests B has no answer to, and why",
+    )  # fmt: skip
     revision = serializers.IntegerField(
         allow_null=True, help_text="Of the deployment, after a bandit moved its traffic"
     )
     sums = serializers.DictField(
         help_text="By arm: units [units, requests]; outcomes [count, total, squares], with a covariate also its total, its "
-        "squares and the products; of a bandit also propensities [probability, requests, total]; guardrails in their order"
+        "squares and the products; of a bandit also propensities [probability, requests, total]; of pairs differences, labelled, means; guardrails in their order"
     )
     taken_by = serializers.CharField(source="taken_by.username", default=None)
 
     class Meta:
         model = Look
         fields = [
-            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "bandit", "revision",
+            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "bandit", "copies", "revision",
             "sums", "taken_by", "taken_at",
         ]  # fmt: skip
 

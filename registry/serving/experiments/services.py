@@ -18,7 +18,7 @@ from registry.serving.models import Deployment, Variant
 from registry.serving.services import MODEL_FILE, Wanted, change_variants
 
 from . import guardrails
-from .design import LOWER_IS_BETTER, SHARES, make_plan
+from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan
 from .holding import complete_log, refuse_held, release_log
 from .models import Experiment
 
@@ -51,7 +51,13 @@ def create_experiment(
     planned: dict[str, Any] = {}
     if mode != Experiment.Mode.BANDIT:
         found = make_plan(
-            deployment=locked, control=a, mode=mode, metric=metric, minimum_effect=minimum_effect, **design
+            deployment=locked,
+            control=a,
+            challenger=b,
+            mode=mode,
+            metric=metric,
+            minimum_effect=minimum_effect,
+            **design,
         )
         planned = {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
     design.pop("baseline", None)
@@ -69,7 +75,7 @@ def create_experiment(
 def start_experiment(
     *, actor: User, experiment: Experiment, reason: str = "", revision: int | None = None
 ) -> Experiment:
-    """Split the traffic. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
+    """Split the traffic, or give A its shadow. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
     require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
@@ -184,6 +190,10 @@ def check_design(*, metric: str, minimum_effect: float = 0.0, mode: str = Experi
         raise _refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
     if mode not in Experiment.Mode.values:
         raise _refused("mode", f"Choose one of: {', '.join(Experiment.Mode.values)}.")
+    if mode == Experiment.Mode.PAIRED and metric not in JUDGED:
+        raise _refused(
+            "metric", f"Of an answer that nobody gets, labels alone tell: choose {' or '.join(sorted(JUDGED))}."
+        )
     moving = mode == Experiment.Mode.BANDIT
     if moving and metric not in SHARES and design.get("cap") is None:
         raise _refused("cap", "A bandit's reward lies between 0 and a most: give that most, in the metric's unit.")
@@ -269,6 +279,8 @@ def _second_arm(experiment: Experiment) -> str:
 
 
 def _arms(experiment: Experiment, share: float) -> list[Wanted]:
+    if experiment.mode == Experiment.Mode.PAIRED:
+        return [Wanted(experiment.control_id), Wanted(experiment.challenger_id, role=Variant.Role.SHADOW)]
     return [
         Wanted(experiment.control_id, round(1 - share, 12)),
         Wanted(experiment.challenger_id, share, arm=_second_arm(experiment)),

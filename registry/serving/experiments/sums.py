@@ -6,7 +6,7 @@ after it), and by the labels there were.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -58,6 +58,11 @@ class Window:
     until: datetime
     last_record: int
     revision: int = 0
+    shadows: bool = False
+
+    def with_shadows(self) -> "Window":
+        """The same with the copies that shadows got; those that were dropped are none."""
+        return replace(self, shadows=True)
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,11 @@ class Units:
 
 def window_until_now(deployment: UUID, since: datetime, revision: int = 0) -> Window:
     """Up to what has settled: later records and labels may still be on their way."""
-    last = PredictionRecord.objects.filter(deployment=deployment, role="live").aggregate(last=Max("id"))["last"]
-    return Window(deployment, since, timezone.now() - SETTLED, last or 0, revision)
+    rows = PredictionRecord.objects.filter(deployment=deployment)
+    newest = [
+        rows.filter(role=role).aggregate(last=Max("id"))["last"] or 0 for role in ("live", "shadow")
+    ]  # by an index each
+    return Window(deployment, since, timezone.now() - SETTLED, max(newest), revision)
 
 
 def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = False) -> dict[UUID, Units]:
@@ -133,6 +141,48 @@ def outcomes_by_propensity(
     return found
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Of the labelled requests that A answered, how B's copies did.
+
+    ``differences``: moments of the units, B's value less A's; ``mean_a``, ``mean_b``: of the labels that judged both (None
+    without); ``requests`` that A answered and a label judges, of which B has no answer to ``dropped``, ``failed`` and
+    ``absent``.
+    """
+
+    differences: Moments
+    mean_a: float | None
+    mean_b: float | None
+    requests: int
+    dropped: int
+    failed: int
+    absent: int
+
+
+def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
+    """Both versions on the same requests, judged by the same labels; of a unit the mean of its differences."""
+    sql = f"""
+        WITH answered AS ({_answered(measure.by_request)}), copies AS ({COPIES}), labels AS ({_labels("%(until)s")}),
+        ours AS ({_read(measure, "answered", "labels")}), theirs AS ({_read(measure, "copies", "labels")}),
+        both_read AS (
+            SELECT ours.request_id, ours.unit, ours.value AS a, theirs.value AS b, copies.error
+            FROM ours LEFT JOIN theirs USING (request_id, index) LEFT JOIN copies USING (request_id)
+            WHERE ours.value IS NOT NULL
+        ),
+        differences AS (SELECT unit, {_capped("avg(b - a)")} AS d FROM both_read WHERE b IS NOT NULL GROUP BY unit),
+        summed AS (SELECT count(*) AS units, coalesce(sum(d), 0) AS total, coalesce(sum(d * d), 0) AS squares FROM differences)
+        SELECT units, total, squares, avg(a) FILTER (WHERE b IS NOT NULL), avg(b), count(DISTINCT request_id),
+               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error = '{PredictionRecord.DROPPED}'),
+               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error <> '{PredictionRecord.DROPPED}'),
+               count(DISTINCT request_id) FILTER (WHERE error IS NULL)
+        FROM summed LEFT JOIN both_read ON true GROUP BY units, total, squares
+    """  # noqa: S608
+    named = _named(window, [live], measure) | {"shadow": shadow}
+    units, total, squares, a, b, requests, dropped, failed, absent = _rows(sql, named)[0]
+    a, b = (None if mean is None else float(mean) for mean in (a, b))
+    return Pairs(_moments(units, total, squares), a, b, requests, dropped, failed, absent)
+
+
 # --- the pieces of SQL: constants alone, every value is a parameter --------------------------------------
 
 
@@ -152,7 +202,8 @@ def _unit(by_request: bool) -> str:
 def _answered(by_request: bool) -> str:
     return f"""SELECT request_id, variant_id, propensity, {_unit(by_request)} AS unit, predictions, milliseconds, error
         FROM serving_predictionrecord
-        WHERE deployment_id = %(deployment)s AND role = 'live' AND variant_id = ANY(%(variants)s)
+        WHERE deployment_id = %(deployment)s AND variant_id = ANY(%(variants)s)
+          AND (role = 'live' OR %(shadows)s AND role = 'shadow' AND error <> '{PredictionRecord.DROPPED}')
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s
           AND (revision IS NULL OR revision >= %(revision)s)"""  # noqa: S608
 
@@ -180,15 +231,22 @@ def _read(measure: Measure, of: str, labels: str) -> str:
     value, join = VALUES[measure.kind], "JOIN"
     if measure.missing_as_zero:
         value, join = f"coalesce({value}, 0)", "LEFT JOIN"
-    return f"SELECT of.*, {value} AS value FROM {of} AS of {join} {labels} AS l USING (request_id)"  # noqa: S608
+    return f"SELECT of.*, l.index, {value} AS value FROM {of} AS of {join} {labels} AS l USING (request_id)"  # noqa: S608
 
 
 def _outcome(measure: Measure) -> str:
     """Of a unit: the sum of a number that was sent as feedback, the mean of everything else."""
     function = "sum" if measure.kind == Experiment.Metric.NUMBER else "avg"
-    return f"greatest(%(least)s::numeric, least(%(cap)s::numeric, {function}(value)))"
+    return _capped(f"{function}(value)")
 
 
+def _capped(value: str) -> str:
+    return f"greatest(%(least)s::numeric, least(%(cap)s::numeric, {value}))"
+
+
+COPIES = """SELECT request_id, variant_id, predictions, milliseconds, error FROM serving_predictionrecord
+        WHERE deployment_id = %(deployment)s AND role = 'shadow' AND variant_id = %(shadow)s
+          AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""
 TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
 PREDICTED = "of.predictions -> l.index::int"
 VALUES = {
@@ -208,7 +266,7 @@ def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = N
     cap = (measure and measure.cap) or FARTHEST
     return {
         "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
-        "last": window.last_record, "revision": window.revision, "cap": cap,
+        "last": window.last_record, "revision": window.revision, "shadows": window.shadows, "cap": cap,
         "least": -cap if measure is None or measure.least is None else measure.least,
         "milliseconds": measure.milliseconds if measure else None,
     }  # fmt: skip

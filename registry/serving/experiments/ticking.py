@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from dlplatform.api import Conflict
 
-from . import guardrails, rollouts
+from . import guardrails, pairs, rollouts
 from .judging import fraction_of, plain
 from .looks import due, judge, judge_guardrails, read_sums, record_look, window_of
 from .models import Experiment, Look, Rollout
@@ -60,6 +60,8 @@ def watch(experiment: Experiment) -> bool:
     if moving:
         told = judge(experiment, sums, window.until, ())
         seen |= {"bandit": told["bandit"], "sentence": told["verdict"]["sentence"]}
+    if experiment.mode == Experiment.Mode.PAIRED:
+        seen |= {"copies": pairs.told_of_copies(sums), "pairs": sums["differences"][0], "means": sums["means"]}
     _remember(experiment, seen, began)
     harm = bool(guardrails.alarmed(results))
     decided = experiment.state == Experiment.State.DECIDED
