@@ -13,7 +13,7 @@ from dlplatform.api import Conflict
 from registry.serving.statistics.covariate import CovariateMoments
 from registry.serving.statistics.moments import Moments
 from registry.serving.statistics.spending import LEAST_STEP, MOST_LOOKS
-from registry.serving.statistics.verdict import Outcome
+from registry.serving.statistics.verdict import NEARLY_ALL, Outcome
 
 from . import bandits, guardrails, judging, pairs
 from .design import measure_of
@@ -102,7 +102,8 @@ def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look
         return False
     fraction = fraction_of(experiment, sums)
     seen = last.results["verdict"]["fraction"] if last else 0.0
-    if fraction >= 1 or fraction - seen >= 1 / experiment.looks:
+    used_up = fraction >= 1 and seen < NEARLY_ALL  # looked at then without an outcome, it is looked at once a day
+    if used_up or (fraction < 1 and fraction - seen >= 1 / experiment.looks):
         return True
     since = last.until if last else window.since
     return window.until - since >= A_DAY and fraction - seen >= LEAST_STEP
