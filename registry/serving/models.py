@@ -214,9 +214,9 @@ class Feedback(models.Model):
         return f"{self.request_id}[{self.index}]"
 
 
-from .experiments.models import Experiment, Look, Rollout, SupersededLabel  # noqa: E402
+from .experiments.models import Experiment, Look, Rollout, RunningSum, SupersededLabel  # noqa: E402
 
 __all__ = [
     "BatchPrediction", "Deployment", "DeploymentChange", "DeploymentGroupPermission", "DeploymentUserPermission",
-    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "SupersededLabel", "Variant",
+    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
 ]  # fmt: skip

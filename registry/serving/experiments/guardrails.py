@@ -61,10 +61,15 @@ def read(
     """
     found = []
     for one in guardrails:
-        measure = Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request=by_request or "limit" in one)
+        measure = measure_for(one, by_request=by_request)
         arms = outcomes(measure, window, [b] if "limit" in one else [a, b])
         found.append({"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])})
     return found
+
+
+def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:
+    """What a guardrail reads."""
+    return Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request=by_request or "limit" in one)
 
 
 def judge(

@@ -83,6 +83,7 @@ class Experiment(models.Model):
     conclusion = models.TextField(blank=True, help_text="The verdict, or why it was stopped, in words")
     watched = models.JSONField(default=dict, help_text="What the last tick saw: {fraction, units, guardrails}")
     watched_at = models.DateTimeField(null=True)
+    summed = models.JSONField(null=True, help_text="Up to where its running sums are: {until, last_record}")
     watch_after = models.DateTimeField(
         null=True, help_text="The next tick that sums its log, longer the longer that took"
     )
@@ -151,6 +152,40 @@ class Look(models.Model):
         if not self._state.adding:
             raise ValueError("a look is never changed")
         super().save(*args, **kwargs)
+
+
+class ExactField(models.DecimalField):  # type: ignore[type-arg]
+    """PostgreSQL's `numeric` without limits: sums of it are exact. Written and read by SQL alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"max_digits": 1000, "decimal_places": 500, **kwargs})
+
+    def db_type(self, connection: Any) -> str:
+        return "numeric"
+
+
+class RunningSum(models.Model):
+    """What a tick carries on to the next: of a key, or (unit '') of all units that are one request. See `running`."""
+
+    tenant_parent = "experiment"
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="+", db_index=False)
+    measure = models.PositiveSmallIntegerField(help_text="0 requests, 1 the metric, then the guardrails")
+    variant = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", db_index=False)
+    unit = models.CharField(max_length=204)
+    count = models.BigIntegerField()
+    total = ExactField()
+    squares = ExactField()
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "measure", "variant", "unit"], name="running_sum_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.unit or 'single requests'} of {self.experiment}"
 
 
 class SupersededLabel(models.Model):

@@ -21,6 +21,7 @@ from . import guardrails
 from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan
 from .holding import complete_log, refuse_held, release_log
 from .models import Experiment
+from .running import forget
 
 SECOND_ARM = "B"  # of an A/A test: one version, twice
 HARM = "harm"
@@ -319,6 +320,7 @@ def _end(
     experiment.state, experiment.conclusion = state, conclusion
     experiment.ended_at = experiment.ended_at or timezone.now()
     experiment.save()
+    forget(experiment)
     audit.record(actor, f"ab_test.{state}", experiment, deployment.organization, number=experiment.number)
     return experiment
 

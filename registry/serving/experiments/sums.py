@@ -5,7 +5,8 @@ window is closed: by the time of a request, by the number of its record (what a 
 after it), and by the labels there were.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from .models import Experiment
 SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, are in the database as a rule
 FARTHEST = 1e100  # no outcome counts more: its square must be a number too
 SLOW = "slow"
+COUNTED = "requests"  # a request's value is 1: units and requests are counted
 LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
 SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
 OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
@@ -88,7 +90,7 @@ def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = 
         WITH answered AS ({_answered(by_request)})
         SELECT variant_id, count(DISTINCT unit), count(*) FROM answered GROUP BY variant_id
     """  # noqa: S608 - made of this module's own pieces
-    found = {row[0]: Units(row[1], row[2]) for row in _rows(sql, _named(window, variants))}
+    found = {row[0]: Units(row[1], row[2]) for row in rows_of(sql, named_values(window, variants))}
     return {variant: found.get(variant, Units(0, 0)) for variant in variants}
 
 
@@ -98,7 +100,7 @@ def outcomes(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict
         WITH {_outcomes(measure)}
         SELECT variant_id, count(*), sum(outcome), sum(outcome * outcome) FROM outcomes GROUP BY variant_id
     """  # noqa: S608
-    found = {row[0]: _moments(*row[1:]) for row in _rows(sql, _named(window, variants, measure))}
+    found = {row[0]: _moments(*row[1:]) for row in rows_of(sql, named_values(window, variants, measure))}
     return {variant: found.get(variant, Moments(0, 0.0, 0.0)) for variant in variants}
 
 
@@ -120,7 +122,9 @@ def outcomes_with_past(
         SELECT variant_id, count(*), sum(y), sum(y * y), sum(x), sum(x * x), sum(x * y) FROM paired GROUP BY variant_id
     """  # noqa: S608
     found = {}
-    for variant, count, y, yy, x, xx, xy in _rows(sql, _named(window, variants, measure) | {"past": past_since}):
+    for variant, count, y, yy, x, xx, xy in rows_of(
+        sql, named_values(window, variants, measure) | {"past": past_since}
+    ):
         found[variant] = CovariateMoments(_moments(count, y, yy), _moments(count, x, xx), float(xy))
     nothing = Moments(0, 0.0, 0.0)
     return {variant: found.get(variant, CovariateMoments(nothing, nothing, 0.0)) for variant in variants}
@@ -136,7 +140,7 @@ def outcomes_by_propensity(
         FROM outcomes WHERE propensity > 0 GROUP BY variant_id, propensity ORDER BY propensity
     """  # noqa: S608
     found: dict[UUID, list[tuple[float, Moments]]] = {variant: [] for variant in variants}
-    for variant, propensity, *sums in _rows(sql, _named(window, variants, measure)):
+    for variant, propensity, *sums in rows_of(sql, named_values(window, variants, measure)):
         found[variant].append((propensity, _moments(*sums)))
     return found
 
@@ -169,7 +173,7 @@ def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
             FROM ours LEFT JOIN theirs USING (request_id, index) LEFT JOIN copies USING (request_id)
             WHERE ours.value IS NOT NULL
         ),
-        differences AS (SELECT unit, {_capped("avg(b - a)")} AS d FROM both_read WHERE b IS NOT NULL GROUP BY unit),
+        differences AS (SELECT unit, {capped("avg(b - a)")} AS d FROM both_read WHERE b IS NOT NULL GROUP BY unit),
         summed AS (SELECT count(*) AS units, coalesce(sum(d), 0) AS total, coalesce(sum(d * d), 0) AS squares FROM differences)
         SELECT units, total, squares, avg(a) FILTER (WHERE b IS NOT NULL), avg(b), count(DISTINCT request_id),
                count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error = '{PredictionRecord.DROPPED}'),
@@ -177,8 +181,8 @@ def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
                count(DISTINCT request_id) FILTER (WHERE error IS NULL)
         FROM summed LEFT JOIN both_read ON true GROUP BY units, total, squares
     """  # noqa: S608
-    named = _named(window, [live], measure) | {"shadow": shadow}
-    units, total, squares, a, b, requests, dropped, failed, absent = _rows(sql, named)[0]
+    named = named_values(window, [live], measure) | {"shadow": shadow}
+    units, total, squares, a, b, requests, dropped, failed, absent = rows_of(sql, named)[0]
     a, b = (None if mean is None else float(mean) for mean in (a, b))
     return Pairs(_moments(units, total, squares), a, b, requests, dropped, failed, absent)
 
@@ -186,10 +190,15 @@ def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
 # --- the pieces of SQL: constants alone, every value is a parameter --------------------------------------
 
 
+def values_of(measure: Measure, *, touched: bool = False) -> str:
+    """The values of all requests of a window as `read`; ``touched``: of those that are named alone."""
+    return f"""answered AS ({_answered(measure.by_request, touched)}),
+        labels AS ({_labels("%(until)s", touched)}),
+        read AS ({_read(measure, "answered", "labels")})"""
+
+
 def _outcomes(measure: Measure, by: str = "variant_id") -> str:
-    return f"""answered AS ({_answered(measure.by_request)}),
-        labels AS ({_labels("%(until)s")}),
-        read AS ({_read(measure, "answered", "labels")}),
+    return f"""{values_of(measure)},
         outcomes AS (SELECT {by}, unit, {_outcome(measure)} AS outcome
                      FROM read WHERE value IS NOT NULL GROUP BY {by}, unit)"""  # noqa: S608
 
@@ -199,13 +208,37 @@ def _unit(by_request: bool) -> str:
     return "request_id::text" if by_request else "CASE WHEN key <> '' THEN 'key ' || key ELSE request_id::text END"
 
 
-def _answered(by_request: bool) -> str:
+TOUCHED = "AND request_id = ANY(%(touched)s)"
+
+
+def touched_requests(before: Window, now: Window) -> list[UUID]:
+    """Requests whose values may differ between two windows: they came between, or a label did."""
+    named = {
+        "deployment": now.deployment, "until": before.until, "last": before.last_record, "now": now.until,
+        "now_last": now.last_record,
+    }  # fmt: skip
+    return [row[0] for row in rows_of(BETWEEN, named)]
+
+
+BETWEEN = """
+    SELECT request_id FROM serving_predictionrecord
+    WHERE deployment_id = %(deployment)s AND role = 'live' AND id > %(last)s AND id <= %(now_last)s AND at < %(now)s
+    UNION SELECT request_id FROM serving_predictionrecord
+    WHERE deployment_id = %(deployment)s AND role = 'live' AND at >= %(until)s AND at < %(now)s AND id <= %(now_last)s
+    UNION SELECT request_id FROM serving_feedback
+    WHERE deployment_id = %(deployment)s AND at > %(until)s AND at <= %(now)s
+    UNION SELECT request_id FROM serving_supersededlabel
+    WHERE deployment_id = %(deployment)s AND at > %(until)s AND at <= %(now)s AND replaced_at > %(until)s
+"""
+
+
+def _answered(by_request: bool, touched: bool = False) -> str:
     return f"""SELECT request_id, variant_id, propensity, {_unit(by_request)} AS unit, predictions, milliseconds, error
         FROM serving_predictionrecord
         WHERE deployment_id = %(deployment)s AND variant_id = ANY(%(variants)s)
           AND (role = 'live' OR %(shadows)s AND role = 'shadow' AND error <> '{PredictionRecord.DROPPED}')
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s
-          AND (revision IS NULL OR revision >= %(revision)s)"""  # noqa: S608
+          AND (revision IS NULL OR revision >= %(revision)s) {TOUCHED if touched else ""}"""  # noqa: S608
 
 
 def _earlier() -> str:
@@ -215,13 +248,13 @@ def _earlier() -> str:
           AND at >= %(past)s AND at < %(since)s AND id <= %(last)s"""  # noqa: S608
 
 
-def _labels(moment: str) -> str:
+def _labels(moment: str, touched: bool = False) -> str:
     """As they were at a moment: those given until then, unless they were replaced until then."""
     return f"""SELECT request_id, index, label FROM serving_feedback
-        WHERE deployment_id = %(deployment)s AND at <= {moment}
+        WHERE deployment_id = %(deployment)s AND at <= {moment} {TOUCHED if touched else ""}
         UNION ALL
         SELECT request_id, index, label FROM serving_supersededlabel
-        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment}"""  # noqa: S608
+        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment} {TOUCHED if touched else ""}"""  # noqa: S608
 
 
 def _read(measure: Measure, of: str, labels: str) -> str:
@@ -236,11 +269,16 @@ def _read(measure: Measure, of: str, labels: str) -> str:
 
 def _outcome(measure: Measure) -> str:
     """Of a unit: the sum of a number that was sent as feedback, the mean of everything else."""
-    function = "sum" if measure.kind == Experiment.Metric.NUMBER else "avg"
-    return _capped(f"{function}(value)")
+    return capped("sum(value)" if measure.kind == Experiment.Metric.NUMBER else "avg(value)")
 
 
-def _capped(value: str) -> str:
+def unit_value(measure: Measure, total: str, count: str) -> str:
+    """The same of a sum and a count: PostgreSQL's mean is their quotient."""
+    return total if measure.kind == Experiment.Metric.NUMBER else f"{total} / {count}"
+
+
+def capped(value: str) -> str:
+    """Within the limits of a measure."""
     return f"greatest(%(least)s::numeric, least(%(cap)s::numeric, {value}))"
 
 
@@ -258,11 +296,13 @@ VALUES = {
         WHEN 'boolean' THEN (l.label #>> '{}')::boolean::int::numeric END""",
     Experiment.Metric.LATENCY: "CASE WHEN of.error = '' THEN of.milliseconds::numeric END",
     Experiment.Metric.ERRORS: "(of.error <> '')::int::numeric",
+    COUNTED: "1::numeric",
     SLOW: "(of.error <> '' OR of.milliseconds > %(milliseconds)s)::int::numeric",
 }
 
 
-def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+def named_values(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+    """The parameters of all pieces."""
     cap = (measure and measure.cap) or FARTHEST
     return {
         "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
@@ -272,16 +312,22 @@ def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = N
     }  # fmt: skip
 
 
-def _rows(sql: str, named: dict[str, Any]) -> list[Any]:
+def rows_of(sql: str, named: dict[str, Any]) -> list[Any]:
     """All rows. Without nested loops: what PostgreSQL expects of sums of sums is a guess, and a wrong one would be squared."""
+    with watched_statement() as cursor:
+        cursor.execute(sql, named)
+        return list(cursor.fetchall())
+
+
+@contextmanager
+def watched_statement() -> Iterator[Any]:
+    """A cursor without nested loops, in a transaction, whose statements give up after `LONGEST`."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('statement_timeout')")
         before = cursor.fetchone()[0]
         cursor.execute(SET, ["off", LONGEST])
-        cursor.execute(sql, named)
-        rows = cursor.fetchall()
+        yield cursor
         cursor.execute(SET, ["on", before])
-        return rows
 
 
 def _moments(count: int, total: Any, squares: Any) -> Moments:
