@@ -75,6 +75,10 @@ class Variant(models.Model):
         editable=False,
         help_text="Tells the variants of an A/A test apart: one version, twice",
     )
+    alias = models.CharField(
+        max_length=80, blank=True, help_text="Of its model: as it moves, so does this variant, see `following`"
+    )
+    waiting = models.TextField(blank=True, editable=False, help_text="Why it has not followed its alias yet")
     removed_at = models.DateTimeField(null=True, editable=False)
 
     objects = TenantQuerySet.as_manager()
