@@ -25,7 +25,10 @@ from dlplatform.engine.target import Target, code_like, code_target, rows_with_t
 from dlplatform.engine.tokens import Tokenizer
 
 MINIMUM_ROWS: Final = 8
+# Times the rate of a network that starts from nothing: small steps where all of a base trains, larger ones where only small
+# matrices beside its own do (measured by benchmarks.transfer_learning).
 FULL_RATE: Final = 0.3
+ADAPTERS_RATE: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,8 @@ def _check_columns(base: Base, spec: JobSpec) -> None:
 
 
 def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingConfig:
-    """What the base fixes is not for the settings to say; small steps suffice where all of it trains."""
+    """What the base fixes is not for the settings to say."""
     shape = base.description["architecture"]
-    gentle = spec.finetune is not None and spec.finetune.mode == "full" and spec.config.learning_rate == "auto"
     assert isinstance(config.learning_rate, float)
     return replace(
         config,
@@ -113,8 +115,17 @@ def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingCon
         params=base.description["config"]["params"] if shape["architecture"] == CODE else config.params,
         folds=int(shape["groups"]),
         validation_fraction=config.validation_fraction if shape["groups"] == 1 else 1 / int(shape["groups"]),
-        learning_rate=config.learning_rate * (FULL_RATE if gentle else 1.0),
+        learning_rate=config.learning_rate * _share_of_rate(spec, shape),
     )
+
+
+def _share_of_rate(spec: JobSpec, shape: dict[str, Any]) -> float:
+    """Adapters of transformers architectures have a rate of their own beside the rest (`finetuning.ADAPTER_RATE`)."""
+    if spec.finetune is None or spec.config.learning_rate != "auto":
+        return 1.0
+    if spec.finetune.mode == "lora" and not (shape.get("transformer") or shape.get("image_transformer")):
+        return ADAPTERS_RATE
+    return FULL_RATE if spec.finetune.mode == "full" else 1.0
 
 
 def _check_rows(rows: int, target: str) -> None:

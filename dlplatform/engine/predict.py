@@ -57,6 +57,10 @@ class Predictor:
             self.run = torch_runner(loaded.network, loaded.description)
         return loaded
 
+    def read(self, instances: Sequence[Mapping[str, Any]]) -> Inputs:
+        """Rows of a request as the network takes them. Raises PredictionInputError."""
+        return self._rows.inputs(instances, self._source)
+
     def encode(self, table: Table) -> Inputs:
         """The rows of a typed table as the network takes them. Raises EngineError for images that cannot be read."""
         return self._preprocessor.transform(table, source=self._source)
@@ -72,7 +76,7 @@ class Predictor:
             return []
         if self.writer is not None:
             return [{"text": "".join(self.writer.stream(row, each))} for row, each in enumerate(instances)]
-        return self._answers(self._predicted(self._rows.inputs(instances, self._source)))
+        return self._answers(self._predicted(self.read(instances)))
 
     def predict_table(self, table: Table) -> np.ndarray[Any, Any]:
         """(n, K) probabilities, or values in the targets' units, for a typed table. Raises EngineError for images

@@ -75,7 +75,10 @@ def test_a_base_becomes_another_model(job: Callable[..., Path], bases: dict[str,
     assert trained & {"head", "linear"}
     if mode == "head":
         assert trained <= {"head", "linear"}
-    assert Predictor(made / "output").description["finetune"]["mode"] == mode
+    description = Predictor(made / "output").description
+    assert description["finetune"]["mode"] == mode
+    if kind == "image":  # small steps where all of the base trains
+        assert description["config"]["learning_rate"] == pytest.approx(0.0009 if mode == "full" else 0.003)
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "table"])
@@ -92,6 +95,8 @@ def test_an_adapter_is_small_and_works_over_its_base(
         package.load(output)
 
     loaded = package.load(with_base(output, bases[kind]))
+    if kind == "image":  # and large ones for adapters
+        assert loaded.description["config"]["learning_rate"] == pytest.approx(0.009)
     base = load_file(bases[kind] / "model.safetensors")
     kept = frozen(loaded.network)
     buffers = {name for name, _ in loaded.network.named_buffers()}
