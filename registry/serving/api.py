@@ -149,7 +149,10 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
         found = services.set_archived(actor=request.user, deployment=found, archived=wanted["archived"], **why)
         why["revision"] = None
     if "variants" in wanted:
-        services.change_variants(actor=request.user, deployment=found, variants=_wanted(wanted["variants"]), **why)
+        services.change_variants(
+            actor=request.user, deployment=found, variants=_wanted(wanted["variants"]),
+            despite_problems=wanted["despite_problems"], **why,
+        )  # fmt: skip
     if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:
         services.set_details(actor=request.user, deployment=found, **details)
 
