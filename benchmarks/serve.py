@@ -47,10 +47,11 @@ class Server:
 
 
 class Asking(asyncio.Protocol):
-    """One connection that asks again as soon as it is answered; no more of HTTP than that needs."""
+    """One connection that asks again as soon as it is answered, or ``every`` so many seconds; no more of HTTP than that
+    needs."""
 
-    def __init__(self, request: bytes, seconds: list[float], until: float) -> None:
-        self.request, self.seconds, self.until = request, seconds, until
+    def __init__(self, request: bytes, seconds: list[float], until: float, every: float) -> None:
+        self.request, self.seconds, self.until, self.every = request, seconds, until, every
         self.buffer = b""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -70,10 +71,14 @@ class Asking(asyncio.Protocol):
         if not head.startswith(b"HTTP/1.1 200"):
             self.ended.set_exception(RuntimeError(self.buffer[:300].decode()))
             return
-        self.seconds.append(time.perf_counter() - self.asked)
+        took = time.perf_counter() - self.asked
+        self.seconds.append(took)
         self.buffer = b""
         if time.perf_counter() < self.until:
-            self._ask()
+            if self.every > took:
+                asyncio.get_running_loop().call_later(self.every - took, self._ask)
+            else:
+                self._ask()
         else:
             self.transport.close()
             self.ended.set_result(None)
@@ -86,7 +91,7 @@ def _is_whole(head: bytes, body: bytes) -> bool:
     return body.endswith(b"0\r\n\r\n")  # in chunks
 
 
-def measured(given: tuple[Server, int, float]) -> tuple[float, list[float]]:
+def measured(given: tuple[Server, int, float], every: float = 0.0) -> tuple[float, list[float]]:
     """(requests a second, their seconds) of so many connections for a time."""
     server, connections, duration = given
 
@@ -97,7 +102,7 @@ def measured(given: tuple[Server, int, float]) -> tuple[float, list[float]]:
         made = [
             (
                 await loop.create_connection(
-                    lambda: Asking(server.request, seconds, began + duration), "127.0.0.1", server.port
+                    lambda: Asking(server.request, seconds, began + duration, every), "127.0.0.1", server.port
                 )
             )[1]
             for _ in range(connections)
@@ -116,14 +121,14 @@ def peer(name: str) -> Iterator[Server]:
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
     try:
         server = Server(name, port)
-        _wait(server)
+        wait_for(server)
         yield server
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait(server: Server) -> None:
+def wait_for(server: Server) -> None:
     deadline = time.monotonic() + 60
     headers = {"Content-Type": "application/json"}
     if server.bearer:
@@ -139,11 +144,11 @@ def _wait(server: Server) -> None:
     raise RuntimeError(f"{server.name} does not answer")
 
 
-def ours(running: Platform) -> Server:
+def deployed(running: Platform) -> Server:
     """A deployment of an MLP that was trained here, asked with an API key."""
     with running.client() as client:
         version = running.upload(client, "yes or no", table())
-        config = {"architecture": "mlp", "epochs": 3, "threads": 1}
+        config = {"architecture": "mlp", "epochs": 3, "threads": 1, "folds": 1}
         run = running.train(client, version["id"], task="classification", target="label", config=config)
         ended = running.finished(client, run["id"])
         wanted = {"name": "mlp", "variants": [{"version": ended["output_version"]}]}
@@ -152,7 +157,7 @@ def ours(running: Platform) -> Server:
             client.post("/api-keys", json={"name": "benchmark", "scopes": ["predict"]}).raise_for_status().json()["key"]
         )
     server = Server("ours", running.serve_port, "/api/v1/deployments/mlp/predict", key)
-    _wait(server)
+    wait_for(server)
     return server
 
 
@@ -163,7 +168,7 @@ def main() -> None:
     names = ["ceiling", *(name for name in ("fastapi", "litserve") if importlib.util.find_spec(name))]
     with ExitStack() as stack:
         running = stack.enter_context(platform())
-        servers = [ours(running), *(stack.enter_context(peer(name)) for name in names)]
+        servers = [deployed(running), *(stack.enter_context(peer(name)) for name in names)]
         with multiprocessing.get_context("spawn").Pool(1) as client:
             for connections in CONNECTIONS:
                 told = {server.name: ([], []) for server in servers}

@@ -26,7 +26,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Optimization, Upload
-from registry.serving import batches, prediction_log
+from registry.serving import batches, following, prediction_log
 from registry.serving.experiments import ticking as experiments
 from registry.serving.models import BatchPrediction
 from training import job_directories, kept_checkpoints, preflights, states
@@ -137,6 +137,7 @@ TICKS = (
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
     Tick("reconcile batch predictions", settings.RECONCILE_SECONDS, reconcile_batches),
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),
+    Tick("follow aliases", following.SECONDS, following.tick),
     Tick("watch experiments", experiments.SECONDS, experiments.tick),
     Tick("reconcile preflights", settings.RECONCILE_SECONDS, reconcile_preflights),
     Tick("forget preflights", 3600, preflights.forget_preflights),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -172,6 +172,27 @@ class Tensors:
         if self.images is None:
             return None
         return self.images[rows.to(self.images.device)].to(self.numbers.device, non_blocking=True)
+
+
+def batches(inputs: Inputs, groups: int, rows: int) -> Iterator[Batch]:
+    """All rows for every group, ``rows`` at a time, as views of the arrays."""
+    for begin in range(0, max(len(inputs.numbers), 1), rows):
+        yield _shared(inputs, groups, slice(begin, begin + rows))
+
+
+def _shared(inputs: Inputs, groups: int, rows: slice) -> Batch:
+    def expanded(values: np.ndarray[Any, Any]) -> Tensor:
+        tensor = torch.from_numpy(values[rows])
+        return tensor.expand(groups, *tensor.shape)
+
+    def where_any(values: np.ndarray[Any, Any]) -> Any:
+        return expanded(values) if values.shape[1] else None
+
+    sequences = inputs.sequences
+    if sequences.shape[1]:
+        sequences = sequences[..., : max(int((sequences[rows] > 0).sum(-1).max()), 1)]
+    numbers, categories, tokens = map(expanded, (inputs.numbers, inputs.categories, inputs.tokens))
+    return Batch(numbers, categories, tokens, where_any(sequences), where_any(inputs.images))
 
 
 def _at(rows: Tensor, values: Tensor) -> Tensor:

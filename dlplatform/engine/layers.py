@@ -71,7 +71,7 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.alone:
-            return torch.baddbmm(self.bias[:, 0], inputs.squeeze(1), self.weight).unsqueeze(1)
+            return torch.baddbmm(self.bias.squeeze(1), inputs.squeeze(1), self.weight).unsqueeze(1)
         scaled = inputs * self.before
         groups, members, rows, width = scaled.shape
         mixed = torch.bmm(scaled.reshape(groups, members * rows, width), self.weight)

@@ -103,6 +103,7 @@ class InputEncoder(nn.Module):
     inverse_scale: Tensor
     known: Tensor
     offsets: Tensor
+    indicators: Tensor
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
@@ -124,6 +125,7 @@ class InputEncoder(nn.Module):
             self.sequences = _text_encoder(shape)
         starts = [sum(sizes.vocabularies[:column]) for column in range(len(sizes.vocabularies))]
         self.register_buffer("offsets", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.register_buffer("indicators", torch.tensor(sizes.indicators, dtype=torch.int64), persistent=False)
 
     @property
     def width(self) -> int:
@@ -163,7 +165,7 @@ class InputEncoder(nn.Module):
         numbers = scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
         parts = []
         if self.sizes.indicators:
-            parts.append(batch.numbers[..., list(self.sizes.indicators)].isnan().to(numbers.dtype))
+            parts.append(batch.numbers.index_select(-1, self.indicators).isnan().to(numbers.dtype))
         if self.codes:
             parts.append(self._embed_categories(batch.categories))
         if self.sizes.texts:
@@ -174,7 +176,9 @@ class InputEncoder(nn.Module):
             parts.append(_each(self.images, batch.images))
         return numbers, torch.cat(parts, -1) if parts else numbers[..., :0]
 
-    def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor:
+    def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor | int:
+        if self.groups == 1:
+            return 0
         starts = torch.arange(self.groups, device=like.device) * rows_per_group
         return starts.view(self.groups, *[1] * (like.dim() - 1))
 

@@ -93,11 +93,16 @@ def mean_prediction(network: RowNetwork, outputs: Tensor, trust: Tensor | None =
         outputs = torch.lerp(linear, outputs[:, 1:], network.trust if trust is None else trust)
     kind = network.shape.predicts
     if kind == "class":
-        return outputs.softmax(-1).mean(1)
+        return _mean(outputs.softmax(-1), 1)
     if kind == "labels":
-        return outputs.sigmoid().mean(1)
+        return _mean(outputs.sigmoid(), 1)
     groups = network.shape.groups
-    return outputs.mean(1) * network.target_scale.view(groups, 1, -1) + network.target_center.view(groups, 1, -1)
+    return _mean(outputs, 1) * network.target_scale.view(groups, 1, -1) + network.target_center.view(groups, 1, -1)
+
+
+def _mean(values: Tensor, dim: int) -> Tensor:
+    """The mean over a dimension; over a single one, without computing it."""
+    return values.squeeze(dim) if values.shape[dim] == 1 else values.mean(dim)
 
 
 def trust_candidates(network: RowNetwork) -> list[Tensor | None]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -98,7 +99,7 @@ class ColumnCoding:
     channels: int = 0
     side: int = 0
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The array of `Inputs` that it goes into."""
         if self.width:
@@ -107,7 +108,7 @@ class ColumnCoding:
             return "sequences" if self.length else "tokens"
         return "images" if self.column.type == "image" else "categories"
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Numeric inputs the column gives."""
         if self.column.type == "datetime":
@@ -124,34 +125,64 @@ class Preprocessor:
 
     def transform(self, table: Table, beat: Beat = lambda: None, source: Source = bytes) -> Inputs:
         """Encode the feature columns of a table; ``beat`` is called between pieces of work, ``source`` reads images."""
-        encoded: dict[str, list[Any]] = {"numbers": [], "categories": [], "tokens": [], "sequences": [], "images": []}
+        numbers, categories, others = [], [], {}
         for coding in self.codings:
             beat()
-            encoded[coding.kind].append(self._encode(coding, table.columns[coding.column.name], beat, source))
-        sizes, rows = self.sizes(), table.rows
+            values = table.columns[coding.column.name]
+            if coding.kind == "numbers":
+                numbers.append(encode_numbers(coding, np.asarray(values)))
+            elif coding.kind == "categories":
+                categories.append(encode_category(coding, values))
+            else:
+                others[coding.column.name] = values.to_pylist()
+        return self.assembled(
+            np.concatenate(numbers, axis=1) if numbers else np.zeros((table.rows, 0), np.float32),
+            _stacked(categories, np.zeros((table.rows, 0), np.int32)),
+            others,
+            table.rows,
+            beat,
+            source,
+        )
+
+    def assembled(
+        self,
+        numbers: Floats,
+        categories: Codes,
+        others: Mapping[str, Sequence[Any]],
+        rows: int,
+        beat: Beat = lambda: None,
+        source: Source = bytes,
+    ) -> Inputs:
+        """Encoded numbers and categories with texts and images, which are encoded here. ``others``: values by column."""
+        encoded: dict[str, list[Any]] = {"tokens": [], "sequences": [], "images": []}
+        for coding in self.codings:
+            if coding.kind in encoded:
+                encoded[coding.kind].append(self._encode(coding, others[coding.column.name], beat, source))
+        sizes = self._sizes
         pixels = (rows, 0, sizes.image_channels, sizes.image_size, sizes.image_size)
         return Inputs(
-            numbers=np.concatenate(encoded["numbers"], axis=1) if sizes.numbers else np.zeros((rows, 0), np.float32),
-            categories=_stacked(encoded["categories"], np.zeros((rows, 0), np.int32)),
+            numbers=numbers,
+            categories=categories,
             tokens=_stacked(encoded["tokens"], np.zeros((rows, 0, TEXT_TOKENS), np.int32)),
             sequences=_stacked(encoded["sequences"], np.zeros((rows, 0, sizes.sequence_length), np.int32)),
             images=_stacked(encoded["images"], np.zeros(pixels, np.uint8)),
         )
 
-    def _encode(self, coding: ColumnCoding, values: Any, beat: Beat, source: Source) -> np.ndarray[Any, Any]:
-        if coding.kind == "numbers":
-            return encode_numbers(coding, np.asarray(values))
-        if coding.kind == "categories":
-            return encode_category(coding, values)
+    def _encode(self, coding: ColumnCoding, values: Sequence[Any], beat: Beat, source: Source) -> np.ndarray[Any, Any]:
+        beat()
         if coding.kind == "tokens":
             return encode_text(values, beat)
         if coding.kind == "images":
-            return encode_images(values.to_pylist(), coding.channels, coding.side, source, beat)
+            return encode_images(values, coding.channels, coding.side, source, beat)
         assert self.tokenizer is not None
-        return encode_rows(self.tokenizer, values.to_pylist(), coding.length, beat)
+        return encode_rows(self.tokenizer, values, coding.length, beat)
 
     def sizes(self) -> InputSizes:
         """Shapes that `transform` gives."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> InputSizes:
         indicators, position = [], 0
         for coding in self.codings:
             if coding.width and coding.nullable:
@@ -307,8 +338,12 @@ def encode_numbers(coding: ColumnCoding, values: np.ndarray[Any, Any]) -> Floats
         for period, shift in CYCLES.values():
             angle = (values + shift) % period * (2 * np.pi / period)
             parts += [np.sin(angle), np.cos(angle)]
-    # A prediction may hold a number that float32 cannot.
-    return np.clip(np.stack(parts, axis=1), -1e30, 1e30).astype(np.float32)
+    return as_numbers(np.stack(parts, axis=1))
+
+
+def as_numbers(values: np.ndarray[Any, Any]) -> Floats:
+    """For the network: a prediction may hold a number that float32 cannot."""
+    return values.clip(-1e30, 1e30).astype(np.float32, order="C")
 
 
 def encode_category(coding: ColumnCoding, values: pa.StringArray) -> Codes:
@@ -319,10 +354,10 @@ def encode_category(coding: ColumnCoding, values: pa.StringArray) -> Codes:
     return codes
 
 
-def encode_text(values: pa.StringArray, beat: Beat) -> Codes:
+def encode_text(values: Sequence[str | None], beat: Beat) -> Codes:
     """(n,) strings to (n, L) hashed words and character trigrams, padded with 0."""
     encoded = np.zeros((len(values), TEXT_TOKENS), np.int32)
-    for row, text in enumerate(values.to_pylist()):
+    for row, text in enumerate(values):
         if text:
             tokens = tokenize(text)
             encoded[row, : len(tokens)] = tokens

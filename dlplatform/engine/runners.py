@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dlplatform.engine import compact
-from dlplatform.engine.dataset import to_tensors
+from dlplatform.engine.dataset import batches
 from dlplatform.engine.network import RowNetwork
 from dlplatform.engine.objective import DEEP_EVALUATION_ROWS, EVALUATION_ROWS, evaluation_rows, mean_prediction
 from dlplatform.engine.preprocessing import Inputs
@@ -28,15 +28,17 @@ class TorchRunner:
         self.lowered = lowered
 
     def __call__(self, inputs: Inputs) -> Array:
-        rows = len(inputs.numbers)
-        tensors = to_tensors(inputs, np.zeros(rows), torch.device("cpu"))
-        groups = self.network.shape.groups
+        with torch.inference_mode():
+            if not self.lowered:  # entering autocast takes as long as a small layer
+                return self._answers(inputs)
+            with torch.autocast("cpu", torch.bfloat16):
+                return self._answers(inputs)
+
+    def _answers(self, inputs: Inputs) -> Array:
         parts = []
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.lowered):
-            for chosen in torch.split(torch.arange(rows), evaluation_rows(self.network)):
-                outputs = self.network(tensors.batch(chosen.expand(groups, -1)))
-                parts.append(mean_prediction(self.network, outputs).double().numpy())
-        return np.concatenate(parts, axis=1)
+        for batch in batches(inputs, self.network.shape.groups, evaluation_rows(self.network)):
+            parts.append(mean_prediction(self.network, self.network(batch)).double().numpy())
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
 def torch_runner(network: RowNetwork, description: dict[str, Any]) -> TorchRunner:

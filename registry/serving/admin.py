@@ -53,8 +53,8 @@ class FeedbackAdmin(ReadOnly):
 
 @admin.register(Experiment)
 class DeploymentExperimentAdmin(ReadOnly):
-    list_display = ["deployment", "number", "state", "metric", "outcome", "started_at", "ended_at"]
-    list_filter = ["state", "metric", "deployment__organization"]
+    list_display = ["deployment", "number", "state", "mode", "metric", "outcome", "started_at", "ended_at"]
+    list_filter = ["state", "mode", "metric", "deployment__organization"]
     search_fields = ["deployment__name", "hypothesis", "conclusion"]
     list_select_related = ["deployment"]
 

@@ -3,6 +3,7 @@
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Prefetch, QuerySet
 from django.http import Http404
@@ -15,9 +16,11 @@ from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, boolean_parameter, documented
+from registry.models import ModelVersion
 
 from . import predictions, services
 from .finding import deployment_named
+from .following import version_named
 from .models import Deployment, DeploymentChange, Variant
 from .serializers import (
     DeploymentChangeIn,
@@ -31,7 +34,7 @@ from .serializers import (
 
 VARIANT = {
     "id": "51c0…", "version": "9c1d…", "model": "4f2a…", "model_name": "breast cancer", "number": 3, "role": "live",
-    "weight": 90.0, "share": 0.9, "arm": "",
+    "weight": 90.0, "share": 0.9, "arm": "", "alias": "production", "waiting": "",
 }  # fmt: skip
 DEPLOYMENT = {
     "id": "e0b7…", "name": "screening", "description": "", "organization": "main", "state": "active", "revision": 4,
@@ -39,7 +42,7 @@ DEPLOYMENT = {
 }  # fmt: skip
 THEN = {
     "state": "active",
-    "variants": [{name: VARIANT[name] for name in ("id", "version", "number", "role", "weight", "arm")}],
+    "variants": [{name: VARIANT[name] for name in ("id", "version", "number", "role", "weight", "arm", "alias")}],
 }
 CHANGE = {
     "revision": 4, "before": THEN, "after": THEN, "undoes": None, "actor": "maria", "reason": "canary to 10 %",
@@ -80,8 +83,20 @@ def _shown(request: Request, identifier: UUID, status: int = 200) -> Response:
     return Response(DeploymentOut(found).data, status=status)
 
 
-def _wanted(variants: list[dict[str, Any]]) -> list[services.Wanted]:
-    return [services.Wanted(**one) for one in variants]
+def _wanted(user: Any, variants: list[dict[str, Any]]) -> list[services.Wanted]:
+    """Aliases become the versions that they name now. Raises ValidationError on `variants.<position>.alias`."""
+    return [services.Wanted(**_resolved(user, one, position)) for position, one in enumerate(variants)]
+
+
+def _resolved(user: Any, one: dict[str, Any], position: int) -> dict[str, Any]:
+    if "alias" not in one:
+        return one | {"alias": ""}
+    given = dict(one)
+    try:
+        version = version_named(ModelVersion.objects.visible_to(user), given.pop("model"), given["alias"])
+    except ValidationError as error:
+        raise ValidationError({f"variants.{position}.alias": error.error_dict["alias"]}) from None
+    return given | {"version": version}
 
 
 class DeploymentsView(PagedView):
@@ -112,7 +127,7 @@ class DeploymentsView(PagedView):
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
         organization = resolve(request.user, wanted.pop("organization", None))
-        variants = _wanted(wanted.pop("variants"))
+        variants = _wanted(request.user, wanted.pop("variants"))
         made = services.create_deployment(actor=request.user, organization=organization, variants=variants, **wanted)
         return _shown(request, made.pk, 201)
 
@@ -128,7 +143,8 @@ class DeploymentView(APIView):
         "Change a deployment", request=DeploymentChangeIn, answer=DeploymentOut, tags=TAGS,
         description="`variants` replaces all of them, in one step: no request in between meets half of the change. With "
                     "`revision` it happens only if nobody changed the deployment since (409 `moved`). Every change is a row "
-                    "of its log.",
+                    "of its log. A variant of `{model, alias}` follows the alias: about a second after it has moved, the "
+                    "deployment is changed to its version, by the platform; an undo of that stays at the version before.",
         example=({"variants": [{"version": "9c1d…", "weight": 90}, {"version": "77aa…", "weight": 10}],
                   "reason": "canary to 10 %", "revision": 3}, DEPLOYMENT),
     )  # fmt: skip
@@ -150,7 +166,7 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
         why["revision"] = None
     if "variants" in wanted:
         services.change_variants(
-            actor=request.user, deployment=found, variants=_wanted(wanted["variants"]),
+            actor=request.user, deployment=found, variants=_wanted(request.user, wanted["variants"]),
             despite_problems=wanted["despite_problems"], **why,
         )  # fmt: skip
     if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:

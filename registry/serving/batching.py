@@ -35,11 +35,12 @@ class Predicting(Protocol):
 
 
 @dataclass
-class _Request:
+class Request:
+    """Rows that somebody asks. ``answer`` is a future of threads or of an event loop; ``asked`` by `time.monotonic`."""
+
     rows: Rows
     asked: float
-    deadline: float
-    answer: "Future[Rows]" = field(default_factory=Future)
+    answer: Any = field(default_factory=Future)
 
 
 class Batches:
@@ -58,14 +59,13 @@ class Batches:
         self._observe = observe
         self._predictor_of = predictor_of
         self._together = together
-        self._queues: dict[UUID, deque[_Request]] = {}
+        self._queues: dict[UUID, deque[Request]] = {}
         self._waiting = 0
         self._lock = threading.Lock()
 
     def ask(self, version: UUID, rows: Rows) -> "Future[Rows]":
         """The answer to come, or the error of the model. Raises Overloaded when the queue is full."""
-        now = time.monotonic()
-        request = _Request(rows, now, now + SECONDS)
+        request = Request(rows, time.monotonic())
         with self._lock:
             if self._waiting >= MOST_WAITING:
                 raise Overloaded
@@ -91,14 +91,15 @@ class Batches:
             for request in batch:
                 request.answer.set_exception(error)
             return
-        if len(batch) > 1 and self._together(predictor) and self._run_joined(predictor, batch):
-            return
-        for request in batch:
-            _run(predictor, request)
+        if self._together(predictor):
+            run_together(predictor, batch)
+        else:
+            for request in batch:
+                _run(predictor, request)
 
-    def _taken(self, version: UUID) -> list[_Request]:
+    def _taken(self, version: UUID) -> list[Request]:
         """Those that wait for a version, up to so many rows, without who has gone or waited too long."""
-        taken: list[_Request] = []
+        taken: list[Request] = []
         rows = 0
         with self._lock:
             queue = self._queues.get(version, deque())
@@ -110,33 +111,37 @@ class Batches:
                 self._queues.pop(version, None)
         return [request for request in taken if _in_time(request)]
 
-    def _run_joined(self, predictor: Predicting, batch: list[_Request]) -> bool:
-        """Run all as one; False where a row was refused: then each is run alone, so that only its own sender hears of it."""
-        try:
-            answers = predictor.predict([row for request in batch for row in request.rows])
-        except PredictionInputError:
-            return False
-        except Exception as error:
-            for request in batch:
-                request.answer.set_exception(error)
-            return True
+
+def run_together(predictor: Predicting, requests: list[Request]) -> None:
+    """Answer all at once; where a row is refused, each alone, so that only its own sender hears of it."""
+    if len(requests) == 1:
+        return _run(predictor, requests[0])
+    try:
+        answers = predictor.predict([row for request in requests for row in request.rows])
+    except PredictionInputError:
+        for request in requests:
+            _run(predictor, request)
+    except Exception as error:
+        for request in requests:
+            request.answer.set_exception(error)
+    else:
         begin = 0
-        for request in batch:
+        for request in requests:
             request.answer.set_result(answers[begin : begin + len(request.rows)])
             begin += len(request.rows)
-        return True
+    return None
 
 
-def _in_time(request: _Request) -> bool:
+def _in_time(request: Request) -> bool:
     if not request.answer.set_running_or_notify_cancel():
         return False
-    if time.monotonic() > request.deadline:
+    if time.monotonic() > request.asked + SECONDS:
         request.answer.set_exception(Overloaded())
         return False
     return True
 
 
-def _run(predictor: Predicting, request: _Request) -> None:
+def _run(predictor: Predicting, request: Request) -> None:
     try:
         request.answer.set_result(predictor.predict(request.rows))
     except Exception as error:

@@ -1,8 +1,10 @@
 """Packages of model versions on this machine's disk, and predictors of them in this process's memory."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +22,18 @@ from registry.services import object_store
 from .confined import ConfinedPredictor
 
 PROCESS_BYTES = 300 * 1024**2  # of an interpreter with torch
+QUICK_SECONDS = 0.002  # for so long a model may hold up who answers everybody
+QUICK_ROWS = 8  # as many at the least within that, or it is not worth it
+PACE_ROWS = 32  # with which it is measured
+
+
+@dataclass
+class Held:
+    """A predictor in memory. ``at_once``: rows that it answers within QUICK_SECONDS; 0 for all that take longer."""
+
+    predictor: Predictor | ConfinedPredictor
+    size: int
+    at_once: int
 
 
 class PredictorCache:
@@ -33,7 +47,7 @@ class PredictorCache:
     ) -> None:
         self._budget = budget
         self._dropped = dropped or _close
-        self._held: OrderedDict[UUID, tuple[Predictor | ConfinedPredictor, int]] = OrderedDict()
+        self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._pinned: frozenset[UUID] = frozenset()
         self._lock = threading.Lock()
         self._loading: dict[UUID, threading.Lock] = {}
@@ -41,14 +55,19 @@ class PredictorCache:
     def ready(self, version_id: UUID) -> Predictor | ConfinedPredictor | None:
         """The predictor, if it is here and alive."""
         with self._lock:
-            predictor, _ = self._held.get(version_id, (None, 0))
-            if predictor is None:
+            held = self._held.get(version_id)
+            if held is None:
                 return None
-            if not isinstance(predictor, ConfinedPredictor) or predictor.alive:
+            if not isinstance(held.predictor, ConfinedPredictor) or held.predictor.alive:
                 self._held.move_to_end(version_id)
-                return predictor
+                return held.predictor
             self._let_go(version_id)
         return None
+
+    def at_once(self, version_id: UUID) -> int:
+        """How many rows of a version that is ready hold nobody up; 0 where even one would."""
+        held = self._held.get(version_id)
+        return held.at_once if held else 0
 
     def get(self, version_id: UUID) -> Predictor | ConfinedPredictor:
         """Raises ModelVersion.DoesNotExist, PackageError, MissingObject, CorruptObject."""
@@ -63,9 +82,9 @@ class PredictorCache:
     def _load(self, version_id: UUID) -> Predictor | ConfinedPredictor:
         version = ModelVersion.objects.select_related("model", "base").get(pk=version_id)
         predictor = loaded(version)
-        warm(predictor, version.signature)
+        held = Held(predictor, version.size + _memory_of(predictor), warm(predictor, version.signature))
         with self._lock:
-            self._held[version_id] = (predictor, version.size + _memory_of(predictor))
+            self._held[version_id] = held
             self._evict()
             self._loading.pop(version_id, None)
         return predictor
@@ -80,7 +99,7 @@ class PredictorCache:
     def sizes(self) -> dict[UUID, int]:
         """Bytes of every version that is held."""
         with self._lock:
-            return {version: size for version, (_, size) in self._held.items()}
+            return {version: held.size for version, held in self._held.items()}
 
     def clear(self) -> None:
         with self._lock:
@@ -89,16 +108,15 @@ class PredictorCache:
 
     def _evict(self) -> None:
         """Never the newest: somebody is about to use it."""
-        excess = sum(size for _, size in self._held.values()) - self._budget
+        excess = sum(held.size for held in self._held.values()) - self._budget
         for version in [one for one in list(self._held)[:-1] if one not in self._pinned]:
             if excess <= 0:
                 return
-            excess -= self._held[version][1]
+            excess -= self._held[version].size
             self._let_go(version)
 
     def _let_go(self, version_id: UUID) -> None:
-        predictor, _ = self._held.pop(version_id)
-        self._dropped(version_id, predictor)
+        self._dropped(version_id, self._held.pop(version_id).predictor)
 
 
 def _close(_version: UUID, predictor: Predictor | ConfinedPredictor) -> None:
@@ -106,18 +124,36 @@ def _close(_version: UUID, predictor: Predictor | ConfinedPredictor) -> None:
         predictor.close()
 
 
-def warm(predictor: Predictor | ConfinedPredictor, signature: dict[str, Any]) -> None:
-    """Answer the example of the inputs once: torch does much at its first time. Raises PackageError for a model that
-    cannot answer."""
+def warm(predictor: Predictor | ConfinedPredictor, signature: dict[str, Any]) -> int:
+    """Answer the example of the inputs: torch does much at its first time. How many rows it answers within QUICK_SECONDS
+    then. Raises PackageError for a model that cannot answer."""
     if isinstance(predictor, ConfinedPredictor) or predictor.writer is not None:
-        return
+        return 0
     example = {column["name"]: column.get("example") for column in signature.get("inputs", ())}
     try:
         predictor.predict([example])
+        return _quick_rows(predictor, example) if predictor.steady else 0
     except PredictionInputError:
-        return  # an example is for people; there is none of an image
+        return 0  # an example is for people; there is none of an image
     except Exception as error:
         raise PackageError(f"it loads but cannot answer: {type(error).__name__}: {error}") from error
+
+
+def _quick_rows(predictor: Predictor, example: dict[str, Any]) -> int:
+    one, many = (_seconds(predictor, [example] * rows) for rows in (1, PACE_ROWS))
+    of_each = max((many - one) / (PACE_ROWS - 1), 1e-6)
+    rows = int((QUICK_SECONDS - one) / of_each)
+    return rows if rows >= QUICK_ROWS else 0
+
+
+def _seconds(predictor: Predictor, rows: list[dict[str, Any]]) -> float:
+    """The best of some times: who else was busy meanwhile does not count."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        predictor.predict(rows)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _memory_of(predictor: Predictor | ConfinedPredictor) -> int:

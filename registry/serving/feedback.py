@@ -1,6 +1,5 @@
 """What turned out to be right: taken late, repeatedly or by the list, and what it says of each variant."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +14,9 @@ from dlplatform.accounts.models import User
 
 from .experiments.models import SupersededLabel
 from .models import Deployment, Feedback, PredictionRecord, Variant
+from .statistics.proportions import wilson
 
 LOOKED_AT = 5000  # labels, the newest first
-Z = 1.959964  # of a two-sided interval of 95 %
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,6 @@ class Quality:
     def mean_absolute_error(self) -> float | None:
         numbers = self.labelled - self.classes
         return self.error / numbers if numbers else None
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    share = right / count
-    centre = share + Z * Z / (2 * count)
-    reach = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count))
-    return max(0.0, (centre - reach) / (1 + Z * Z / count)), min(1.0, (centre + reach) / (1 + Z * Z / count))
 
 
 def quality_of(deployment: Deployment) -> list[Quality]:

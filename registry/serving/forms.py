@@ -11,6 +11,7 @@ from dlplatform.accounts.models import Organization, User
 from registry.forms import TryForm
 from registry.models import ModelVersion
 
+from .following import version_named
 from .models import Deployment, Variant
 from .services import MODEL_FILE, Wanted
 
@@ -22,6 +23,11 @@ def candidates(user: User, deployment: Deployment) -> list[ModelVersion]:
     """What could answer beside what a deployment has: first the versions of the models that answer in it already."""
     models = set(deployment.variants.filter(removed_at=None).values_list("version__model", flat=True))
     return sorted(servable_versions(user, deployment.organization), key=lambda version: version.model_id not in models)
+
+
+def candidate_named(user: User, deployment: Deployment, identifier: str) -> ModelVersion | None:
+    """Of the candidates the one with this id, as a form sent it."""
+    return next((one for one in candidates(user, deployment) if str(one.pk) == identifier), None)
 
 
 def servable_versions(user: User, organization: Organization) -> list[ModelVersion]:
@@ -74,18 +80,24 @@ class DeploymentTryForm(TryForm):
         self.order_fields(["key"])
 
 
-def variants_of(posted: QueryDict) -> list[Wanted]:
-    """The rows of the table of variants. Raises ValidationError for what is no row."""
+def variants_of(user: User, posted: QueryDict) -> list[Wanted]:
+    """The rows of the table of variants: a version, or a model's alias as `following.Followed` writes it. Raises
+    ValidationError for what is no row."""
     columns = [posted.getlist(name) for name in ("version", "weight", "role")]
     try:
         rows = list(zip(*columns, strict=True))
     except ValueError:
         raise ValidationError("Each variant needs a version, a weight and a role.") from None
-    return [_variant(*row) for row in rows if row[0] and row[2] != REMOVED]
+    return [_variant(user, *row) for row in rows if row[0] and row[2] != REMOVED]
 
 
-def _variant(version: str, weight: str, role: str) -> Wanted:
+def _variant(user: User, version: str, weight: str, role: str) -> Wanted:
+    model, _, alias = version.partition("@")
+    role = role if role in Variant.Role.values else ""
     try:
-        return Wanted(UUID(version), float(weight), role if role in Variant.Role.values else "")
+        if alias:
+            named = version_named(ModelVersion.objects.visible_to(user), UUID(model), alias)
+            return Wanted(named, float(weight), role, alias=alias)
+        return Wanted(UUID(version), float(weight), role, alias="")
     except ValueError:
         raise ValidationError("A weight is a number from 0 on.") from None

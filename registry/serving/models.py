@@ -75,6 +75,10 @@ class Variant(models.Model):
         editable=False,
         help_text="Tells the variants of an A/A test apart: one version, twice",
     )
+    alias = models.CharField(
+        max_length=80, blank=True, help_text="Of its model: as it moves, so does this variant, see `following`"
+    )
+    waiting = models.TextField(blank=True, editable=False, help_text="Why it has not followed its alias yet")
     removed_at = models.DateTimeField(null=True, editable=False)
 
     objects = TenantQuerySet.as_manager()
@@ -214,9 +218,9 @@ class Feedback(models.Model):
         return f"{self.request_id}[{self.index}]"
 
 
-from .experiments.models import Experiment, Look, Rollout, SupersededLabel  # noqa: E402
+from .experiments.models import Experiment, Look, Rollout, RunningSum, SupersededLabel  # noqa: E402
 
 __all__ = [
     "BatchPrediction", "Deployment", "DeploymentChange", "DeploymentGroupPermission", "DeploymentUserPermission",
-    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "SupersededLabel", "Variant",
+    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
 ]  # fmt: skip

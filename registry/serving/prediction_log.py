@@ -10,7 +10,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Collection
-from datetime import timedelta
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,20 +28,38 @@ SECONDS = 1.0
 MOST = 10_000
 BATCH = 500
 
-COLUMNS = (
-    "request_id", "deployment_id", "variant_id", "role", "revision", "propensity", "key", "instances", "predictions",
-    "milliseconds", "error", "at",
-)  # fmt: skip
 ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", ""))
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A record before it is in the database, with the columns of `PredictionRecord`: the model's own objects take ten
+    times as long to make, in the path of the request."""
+
+    request_id: UUID
+    deployment_id: UUID
+    variant_id: UUID
+    role: str
+    revision: int
+    propensity: float | None
+    key: str
+    instances: list[dict[str, Any]]
+    predictions: list[dict[str, Any]] | None
+    milliseconds: float
+    error: str
+    at: datetime
+
+
+COLUMNS = tuple(field.name for field in fields(Entry))
 
 
 class RecordBuffer:
     """Records on their way to the database. ``thread`` False leaves the writing to whoever calls `flush`."""
 
     def __init__(self, thread: bool = True) -> None:
-        self._waiting: deque[PredictionRecord] = deque()
+        self._waiting: deque[Entry] = deque()
         self._writes = thread
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -54,7 +73,7 @@ class RecordBuffer:
         """Records that are not in the database yet."""
         return len(self._waiting)
 
-    def add(self, record: PredictionRecord) -> None:
+    def add(self, record: Entry) -> None:
         """Take a record, without ever waiting for the database."""
         with self._lock:
             if len(self._waiting) >= MOST:
@@ -92,11 +111,11 @@ class RecordBuffer:
             self._tell_lost()
         return written
 
-    def _next(self) -> list[PredictionRecord]:
+    def _next(self) -> list[Entry]:
         with self._lock:
             return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
 
-    def _put_back(self, batch: list[PredictionRecord]) -> None:
+    def _put_back(self, batch: list[Entry]) -> None:
         with self._lock:
             self._waiting.extendleft(reversed(batch))
 
@@ -107,7 +126,7 @@ class RecordBuffer:
             logger.error("%d records of predictions were lost: the database did not take them in time", lost)
 
 
-def _write(batch: list[PredictionRecord]) -> None:
+def _write(batch: list[Entry]) -> None:
     """One statement; where a record spoils it (its deployment is gone, a NUL in a text), each on its own."""
     try:
         _copy(batch)
@@ -118,7 +137,7 @@ def _write(batch: list[PredictionRecord]) -> None:
         _write_singly([row for row in batch if row.deployment_id in living])
 
 
-def _copy(batch: list[PredictionRecord]) -> None:
+def _copy(batch: list[Entry]) -> None:
     """By COPY: building objects of the ORM's statements costs a process that answers ten times as much."""
     rows = "".join(map(_line, batch))
     statement = f"COPY {PredictionRecord._meta.db_table} ({', '.join(COLUMNS)}) FROM STDIN"
@@ -126,7 +145,7 @@ def _copy(batch: list[PredictionRecord]) -> None:
         copy.write(rows)
 
 
-def _line(record: PredictionRecord) -> str:
+def _line(record: Entry) -> str:
     """A record as a line of COPY's text format, in the order of COLUMNS."""
     values = (
         str(record.request_id), str(record.deployment_id), str(record.variant_id), record.role, record.revision,
@@ -152,10 +171,10 @@ def _escaped(text: str) -> str:
     return text
 
 
-def _write_singly(records: Collection[PredictionRecord]) -> None:
+def _write_singly(records: Collection[Entry]) -> None:
     for record in records:
         try:
-            PredictionRecord.objects.bulk_create([record])
+            PredictionRecord.objects.create(**{name: getattr(record, name) for name in COLUMNS})
         except (IntegrityError, DataError) as error:
             logger.error("the record of request %s is not kept: %s", record.request_id, error)
 

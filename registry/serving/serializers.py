@@ -5,6 +5,7 @@ from typing import Any
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail
 
 from dlplatform.api import SafeCharField, Strict, can_be_encoded
 from registry.serializers import PredictIn, PredictOut
@@ -18,13 +19,27 @@ REVISION = "The change must find the deployment at this revision, else 409"
 
 
 class VariantIn(Strict):
-    version = serializers.UUIDField(help_text="Id of a model version of the organization")
+    """A version, or an alias of a model, which is followed as it moves."""
+
+    version = serializers.UUIDField(required=False, help_text="Id of a model version of the organization")
+    model = serializers.UUIDField(required=False, help_text="Id of a model, beside `alias` and instead of `version`")
+    alias = SafeCharField(
+        required=False,
+        max_length=80,
+        help_text="Of the model: the variant is the version that it names, as it moves too",
+    )
     weight = serializers.FloatField(
         default=1.0, min_value=0, max_value=HEAVIEST, help_text="In proportion to the other live variants"
     )
     role = serializers.ChoiceField(
         Variant.Role.choices, default=Variant.Role.LIVE, help_text="`live` answers, `shadow` never does"
     )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if ("version" in attrs) == ("alias" in attrs) or ("alias" in attrs) != ("model" in attrs):
+            sentence = "Give a version, or a model and one of its aliases."
+            raise serializers.ValidationError({"version": [ErrorDetail(sentence, code="required")]})
+        return attrs
 
 
 class DeploymentIn(Strict):
@@ -65,7 +80,9 @@ class VariantOut(serializers.ModelSerializer):
 
     class Meta:
         model = Variant
-        fields = ["id", "version", "model", "model_name", "number", "role", "weight", "share", "arm"]
+        fields = [
+            "id", "version", "model", "model_name", "number", "role", "weight", "share", "arm", "alias", "waiting",
+        ]  # fmt: skip
 
     def get_share(self, variant: Variant) -> float:
         return shares(variant.deployment.allocation).get(str(variant.pk), 0.0)
@@ -89,7 +106,7 @@ class StateOut(serializers.Serializer):
 
     state = serializers.ChoiceField(Deployment.State.choices)
     variants = serializers.ListField(
-        child=serializers.DictField(), help_text="{id, version, model, number, role, weight, arm}"
+        child=serializers.DictField(), help_text="{id, version, model, number, role, weight, arm, alias}"
     )
 
 

@@ -20,7 +20,7 @@ from dlplatform.accounts.models import Organization, User
 from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from registry.availability import require_files
-from registry.models import ModelVersion, RegisteredModel
+from registry.models import ModelVersion, Ref, RegisteredModel
 from registry.optimizations import problems_of
 
 from .assignment import reallocate
@@ -41,6 +41,7 @@ class Wanted:
     weight: float = 1.0
     role: str = Variant.Role.LIVE
     arm: str = ""  # only an experiment has a version twice
+    alias: str | None = None  # that it follows from now on; None: as its variant does already
 
 
 @transaction.atomic
@@ -72,18 +73,21 @@ def create_deployment(
 @transaction.atomic
 def change_variants(
     *, actor: User | None, deployment: Deployment, variants: Sequence[Wanted], reason: str = "",
-    revision: int | None = None, holder: Holder | None = None, despite_problems: bool = False,
+    revision: int | None = None, holder: Holder | None = None, by_platform: bool = False,
+    despite_problems: bool = False,
 ) -> Deployment:  # fmt: skip
     """Set versions, weights and roles. With ``revision`` only if that is still the newest. Raises Conflict else.
 
-    ``despite_problems``: see `create_deployment`; what is in the deployment already was let in. ``holder``: the experiment or rollout on whose behalf it is done; while one holds the deployment nobody else may. No
-    ``actor``: the platform itself, for a holder that a person started.
+    ``holder``: the experiment or rollout on whose behalf it is done; while one holds the deployment nobody else may. No
+    ``actor``: the platform itself, for a holder that a person started, or (``by_platform``) as an alias was moved that a
+    variant follows. ``despite_problems``: see `create_deployment`; what is in the deployment already was let in.
     """
-    locked = _locked(actor, deployment, revision, holder)
+    locked = _locked(actor, deployment, revision, holder, by_platform=by_platform)
     if locked.state != Deployment.State.ACTIVE:
         raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
     before = state_of(locked)
-    _refuse_problems(locked, variants, despite_problems, reason)
+    if actor is not None or by_platform:  # a holder goes on, or back, with what it was let have at its start
+        _refuse_problems(locked, variants, despite_problems, reason)
     _set_variants(actor, locked, variants)
     if state_of(locked) != before:
         _log(actor, locked, before, reason)
@@ -133,7 +137,7 @@ def undo_change(
     undone = change or locked.changes.first()
     if undone is None or not undone.before["variants"]:
         raise Conflict("There is nothing before the creation to go back to; archive it instead.", code="nothing_before")
-    target, before = undone.before, state_of(locked)
+    target, before = _pinned(undone.before), state_of(locked)
     if target == before:
         return locked
     if target["state"] == Deployment.State.ACTIVE != locked.state:
@@ -151,9 +155,22 @@ def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
     return found
 
 
+def _pinned(target: dict[str, Any]) -> dict[str, Any]:
+    """What to go back to: a variant whose alias names another version now follows it no more, or it would go at once."""
+    variants = [one | {"alias": _alias_still(one)} for one in target["variants"]]
+    return target | {"variants": variants}
+
+
+def _alias_still(variant: dict[str, Any]) -> str:
+    alias: str = variant.get("alias", "")
+    named = Ref.objects.filter(kind=Ref.Kind.ALIAS, name=alias, version=variant["version"])
+    return alias if alias and named.exists() else ""
+
+
 def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> None:
     wanted = [
-        Wanted(UUID(one["version"]), one["weight"], one["role"], one.get("arm", "")) for one in target["variants"]
+        Wanted(UUID(one["version"]), one["weight"], one["role"], one.get("arm", ""), one["alias"])
+        for one in target["variants"]
     ]
     if target["state"] == Deployment.State.ACTIVE:
         _lock_versions(actor, deployment, [one.version for one in wanted])
@@ -167,7 +184,7 @@ def state_of(deployment: Deployment) -> dict[str, Any]:
     variants = [
         {
             "id": str(row.pk), "version": str(row.version_id), "model": row.version.model.name,
-            "number": row.version.number, "role": row.role, "weight": row.weight, "arm": row.arm,
+            "number": row.version.number, "role": row.role, "weight": row.weight, "arm": row.arm, "alias": row.alias,
         }
         for row in _variants(deployment)
     ]  # fmt: skip
@@ -186,9 +203,10 @@ def _variants(deployment: Deployment) -> list[Variant]:
 
 
 def _locked(
-    actor: User | None, deployment: Deployment, revision: int | None, holder: Holder | None = None
-) -> Deployment:
-    if actor is not None or holder is None:
+    actor: User | None, deployment: Deployment, revision: int | None, holder: Holder | None = None, *,
+    by_platform: bool = False,
+) -> Deployment:  # fmt: skip
+    if actor is not None or (holder is None and not by_platform):
         require(actor, "deploy", deployment)  # type: ignore[arg-type]
     locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
     refuse_held(locked, holder)
@@ -266,6 +284,9 @@ def _write_variants(deployment: Deployment, variants: Sequence[Wanted]) -> dict[
     live = {}
     for one in variants:
         row = rows.get((one.version, one.arm)) or Variant(deployment=deployment, version_id=one.version, arm=one.arm)
+        alias = one.alias if one.alias is not None else "" if row.removed_at else row.alias
+        if alias != row.alias:
+            row.alias, row.waiting = alias, ""
         row.weight, row.role, row.removed_at = float(one.weight), one.role, None
         row.save()
         if one.role == Variant.Role.LIVE:

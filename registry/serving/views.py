@@ -33,6 +33,7 @@ from .assignment import shares
 from .client import Unusable
 from .experiments.holding import holder_of, name_of
 from .experiments.models import Rollout
+from .following import aliases_of
 from .forms import (
     ChangeForm,
     DeploymentForm,
@@ -120,12 +121,14 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
     _with_shares(found, variants)
     can_deploy = may(request.user, "deploy", found)
     in_it = {row.version_id for row in variants}
+    choices = candidates(request.user, found) if can_deploy else []  # type: ignore[arg-type]
     context = {
         "section": "deployments",
         "deployment": found,
         "variants": variants,
         "can_deploy": can_deploy,
-        "choices": [one for one in candidates(request.user, found) if one.pk not in in_it] if can_deploy else [],
+        "choices": [one for one in choices if one.pk not in in_it],
+        "followable": [one for one in aliases_of({row.model_id for row in choices}) if one.version.pk not in in_it],
         **_holder_context(found),
         "experiments": found.experiments.select_related("control__model", "challenger__model")[:EXPERIMENTS_SHOWN],
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
@@ -185,7 +188,10 @@ def deployment_variants(request: HttpRequest, deployment: UUID) -> HttpResponse:
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
         services.change_variants(
-            actor=request.user, deployment=found, variants=variants_of(request.POST), **_why(request, VariantsForm)
+            actor=request.user,
+            deployment=found,
+            variants=variants_of(request.user, request.POST),
+            **_why(request, VariantsForm),
         )
         said(request, f"“{found.name}” is changed.", reverse("deployment-undo", args=[found.pk]))
     return redirect("deployment", found.pk)

@@ -29,7 +29,10 @@ def deployment(maintainer, organization, versions):
     return Deployment.objects.get(pk=made.pk)
 
 
-def write(variant, outcomes, *, metric="accuracy", ago=60, keys=None, milliseconds=None, errors=(), revision=None):
+def write(
+    variant, outcomes, *, metric="accuracy", ago=60, keys=None, milliseconds=None, errors=(), revision=None,
+    propensity=None,
+):  # fmt: skip
     """One record for each outcome, seconds ``ago``, and a label that makes it its outcome (None: no label)."""
     at = timezone.now() - timedelta(seconds=ago)
     records, labels = [], []
@@ -41,6 +44,7 @@ def write(variant, outcomes, *, metric="accuracy", ago=60, keys=None, millisecon
             PredictionRecord(
                 request_id=request, deployment_id=variant.deployment_id, variant=variant, instances=[{"x": 1}],
                 predictions=None if failed else [answer], error=failed, at=at, revision=revision,
+                propensity=propensity,
                 key=keys[position] if keys else "",
                 milliseconds=milliseconds[position] if milliseconds else 5.0,
             )

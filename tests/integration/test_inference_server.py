@@ -15,7 +15,7 @@ from django.utils import timezone
 from dlplatform.accounts import keys
 from dlplatform.accounts.authentication import tokens_for
 from dlplatform.accounts.models import ApiKey, Membership, User
-from dlplatform.engine.errors import PackageError
+from dlplatform.engine.errors import PackageError, PredictionInputError
 from registry.serving import batching, prediction_log, services
 from registry.serving.models import PredictionRecord
 from registry.serving.server import gate, models, watching
@@ -318,6 +318,34 @@ def test_a_full_queue_is_503_and_who_leaves_is_not_answered(
         assert value_of(first.result()) == 1.0
     eventually(lambda: inference.server.models.live.waiting == 0)
     assert held.rows == [{"x": 1.0}], "the row of who left was never run"
+
+
+def test_a_small_model_is_run_by_the_loop_itself_and_answers_as_any(
+    viewer, deployment, maintainer, versions, stubs, inference
+):
+    def echo(rows):
+        if any(row["x"] == -1 for row in rows):
+            raise PredictionInputError(0, "x", "bad_value", "no")
+        return [{"value": row["x"], "rows": len(rows), "thread": threading.current_thread().name} for row in rows]
+
+    stubs.steady.add(versions[1].pk)
+    stubs.answers[versions[1].pk] = echo
+    change(maintainer, deployment, versions[1])
+    key = key_of(viewer)
+    inference.wait_for(deployment.pk, 2)
+    with ThreadPoolExecutor(16) as clients:
+        told = list(clients.map(lambda x: inference.ask("screening", key, [{"x": x}]), [*range(60), -1]))
+    assert [value_of(answer) for answer in told[:-1]] == list(range(60))
+    assert (told[-1].status_code, code_of(told[-1])) == (400, "bad_value")
+    threads = {answer.json()["predictions"][0]["thread"] for answer in told[:-1]}
+    assert len(threads) == 1 and "torch" not in threads.pop()
+    many = inference.ask("screening", key, [{"x": 1.0}] * 1000).json()["predictions"]
+    assert len(many) == 1000
+    prediction_log.buffer.flush()
+    assert PredictionRecord.objects.filter(deployment=deployment, error="").count() == 61
+    assert PredictionRecord.objects.get(error="invalid").instances == [{"x": -1}]
+    seen = inference.client.get("/metrics").text
+    assert 'error="invalid"' in seen and "dlplatform_inference_batch_rows_count" in seen
 
 
 def test_a_slow_model_of_one_deployment_is_no_reason_to_fail_at_the_end(viewer, deployment, versions, stubs, inference):

@@ -17,6 +17,7 @@ from django.utils import timezone
 from dlplatform.engine.errors import PackageError, PredictionInputError
 from registry.serving import feedback, latency, prediction_log, services
 from registry.serving.models import Feedback, PredictionRecord
+from registry.serving.statistics.proportions import wilson
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -218,9 +219,9 @@ def test_numbers_are_judged_by_their_distance_and_intervals_are_wilsons(deployme
     feedback.give_feedback(actor=person, deployment=deployment, labels=labels)
     (quality,) = feedback.quality_of(deployment)
     assert quality.mean_absolute_error == 0.5 and quality.accuracy is None and quality.interval is None
-    low, high = feedback.wilson(8, 10)
+    low, high = wilson(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-    assert feedback.wilson(0, 5)[0] == 0 and feedback.wilson(5, 5)[1] == 1
+    assert wilson(0, 5)[0] == 0 and wilson(5, 5)[1] == 1
 
 
 def test_what_is_older_than_the_policy_goes(deployment, settings):

@@ -28,6 +28,7 @@ class Command(BaseCommand):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks for the caller's address
             timeout_graceful_shutdown=GRACE_SECONDS,
             timeout_worker_healthcheck=30,  # a process that loads a large model is not dead
             lifespan="on",

@@ -34,12 +34,12 @@ from .serializers import (
 TAGS = ["experiments on deployments"]
 DESIGN = {"metric": "accuracy", "minimum_effect": 0.01}
 PLAN = {
-    "units_a": 15473, "units_b": 15473, "days": 31, "usual_days": 23, "baseline": 0.9, "units_a_day": 1000.0,
+    "units_a": 15473, "units_b": 15473, "days": 31, "usual_days": 23, "baseline": 0.9, "units_a_day": 1000.0, "labels_split": None,
     "sentence": "15,473 units of A and 15,473 of B at most: 31 days at 1,000 a day, 23 days on average if B is better by "
                 "just that.",
 }  # fmt: skip
 EXPERIMENT = {
-    "id": "7c20…", "deployment": "e0b7…", "number": 3, "state": "running", "hypothesis": "The new features help",
+    "id": "7c20…", "deployment": "e0b7…", "number": 3, "state": "running", "mode": "split", "hypothesis": "The new features help",
     "control": "9c1d…", "challenger": "77aa…", "variant_a": "51c0…", "variant_b": "8d2b…", "share": 0.5,
     "metric": "accuracy", "higher_is_better": True, "minimum_effect": 0.01, "alpha": 0.05, "power": 0.8, "looks": 28,
     "cap": None, "missing_as_zero": False, "covariate": False, "baseline": 0.9, "units_a": 15473, "units_b": 15473,
@@ -63,7 +63,7 @@ LOOK = {
         "kind": "errors", "limit": 0.02, "alarm": False, "evidence": -3.1, "harm": -0.011, "low": None,
         "sentence": "Failed requests: 0.9 % at B of 2,209 requests, limit 2 %.",
     }],
-    "variance_left": None,
+    "variance_left": None, "bandit": None, "copies": None, "revision": None,
     "sums": {
         "units": {"a": [2211, 2211], "b": [2209, 2209]},
         "outcomes": {"a": [2200, 1760.0, 1760.0], "b": [2198, 1804.0, 1804.0]},
@@ -126,9 +126,10 @@ class ExperimentPlanView(APIView):
         given = DesignIn(data=request.data)
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
-        services.check_design(**{name: value for name, value in wanted.items() if name != "control"})
-        control = ModelVersion.objects.visible_to(request.user).filter(pk=wanted.pop("control", None)).first()
-        return Response(PlanOut(make_plan(deployment=found, control=control, **wanted)).data)
+        seen = ModelVersion.objects.visible_to(request.user)
+        arms = {name: seen.filter(pk=wanted.pop(name, None)).first() for name in ("control", "challenger")}
+        services.check_design(**wanted)
+        return Response(PlanOut(make_plan(deployment=found, **arms, **wanted)).data)
 
 
 class ExperimentView(APIView):
@@ -199,7 +200,7 @@ class ExperimentPromoteView(_VerbView):
 
     @documented(
         "Promote B", request=StartIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
-        description="B answers alone from now on. Only of an experiment that was decided or stopped.",
+        description="B answers alone from now on. Of an experiment that was decided or stopped, or a bandit at any time.",
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
         return self.act(request, deployment, number, services.promote)
@@ -210,7 +211,7 @@ class ExperimentKeepView(_VerbView):
 
     @documented(
         "Keep A", request=StartIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
-        description="A answers alone from now on. Only of an experiment that was decided or stopped.",
+        description="A answers alone from now on. Of an experiment that was decided or stopped, or a bandit at any time.",
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
         return self.act(request, deployment, number, services.keep)

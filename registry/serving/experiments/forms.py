@@ -18,13 +18,21 @@ METRICS = {
 }
 
 
+MODES = {
+    Experiment.Mode.SPLIT: "Split the traffic until there is a verdict",
+    Experiment.Mode.PAIRED: "Pairs: B is A's shadow, and labels judge both",
+    Experiment.Mode.BANDIT: "Bandit: the traffic follows what they earn, no verdict",
+}
+
+
 class DesignForm(forms.Form):
     """What a plan depends on; each field as the API names it."""
 
+    mode = forms.ChoiceField(choices=MODES.items(), initial=Experiment.Mode.SPLIT, required=False, label="How")
     metric = forms.ChoiceField(choices=METRICS.items(), label="What decides")
     minimum_effect = forms.FloatField(
-        min_value=0, max_value=1e12, label="Difference not to be missed", initial=0.02,
-        help_text="Of accuracy and failures as a share: 0.02 is two points. Else in the metric's unit",
+        min_value=0, max_value=1e12, label="Difference not to be missed", initial=0.02, required=False,
+        help_text="Of accuracy and failures as a share: 0.02 is two points. Else in the metric's unit. Not of a bandit",
     )  # fmt: skip
     share = forms.FloatField(min_value=0.01, max_value=0.99, initial=0.5, label="B's share of the traffic")
     looks = forms.IntegerField(min_value=1, max_value=99, initial=28, label="Looks")
@@ -34,14 +42,22 @@ class DesignForm(forms.Form):
     power = forms.FloatField(min_value=0.1, max_value=0.999, initial=0.8, label="Power")
     baseline = forms.FloatField(
         min_value=0, max_value=1e12, required=False, label="A's rate, or deviation",
-        help_text="Blank: measured in the log. The rate of accuracy and failures, else a unit's standard deviation",
+        help_text="Blank: measured in the log. The rate of accuracy and failures, else a unit's standard deviation. Of pairs: the "
+        "share that one alone gets right, or the deviation of the difference",
     )  # fmt: skip
-    cap = forms.FloatField(min_value=0, max_value=1e12, required=False, label="A unit counts at most")
+    cap = forms.FloatField(
+        min_value=0, max_value=1e12, required=False, label="A unit counts at most",
+        help_text="A bandit needs it, but for accuracy and failures",
+    )  # fmt: skip
     missing_as_zero = forms.BooleanField(required=False, label="No feedback counts as 0")
 
     def design(self) -> dict[str, Any]:
         """The fields that `design.make_plan` takes."""
-        return {name: self.cleaned_data[name] for name in DesignForm.base_fields}
+        given = {name: self.cleaned_data[name] for name in DesignForm.base_fields}
+        return given | {
+            "minimum_effect": given["minimum_effect"] or 0.0,
+            "mode": given["mode"] or Experiment.Mode.SPLIT,
+        }
 
 
 class ExperimentForm(DesignForm):
@@ -70,7 +86,7 @@ class ExperimentForm(DesignForm):
     )
 
     field_order = [
-        "challenger", "hypothesis", "metric", "minimum_effect", "share", "baseline", "looks", "alpha", "power", "cap",
+        "challenger", "mode", "hypothesis", "metric", "minimum_effect", "share", "baseline", "looks", "alpha", "power", "cap",
         "higher_is_better", "missing_as_zero", "covariate", "promotes",
     ]  # fmt: skip
     of_guardrails = ["errors_limit", "slow_milliseconds", "slow_limit", "tolerance"]

@@ -52,17 +52,24 @@ def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
     return kept
 
 
-def read(guardrails: Sequence[Mapping[str, Any]], window: Window, a: UUID, b: UUID) -> list[dict[str, Any]]:
+def read(
+    guardrails: Sequence[Mapping[str, Any]], window: Window, a: UUID, b: UUID, *, by_request: bool = False
+) -> list[dict[str, Any]]:
     """The sums behind each guardrail: {a, b}, [count, total, squares] each.
 
-    A limit is held by requests, not by keys, and by B alone: nothing of A is read for it.
+    A limit is held by requests, not by keys, and by B alone: nothing of A is read for it. ``by_request``: nor is anything else.
     """
     found = []
     for one in guardrails:
-        measure = Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request="limit" in one)
+        measure = measure_for(one, by_request=by_request)
         arms = outcomes(measure, window, [b] if "limit" in one else [a, b])
         found.append({"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])})
     return found
+
+
+def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:
+    """What a guardrail reads."""
+    return Measure(one["kind"], milliseconds=one.get("milliseconds"), by_request=by_request or "limit" in one)
 
 
 def judge(

@@ -49,7 +49,11 @@ def judge_guardrails(experiment: Experiment, sums: Mapping[str, Any]) -> list[di
 
 
 def fraction_of(experiment: Experiment, sums: Mapping[str, Any]) -> float:
-    """How much of the plan's information there is."""
+    """How much of the plan's information there is; a bandit has no plan."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return 0.0
+    if experiment.mode == Experiment.Mode.PAIRED:
+        return float(sums["differences"][0] / plan_of(experiment).units_b)
     counts = [int(sums["outcomes"][arm][0]) for arm in "ab"]
     return effective_size(*counts) / plan_of(experiment).effective_size
 
@@ -68,11 +72,12 @@ def _verdict(
 ) -> Verdict:
     return verdict(
         a, b, plan=plan_of(experiment), metric=metric_of(experiment), balanced=balanced,
-        looks=[one["verdict"]["fraction"] for one in earlier], per_day=_per_day(experiment, a.count + b.count, until),
+        looks=[one["verdict"]["fraction"] for one in earlier], per_day=per_day(experiment, a.count + b.count, until),
     )  # fmt: skip
 
 
-def _per_day(experiment: Experiment, units: int, until: datetime) -> float | None:
+def per_day(experiment: Experiment, units: int, until: datetime) -> float | None:
+    """Units that came a day since the start; None of the first hour."""
     assert experiment.started_at is not None
     days = (until - experiment.started_at).total_seconds() / 86400
     return units / days if units and days >= LEAST_DAYS else None

@@ -1,7 +1,8 @@
 """Looks at running experiments: taken when they are due or asked for, acted upon, and computed again."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
@@ -12,18 +13,19 @@ from dlplatform.api import Conflict
 from registry.serving.statistics.covariate import CovariateMoments
 from registry.serving.statistics.moments import Moments
 from registry.serving.statistics.spending import LEAST_STEP, MOST_LOOKS
-from registry.serving.statistics.verdict import Outcome
+from registry.serving.statistics.verdict import NEARLY_ALL, Outcome
 
-from . import guardrails
+from . import bandits, guardrails, judging, pairs
 from .design import measure_of
 from .guardrails import as_list
 from .holding import PAST
 from .judging import Results, fraction_of, judge_look, plain
 from .models import Experiment, Look
-from .services import decide, keep, locked_holding, promote, stop_experiment
+from .services import decide, keep, locked_holding, move_traffic, promote, stop_experiment
 from .sums import Window, count_units, outcomes, outcomes_with_past, window_until_now
 
 A_DAY = timedelta(days=1)
+REPLAYED = 120  # looks, the newest; only bandits take more
 ACTED_UPON = {Outcome.B_BETTER: promote, Outcome.B_WORSE: keep}
 
 
@@ -43,6 +45,20 @@ def window_of(experiment: Experiment) -> Window:
 
 def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
     """What a look is made of, from the log. No lock is held: a large log takes seconds, and requests go on."""
+    return READERS[experiment.mode](experiment, window)
+
+
+def judge(experiment: Experiment, sums: dict[str, Any], until: datetime, earlier: Sequence[Results]) -> Results:
+    """What a look says, by the experiment's mode; see `judging.judge_look`."""
+    return JUDGES[experiment.mode](experiment, sums, until, earlier)
+
+
+def judge_guardrails(experiment: Experiment, sums: dict[str, Any]) -> list[dict[str, Any]]:
+    """What its guardrails say, by the experiment's mode."""
+    return GUARDRAILS[experiment.mode](experiment, sums)
+
+
+def _read_split(experiment: Experiment, window: Window) -> dict[str, Any]:
     assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
     a, b = arms = (experiment.variant_a_id, experiment.variant_b_id)
     units = count_units(window, arms)
@@ -61,6 +77,18 @@ def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
     )
 
 
+READERS: dict[str, Callable[[Experiment, Window], dict[str, Any]]] = {
+    Experiment.Mode.SPLIT: _read_split, Experiment.Mode.BANDIT: bandits.read_sums, Experiment.Mode.PAIRED: pairs.read_sums,
+}  # fmt: skip
+JUDGES: dict[str, Callable[..., Results]] = {
+    Experiment.Mode.SPLIT: judge_look, Experiment.Mode.BANDIT: bandits.judge, Experiment.Mode.PAIRED: pairs.judge,
+}  # fmt: skip
+GUARDRAILS: dict[str, Callable[..., list[dict[str, Any]]]] = {
+    Experiment.Mode.SPLIT: judging.judge_guardrails, Experiment.Mode.BANDIT: bandits.judge_guardrails,
+    Experiment.Mode.PAIRED: pairs.judge_guardrails,
+}  # fmt: skip
+
+
 def _with_past(moments: CovariateMoments) -> list[float]:
     covariate: Moments = moments.covariate
     return [*as_list(moments.outcome), covariate.total, covariate.squares, moments.products]
@@ -68,11 +96,14 @@ def _with_past(moments: CovariateMoments) -> list[float]:
 
 def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look | None) -> bool:
     """By the outcomes there are, not by what they say; and once a day. After an alarm of the split nothing more is to be seen."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return bandits.due(experiment, window, sums, last)
     if last and last.results["balance"]["alarm"]:
         return False
     fraction = fraction_of(experiment, sums)
     seen = last.results["verdict"]["fraction"] if last else 0.0
-    if fraction >= 1 or fraction - seen >= 1 / experiment.looks:
+    used_up = fraction >= 1 and seen < NEARLY_ALL  # looked at then without an outcome, it is looked at once a day
+    if used_up or (fraction < 1 and fraction - seen >= 1 / experiment.looks):
         return True
     since = last.until if last else window.since
     return window.until - since >= A_DAY and fraction - seen >= LEAST_STEP
@@ -84,21 +115,33 @@ def record_look(
 ) -> Look:
     """Judge what was read and act upon it, unless somebody else looked meanwhile. Raises Conflict."""
     locked = locked_holding(experiment, decided=kind == Look.Kind.HARM)
-    taken = list(locked.taken.all())
-    if window.until <= window.since or (taken and window.until <= taken[-1].until):
+    moving = locked.mode == Experiment.Mode.BANDIT
+    last = locked.taken.last()
+    if window.until <= window.since or (last and window.until <= last.until):
         raise Conflict("Nothing new has been written down yet; look again in a few seconds.", code="nothing_new")
-    if len(taken) >= MOST_LOOKS - 1 and kind != Look.Kind.HARM and fraction_of(locked, sums) < 1:
+    number = last.number + 1 if last else 1
+    if not moving and number >= MOST_LOOKS and kind != Look.Kind.HARM and fraction_of(locked, sums) < 1:
         raise Conflict(f"{MOST_LOOKS - 1} looks are taken; the last one is that at the end.", code="looks_used_up")
     try:
-        results = judge_look(locked, sums, window.until, [one.results for one in taken])
+        earlier = [] if moving else [one.results for one in locked.taken.all()]
+        results = judge(locked, sums, window.until, earlier)
     except ValueError as error:
         raise Conflict(f"There are fewer outcomes than at the look before ({error}).", code="fewer_outcomes") from None
+    revision = _move(locked, results) if moving else None
     look: Look = Look.objects.create(
-        experiment=locked, number=len(taken) + 1, kind=kind, until=window.until, last_record=window.last_record,
+        experiment=locked, revision=revision, number=number, kind=kind, until=window.until, last_record=window.last_record,
         sums=sums, results=results, taken_by=actor,
     )  # fmt: skip
     _act(locked, results)
     return look
+
+
+def _move(experiment: Experiment, results: Results) -> int | None:
+    """Have the traffic follow, unless there is harm; the deployment's revision with it."""
+    if guardrails.alarmed(results["guardrails"]):
+        return None
+    reason = results["verdict"]["sentence"]
+    return move_traffic(experiment=experiment, share=results["bandit"]["shares"]["b"], reason=reason)
 
 
 def _act(experiment: Experiment, results: Results) -> None:
@@ -124,15 +167,21 @@ class Replayed:
 
 
 def replay(experiment: Experiment) -> list[Replayed]:
-    """Compute every look again. Sums disagree once retention has taken rows of the log."""
+    """Compute every look again (of a bandit the newest). Sums disagree once retention has taken rows of the log.
+
+    Of a bandit, what was done to the deployment must agree as well.
+    """
+    moving = experiment.mode == Experiment.Mode.BANDIT
     found: list[Replayed] = []
     earlier: list[Results] = []
-    for look in experiment.taken.all():
-        again = judge_look(experiment, look.sums, look.until, earlier)
+    for look in reversed(experiment.taken.order_by("-number")[:REPLAYED]):
+        again = judge(experiment, look.sums, look.until, earlier)
+        done = not moving or bandits.agrees(experiment, look)
         earlier.append(again)
         assert experiment.started_at is not None
         window = Window(
             experiment.deployment_id, experiment.started_at, look.until, look.last_record, experiment.revision
         )
-        found.append(Replayed(look.number, again == look.results, read_sums(experiment, window) == look.sums))
+        sums_agree = read_sums(experiment, window) == look.sums
+        found.append(Replayed(look.number, done and again == look.results, sums_agree))
     return found

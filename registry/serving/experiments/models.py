@@ -23,6 +23,11 @@ class Experiment(models.Model):
         PROMOTED = "promoted"
         KEPT = "kept"
 
+    class Mode(models.TextChoices):
+        SPLIT = "split", "fixed shares until there is a verdict"
+        BANDIT = "bandit", "the traffic follows what the versions earn"
+        PAIRED = "paired", "A answers, B shadows it, labels judge both"
+
     class Metric(models.TextChoices):
         ACCURACY = "accuracy", "share of labels that were predicted"
         ABSOLUTE_ERROR = "absolute_error", "mean absolute error by the labels"
@@ -36,14 +41,18 @@ class Experiment(models.Model):
     deployment = models.ForeignKey("serving.Deployment", on_delete=models.CASCADE, related_name="experiments")
     number = models.PositiveIntegerField(help_text="1, 2, … in its deployment")
     state = models.CharField(max_length=10, choices=State.choices, default=State.DRAFT)
+    mode = models.CharField(max_length=10, choices=Mode.choices, default=Mode.SPLIT)
     hypothesis = models.TextField(blank=True)
     control = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="A")
     challenger = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="B")
-    share = models.FloatField(default=0.5, help_text="B's share of the units, between 0 and 1")
+    share = models.FloatField(
+        default=0.5, help_text="B's share of the units, between 0 and 1; of a bandit the first one"
+    )
     metric = models.CharField(max_length=20, choices=Metric.choices)
     higher_is_better = models.BooleanField()
     minimum_effect = models.FloatField(
-        help_text="The difference that must not be missed; of shares as 0.01 for a point"
+        default=0.0,
+        help_text="The difference that must not be missed; of shares as 0.01 for a point. A bandit has none",
     )
     alpha = models.FloatField(default=0.05)
     power = models.FloatField(default=0.8)
@@ -51,9 +60,12 @@ class Experiment(models.Model):
     cap = models.FloatField(null=True, help_text="A unit's outcome counts at most this much, either way")
     missing_as_zero = models.BooleanField(default=False, help_text="A unit without feedback counts as 0")
     covariate = models.BooleanField(default=False, help_text="Adjust by what the same keys did before the start")
-    baseline = models.FloatField(help_text="A's share, or the standard deviation of a unit, that was planned with")
-    units_a = models.PositiveIntegerField(help_text="Planned, at most")
-    units_b = models.PositiveIntegerField()
+    baseline = models.FloatField(
+        default=0.0,
+        help_text="A's share, or the standard deviation of a unit, that was planned with; of pairs see `design.make_plan`",
+    )
+    units_a = models.PositiveIntegerField(default=0, help_text="Planned, at most; 0 of a bandit, which has no plan")
+    units_b = models.PositiveIntegerField(default=0)
     guardrails = models.JSONField(default=list, help_text="[{kind, tolerance or limit, milliseconds}]")
     promotes = models.BooleanField(default=False, help_text="Act on the verdict without a person")
     created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
@@ -71,6 +83,7 @@ class Experiment(models.Model):
     conclusion = models.TextField(blank=True, help_text="The verdict, or why it was stopped, in words")
     watched = models.JSONField(default=dict, help_text="What the last tick saw: {fraction, units, guardrails}")
     watched_at = models.DateTimeField(null=True)
+    summed = models.JSONField(null=True, help_text="Up to where its running sums are: {until, last_record}")
     watch_after = models.DateTimeField(
         null=True, help_text="The next tick that sums its log, longer the longer that took"
     )
@@ -113,14 +126,16 @@ class Look(models.Model):
         DUE = "due"
         ASKED = "asked"
         HARM = "harm"  # a guardrail raised its alarm
+        MOVE = "move"  # a bandit moved the traffic
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="taken")
-    number = models.PositiveSmallIntegerField(help_text="1, 2, … of its experiment")
+    number = models.PositiveIntegerField(help_text="1, 2, … of its experiment")
     kind = models.CharField(max_length=10, choices=Kind.choices)
     until = models.DateTimeField(help_text="Requests before this moment count, with the labels there were then")
     last_record = models.BigIntegerField(help_text="The greatest id of a record that counts")
     sums = models.JSONField(help_text="Read from the log: {units, outcomes, guardrails} of each arm")
     results = models.JSONField(help_text="Computed from the sums and the looks before: {verdict, balance, guardrails}")
+    revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, after a bandit moved its traffic")
     taken_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     taken_at = models.DateTimeField(auto_now_add=True)
 
@@ -137,6 +152,40 @@ class Look(models.Model):
         if not self._state.adding:
             raise ValueError("a look is never changed")
         super().save(*args, **kwargs)
+
+
+class ExactField(models.DecimalField):  # type: ignore[type-arg]
+    """PostgreSQL's `numeric` without limits: sums of it are exact. Written and read by SQL alone."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"max_digits": 1000, "decimal_places": 500, **kwargs})
+
+    def db_type(self, connection: Any) -> str:
+        return "numeric"
+
+
+class RunningSum(models.Model):
+    """What a tick carries on to the next: of a key, or (unit '') of all units that are one request. See `running`."""
+
+    tenant_parent = "experiment"
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="+", db_index=False)
+    measure = models.PositiveSmallIntegerField(help_text="0 requests, 1 the metric, then the guardrails")
+    variant = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", db_index=False)
+    unit = models.CharField(max_length=204)
+    count = models.BigIntegerField()
+    total = ExactField()
+    squares = ExactField()
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "measure", "variant", "unit"], name="running_sum_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.unit or 'single requests'} of {self.experiment}"
 
 
 class SupersededLabel(models.Model):

@@ -31,10 +31,17 @@ class DesignIn(Strict):
     """What a plan depends on."""
 
     control = serializers.UUIDField(required=False, help_text="Version A; default: the one that answers most")
+    challenger = serializers.UUIDField(required=False, help_text="Version B: a plan of pairs looks for its copies")
+    mode = serializers.ChoiceField(
+        Experiment.Mode.choices, default=Experiment.Mode.SPLIT,
+        help_text="`split` until there is a verdict; `bandit`: the traffic follows what the versions earn; `paired`: B "
+        "is A's shadow and labels judge both",
+    )  # fmt: skip
     metric = serializers.ChoiceField(Experiment.Metric.choices, help_text="The one that decides")
     minimum_effect = serializers.FloatField(
-        min_value=0, max_value=1e12, help_text="The difference that must not be missed; of shares, 0.01 is one point"
-    )
+        default=0.0, min_value=0, max_value=1e12,
+        help_text="The difference that must not be missed; of shares, 0.01 is one point. A bandit has none",
+    )  # fmt: skip
     share = serializers.FloatField(default=0.5, min_value=0.01, max_value=0.99, help_text="B's share of the units")
     alpha = serializers.FloatField(default=0.05, min_value=0.0001, max_value=0.5, help_text="False verdicts, two-sided")
     power = serializers.FloatField(
@@ -47,7 +54,8 @@ class DesignIn(Strict):
     missing_as_zero = serializers.BooleanField(default=False, help_text="Of `number`: no feedback says 0")
     baseline = serializers.FloatField(
         required=False, allow_null=True, min_value=0, max_value=1e12,
-        help_text="A's share, or the standard deviation of a unit's outcome; default: measured in the log",
+        help_text="A's share, or the standard deviation of a unit's outcome; of pairs the share of requests that one version "
+        "alone gets right, or the standard deviation of the difference; default: measured in the log",
     )  # fmt: skip
 
 
@@ -71,6 +79,7 @@ class PlanOut(serializers.Serializer):
     )
     baseline = serializers.FloatField(help_text="What it was planned with")
     units_a_day = serializers.FloatField(source="traffic.per_day", allow_null=True)
+    labels_split = serializers.IntegerField(allow_null=True, help_text="Of pairs: labels that a split would take")
     sentence = serializers.CharField()
 
 
@@ -95,7 +104,7 @@ class DeploymentExperimentOut(serializers.ModelSerializer):
     class Meta:
         model = Experiment
         fields = [
-            "id", "deployment", "number", "state", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
+            "id", "deployment", "number", "state", "mode", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
             "metric", "higher_is_better", "minimum_effect", "alpha", "power", "looks", "cap", "missing_as_zero", "covariate",
             "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
             "started_at", "ended_at", "outcome", "conclusion",
@@ -159,17 +168,29 @@ class LookOut(serializers.ModelSerializer):
     variance_left = serializers.FloatField(
         source="results.variance_left", allow_null=True, help_text="By the covariate, of 1"
     )
+    bandit = serializers.DictField(
+        source="results.bandit", default=None, allow_null=True,
+        help_text="Of a bandit: {shares, best (probability of being the better one), means, values (if it had always been "
+        "asked), requests, regret, regret_of_even}",
+    )  # fmt: skip
+    copies = serializers.DictField(
+        source="results.copies", default=None, allow_null=True,
+        help_text="Of pairs: {sentence}, how many labelled requests B has no answer to, and why",
+    )  # fmt: skip
+    revision = serializers.IntegerField(
+        allow_null=True, help_text="Of the deployment, after a bandit moved its traffic"
+    )
     sums = serializers.DictField(
         help_text="By arm: units [units, requests]; outcomes [count, total, squares], with a covariate also its total, its "
-        "squares and the products; guardrails in their order"
+        "squares and the products; of a bandit also propensities [probability, requests, total]; of pairs differences, labelled, means; guardrails in their order"
     )
     taken_by = serializers.CharField(source="taken_by.username", default=None)
 
     class Meta:
         model = Look
         fields = [
-            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "sums", "taken_by",
-            "taken_at",
+            "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "bandit", "copies", "revision",
+            "sums", "taken_by", "taken_at",
         ]  # fmt: skip
 
 

@@ -18,9 +18,10 @@ from registry.serving.models import Deployment, Variant
 from registry.serving.services import MODEL_FILE, Wanted, change_variants
 
 from . import guardrails
-from .design import LOWER_IS_BETTER, make_plan
+from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan
 from .holding import complete_log, refuse_held, release_log
 from .models import Experiment
+from .running import forget
 
 SECOND_ARM = "B"  # of an A/A test: one version, twice
 HARM = "harm"
@@ -29,8 +30,8 @@ MOST_LOOKS = 100
 
 @transaction.atomic
 def create_experiment(
-    *, actor: User, deployment: Deployment, challenger: UUID, metric: str, minimum_effect: float,
-    control: UUID | None = None, hypothesis: str = "", higher_is_better: bool | None = None,
+    *, actor: User, deployment: Deployment, challenger: UUID, metric: str, minimum_effect: float = 0.0,
+    mode: str = Experiment.Mode.SPLIT, control: UUID | None = None, hypothesis: str = "", higher_is_better: bool | None = None,
     guardrails_wanted: list[dict[str, Any]] | None = None, promotes: bool = False, covariate: bool = False,
     **design: Any,
 ) -> Experiment:  # fmt: skip
@@ -41,17 +42,31 @@ def create_experiment(
     """
     require(actor, "deploy", deployment)
     locked = locked_deployment(deployment)
-    check_design(metric=metric, minimum_effect=minimum_effect, **design)
+    check_design(mode=mode, metric=metric, minimum_effect=minimum_effect, **design)
+    watched = guardrails.checked(guardrails_wanted or [])
+    _check_mode(mode, watched, covariate=covariate, promotes=promotes)
     a = servable_version(actor, locked, "control", control or answering_most(locked))
     b = servable_version(actor, locked, "challenger", challenger)
-    planned = make_plan(deployment=locked, control=a, metric=metric, minimum_effect=minimum_effect, **design)
+    if a == b and mode != Experiment.Mode.SPLIT:
+        raise _refused("challenger", "Only a split compares a version with itself (an A/A test).")
+    planned: dict[str, Any] = {}
+    if mode != Experiment.Mode.BANDIT:
+        found = make_plan(
+            deployment=locked,
+            control=a,
+            challenger=b,
+            mode=mode,
+            metric=metric,
+            minimum_effect=minimum_effect,
+            **design,
+        )
+        planned = {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
     design.pop("baseline", None)
     number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
     made: Experiment = Experiment.objects.create(
-        deployment=locked, number=number, hypothesis=hypothesis, control=a, challenger=b, metric=metric,
+        deployment=locked, number=number, mode=mode, hypothesis=hypothesis, control=a, challenger=b, metric=metric,
         higher_is_better=_direction(metric, higher_is_better), minimum_effect=minimum_effect, covariate=covariate,
-        guardrails=guardrails.checked(guardrails_wanted or []), promotes=promotes, baseline=planned.baseline,
-        units_a=planned.plan.units_a, units_b=planned.plan.units_b, created_by=actor, **design,
+        guardrails=watched, promotes=promotes, created_by=actor, **planned, **design,
     )  # fmt: skip
     audit.record(actor, "ab_test.create", made, locked.organization, deployment=locked.name, number=number)
     return made
@@ -61,7 +76,7 @@ def create_experiment(
 def start_experiment(
     *, actor: User, experiment: Experiment, reason: str = "", revision: int | None = None
 ) -> Experiment:
-    """Split the traffic. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
+    """Split the traffic, or give A its shadow. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
     require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
@@ -71,7 +86,7 @@ def start_experiment(
     locked.sample_rate = complete_log(deployment)
     locked.save()
     changed = change_variants(
-        actor=actor, deployment=deployment, variants=[*_arms(locked), *_shadows(deployment, locked)],
+        actor=actor, deployment=deployment, variants=[*_arms(locked, locked.share), *_shadows(deployment, locked)],
         reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
     )  # fmt: skip
     locked.variant_a = deployment.variants.get(version=locked.control, arm="")
@@ -119,7 +134,8 @@ def _settle(
     if actor is not None:
         require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
-    locked = _locked_experiment(experiment, Experiment.State.DECIDED, Experiment.State.STOPPED)
+    ends = {Experiment.State.RUNNING} if experiment.mode == Experiment.Mode.BANDIT else set()
+    locked = _locked_experiment(experiment, Experiment.State.DECIDED, Experiment.State.STOPPED, *ends)
     if locked.started_at is None:
         raise Conflict("It was thrown away before it started: there is nothing to act upon.", code="not_started")
     _refuse_others(deployment, locked)
@@ -127,7 +143,18 @@ def _settle(
     word = "B is promoted" if state == Experiment.State.PROMOTED else "A is kept"
     said = f"Experiment {locked.number}: {word}" + (f": {reason}" if reason else "")
     _answer_alone(actor, deployment, locked, version, said, revision)
-    return _end(actor, deployment, locked, state, locked.conclusion)
+    return _end(actor, deployment, locked, state, locked.conclusion or str(locked.watched.get("sentence", "")))
+
+
+@transaction.atomic
+def move_traffic(*, experiment: Experiment, share: float, reason: str) -> int:
+    """Give B this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look."""
+    deployment = locked_deployment(experiment.deployment)
+    changed = change_variants(
+        actor=None, deployment=deployment, variants=[*_arms(experiment, share), *_shadows(deployment, experiment)],
+        reason=f"Experiment {experiment.number}: {reason}"[:2000], holder=experiment,
+    )  # fmt: skip
+    return changed.revision
 
 
 def decide(*, experiment: Experiment, outcome: str, conclusion: str) -> None:
@@ -158,11 +185,20 @@ def current_experiment(deployment: Deployment) -> Experiment | None:
     return found
 
 
-def check_design(*, metric: str, minimum_effect: float, **design: Any) -> None:
+def check_design(*, metric: str, minimum_effect: float = 0.0, mode: str = Experiment.Mode.SPLIT, **design: Any) -> None:
     """Refuse what no plan can be made of, by its field. Raises ValidationError."""
     if metric not in Experiment.Metric.values:
         raise _refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
-    if not (math.isfinite(minimum_effect) and 0 < minimum_effect <= 1e12):
+    if mode not in Experiment.Mode.values:
+        raise _refused("mode", f"Choose one of: {', '.join(Experiment.Mode.values)}.")
+    if mode == Experiment.Mode.PAIRED and metric not in JUDGED:
+        raise _refused(
+            "metric", f"Of an answer that nobody gets, labels alone tell: choose {' or '.join(sorted(JUDGED))}."
+        )
+    moving = mode == Experiment.Mode.BANDIT
+    if moving and metric not in SHARES and design.get("cap") is None:
+        raise _refused("cap", "A bandit's reward lies between 0 and a most: give that most, in the metric's unit.")
+    if not moving and not (math.isfinite(minimum_effect) and 0 < minimum_effect <= 1e12):
         raise _refused("minimum_effect", "Give a number above 0.")
     if not 0.01 <= design.get("share", 0.5) <= 0.99:
         raise _refused("share", "Give B a share from 0.01 to 0.99.")
@@ -173,6 +209,20 @@ def check_design(*, metric: str, minimum_effect: float, **design: Any) -> None:
         raise _refused("cap", "Give a number above 0, or none.")
     if design.get("missing_as_zero") and metric != Experiment.Metric.NUMBER:
         raise _refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
+
+
+def _check_mode(mode: str, watched: list[dict[str, Any]], *, covariate: bool, promotes: bool) -> None:
+    """Refuse what a mode cannot do, by its field."""
+    if mode != Experiment.Mode.SPLIT and covariate:
+        raise _refused("covariate", "Only a split is adjusted by what keys did before.")
+    if mode != Experiment.Mode.BANDIT:
+        return
+    if promotes:
+        raise _refused("promotes", "A bandit gives no verdict that could be acted upon; it moves the traffic itself.")
+    for position, one in enumerate(watched):
+        if "tolerance" in one:
+            sentence = "A bandit's versions answer at different times, so they cannot be compared: give B a limit."
+            raise _refused(f"guardrails.{position}.tolerance", sentence)
 
 
 def locked_deployment(deployment: Deployment) -> Deployment:
@@ -229,10 +279,12 @@ def _second_arm(experiment: Experiment) -> str:
     return SECOND_ARM if experiment.of_one_version else ""
 
 
-def _arms(experiment: Experiment) -> list[Wanted]:
+def _arms(experiment: Experiment, share: float) -> list[Wanted]:
+    if experiment.mode == Experiment.Mode.PAIRED:
+        return [Wanted(experiment.control_id), Wanted(experiment.challenger_id, role=Variant.Role.SHADOW)]
     return [
-        Wanted(experiment.control_id, 1 - experiment.share),
-        Wanted(experiment.challenger_id, experiment.share, arm=_second_arm(experiment)),
+        Wanted(experiment.control_id, round(1 - share, 12)),
+        Wanted(experiment.challenger_id, share, arm=_second_arm(experiment)),
     ]
 
 
@@ -268,6 +320,7 @@ def _end(
     experiment.state, experiment.conclusion = state, conclusion
     experiment.ended_at = experiment.ended_at or timezone.now()
     experiment.save()
+    forget(experiment)
     audit.record(actor, f"ab_test.{state}", experiment, deployment.organization, number=experiment.number)
     return experiment
 

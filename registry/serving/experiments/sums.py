@@ -5,8 +5,9 @@ window is closed: by the time of a request, by the number of its record (what a 
 after it), and by the labels there were.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -24,6 +25,7 @@ from .models import Experiment
 SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, are in the database as a rule
 FARTHEST = 1e100  # no outcome counts more: its square must be a number too
 SLOW = "slow"
+COUNTED = "requests"  # a request's value is 1: units and requests are counted
 LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
 SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
 OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
@@ -33,8 +35,8 @@ OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Exper
 class Measure:
     """What is read of a request, and how those of a unit become its outcome.
 
-    ``cap`` and ``missing_as_zero`` as in an experiment; ``milliseconds``: the limit of `SLOW`; ``by_request``: every
-    request is a unit of its own, whatever its key.
+    ``cap`` and ``missing_as_zero`` as in an experiment; ``least``: what an outcome counts at least, by default -``cap``;
+    ``milliseconds``: the limit of `SLOW`; ``by_request``: every request is a unit of its own, whatever its key.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Measure:
     missing_as_zero: bool = False
     milliseconds: float | None = None
     by_request: bool = False
+    least: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Window:
     until: datetime
     last_record: int
     revision: int = 0
+    shadows: bool = False
+
+    def with_shadows(self) -> "Window":
+        """The same with the copies that shadows got; those that were dropped are none."""
+        return replace(self, shadows=True)
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,11 @@ class Units:
 
 def window_until_now(deployment: UUID, since: datetime, revision: int = 0) -> Window:
     """Up to what has settled: later records and labels may still be on their way."""
-    last = PredictionRecord.objects.filter(deployment=deployment, role="live").aggregate(last=Max("id"))["last"]
-    return Window(deployment, since, timezone.now() - SETTLED, last or 0, revision)
+    rows = PredictionRecord.objects.filter(deployment=deployment)
+    newest = [
+        rows.filter(role=role).aggregate(last=Max("id"))["last"] or 0 for role in ("live", "shadow")
+    ]  # by an index each
+    return Window(deployment, since, timezone.now() - SETTLED, max(newest), revision)
 
 
 def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = False) -> dict[UUID, Units]:
@@ -79,7 +90,7 @@ def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = 
         WITH answered AS ({_answered(by_request)})
         SELECT variant_id, count(DISTINCT unit), count(*) FROM answered GROUP BY variant_id
     """  # noqa: S608 - made of this module's own pieces
-    found = {row[0]: Units(row[1], row[2]) for row in _rows(sql, _named(window, variants))}
+    found = {row[0]: Units(row[1], row[2]) for row in rows_of(sql, named_values(window, variants))}
     return {variant: found.get(variant, Units(0, 0)) for variant in variants}
 
 
@@ -89,7 +100,7 @@ def outcomes(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict
         WITH {_outcomes(measure)}
         SELECT variant_id, count(*), sum(outcome), sum(outcome * outcome) FROM outcomes GROUP BY variant_id
     """  # noqa: S608
-    found = {row[0]: _moments(*row[1:]) for row in _rows(sql, _named(window, variants, measure))}
+    found = {row[0]: _moments(*row[1:]) for row in rows_of(sql, named_values(window, variants, measure))}
     return {variant: found.get(variant, Moments(0, 0.0, 0.0)) for variant in variants}
 
 
@@ -111,29 +122,83 @@ def outcomes_with_past(
         SELECT variant_id, count(*), sum(y), sum(y * y), sum(x), sum(x * x), sum(x * y) FROM paired GROUP BY variant_id
     """  # noqa: S608
     found = {}
-    for variant, count, y, yy, x, xx, xy in _rows(sql, _named(window, variants, measure) | {"past": past_since}):
+    for variant, count, y, yy, x, xx, xy in rows_of(
+        sql, named_values(window, variants, measure) | {"past": past_since}
+    ):
         found[variant] = CovariateMoments(_moments(count, y, yy), _moments(count, x, xx), float(xy))
     nothing = Moments(0, 0.0, 0.0)
     return {variant: found.get(variant, CovariateMoments(nothing, nothing, 0.0)) for variant in variants}
 
 
-def outcomes_by_revision(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict[tuple[UUID, int], Moments]:
-    """By variant and revision of the deployment that chose it; records that do not name one are left out."""
+def outcomes_by_propensity(
+    measure: Measure, window: Window, variants: Sequence[UUID]
+) -> dict[UUID, list[tuple[float, Moments]]]:
+    """Of every variant by the probability with which it was chosen, rising; records that name none are left out."""
     sql = f"""
-        WITH {_outcomes(measure, "variant_id, revision")}
-        SELECT variant_id, revision, count(*), sum(outcome), sum(outcome * outcome)
-        FROM outcomes WHERE revision IS NOT NULL GROUP BY variant_id, revision ORDER BY revision
+        WITH {_outcomes(measure, "variant_id, propensity")}
+        SELECT variant_id, propensity, count(*), sum(outcome), sum(outcome * outcome)
+        FROM outcomes WHERE propensity > 0 GROUP BY variant_id, propensity ORDER BY propensity
     """  # noqa: S608
-    return {(row[0], row[1]): _moments(*row[2:]) for row in _rows(sql, _named(window, variants, measure))}
+    found: dict[UUID, list[tuple[float, Moments]]] = {variant: [] for variant in variants}
+    for variant, propensity, *sums in rows_of(sql, named_values(window, variants, measure)):
+        found[variant].append((propensity, _moments(*sums)))
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Of the labelled requests that A answered, how B's copies did.
+
+    ``differences``: moments of the units, B's value less A's; ``mean_a``, ``mean_b``: of the labels that judged both (None
+    without); ``requests`` that A answered and a label judges, of which B has no answer to ``dropped``, ``failed`` and
+    ``absent``.
+    """
+
+    differences: Moments
+    mean_a: float | None
+    mean_b: float | None
+    requests: int
+    dropped: int
+    failed: int
+    absent: int
+
+
+def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
+    """Both versions on the same requests, judged by the same labels; of a unit the mean of its differences."""
+    sql = f"""
+        WITH answered AS ({_answered(measure.by_request)}), copies AS ({COPIES}), labels AS ({_labels("%(until)s")}),
+        ours AS ({_read(measure, "answered", "labels")}), theirs AS ({_read(measure, "copies", "labels")}),
+        both_read AS (
+            SELECT ours.request_id, ours.unit, ours.value AS a, theirs.value AS b, copies.error
+            FROM ours LEFT JOIN theirs USING (request_id, index) LEFT JOIN copies USING (request_id)
+            WHERE ours.value IS NOT NULL
+        ),
+        differences AS (SELECT unit, {capped("avg(b - a)")} AS d FROM both_read WHERE b IS NOT NULL GROUP BY unit),
+        summed AS (SELECT count(*) AS units, coalesce(sum(d), 0) AS total, coalesce(sum(d * d), 0) AS squares FROM differences)
+        SELECT units, total, squares, avg(a) FILTER (WHERE b IS NOT NULL), avg(b), count(DISTINCT request_id),
+               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error = '{PredictionRecord.DROPPED}'),
+               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error <> '{PredictionRecord.DROPPED}'),
+               count(DISTINCT request_id) FILTER (WHERE error IS NULL)
+        FROM summed LEFT JOIN both_read ON true GROUP BY units, total, squares
+    """  # noqa: S608
+    named = named_values(window, [live], measure) | {"shadow": shadow}
+    units, total, squares, a, b, requests, dropped, failed, absent = rows_of(sql, named)[0]
+    a, b = (None if mean is None else float(mean) for mean in (a, b))
+    return Pairs(_moments(units, total, squares), a, b, requests, dropped, failed, absent)
 
 
 # --- the pieces of SQL: constants alone, every value is a parameter --------------------------------------
 
 
+def values_of(measure: Measure, *, touched: bool = False) -> str:
+    """The values of all requests of a window as `read`; ``touched``: of those that are named alone."""
+    return f"""answered AS ({_answered(measure.by_request, touched)}),
+        labels AS ({_labels("%(until)s", touched)}),
+        read AS ({_read(measure, "answered", "labels")})"""
+
+
 def _outcomes(measure: Measure, by: str = "variant_id") -> str:
-    return f"""answered AS ({_answered(measure.by_request)}),
-        labels AS ({_labels("%(until)s")}),
-        read AS ({_read(measure, "answered", "labels")}),
+    return f"""{values_of(measure)},
         outcomes AS (SELECT {by}, unit, {_outcome(measure)} AS outcome
                      FROM read WHERE value IS NOT NULL GROUP BY {by}, unit)"""  # noqa: S608
 
@@ -143,12 +208,37 @@ def _unit(by_request: bool) -> str:
     return "request_id::text" if by_request else "CASE WHEN key <> '' THEN 'key ' || key ELSE request_id::text END"
 
 
-def _answered(by_request: bool) -> str:
-    return f"""SELECT request_id, variant_id, revision, {_unit(by_request)} AS unit, predictions, milliseconds, error
+TOUCHED = "AND request_id = ANY(%(touched)s)"
+
+
+def touched_requests(before: Window, now: Window) -> list[UUID]:
+    """Requests whose values may differ between two windows: they came between, or a label did."""
+    named = {
+        "deployment": now.deployment, "until": before.until, "last": before.last_record, "now": now.until,
+        "now_last": now.last_record,
+    }  # fmt: skip
+    return [row[0] for row in rows_of(BETWEEN, named)]
+
+
+BETWEEN = """
+    SELECT request_id FROM serving_predictionrecord
+    WHERE deployment_id = %(deployment)s AND role = 'live' AND id > %(last)s AND id <= %(now_last)s AND at < %(now)s
+    UNION SELECT request_id FROM serving_predictionrecord
+    WHERE deployment_id = %(deployment)s AND role = 'live' AND at >= %(until)s AND at < %(now)s AND id <= %(now_last)s
+    UNION SELECT request_id FROM serving_feedback
+    WHERE deployment_id = %(deployment)s AND at > %(until)s AND at <= %(now)s
+    UNION SELECT request_id FROM serving_supersededlabel
+    WHERE deployment_id = %(deployment)s AND at > %(until)s AND at <= %(now)s AND replaced_at > %(until)s
+"""
+
+
+def _answered(by_request: bool, touched: bool = False) -> str:
+    return f"""SELECT request_id, variant_id, propensity, {_unit(by_request)} AS unit, predictions, milliseconds, error
         FROM serving_predictionrecord
-        WHERE deployment_id = %(deployment)s AND role = 'live' AND variant_id = ANY(%(variants)s)
+        WHERE deployment_id = %(deployment)s AND variant_id = ANY(%(variants)s)
+          AND (role = 'live' OR %(shadows)s AND role = 'shadow' AND error <> '{PredictionRecord.DROPPED}')
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s
-          AND (revision IS NULL OR revision >= %(revision)s)"""  # noqa: S608
+          AND (revision IS NULL OR revision >= %(revision)s) {TOUCHED if touched else ""}"""  # noqa: S608
 
 
 def _earlier() -> str:
@@ -158,13 +248,13 @@ def _earlier() -> str:
           AND at >= %(past)s AND at < %(since)s AND id <= %(last)s"""  # noqa: S608
 
 
-def _labels(moment: str) -> str:
+def _labels(moment: str, touched: bool = False) -> str:
     """As they were at a moment: those given until then, unless they were replaced until then."""
     return f"""SELECT request_id, index, label FROM serving_feedback
-        WHERE deployment_id = %(deployment)s AND at <= {moment}
+        WHERE deployment_id = %(deployment)s AND at <= {moment} {TOUCHED if touched else ""}
         UNION ALL
         SELECT request_id, index, label FROM serving_supersededlabel
-        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment}"""  # noqa: S608
+        WHERE deployment_id = %(deployment)s AND at <= {moment} AND replaced_at > {moment} {TOUCHED if touched else ""}"""  # noqa: S608
 
 
 def _read(measure: Measure, of: str, labels: str) -> str:
@@ -174,15 +264,27 @@ def _read(measure: Measure, of: str, labels: str) -> str:
     value, join = VALUES[measure.kind], "JOIN"
     if measure.missing_as_zero:
         value, join = f"coalesce({value}, 0)", "LEFT JOIN"
-    return f"SELECT of.*, {value} AS value FROM {of} AS of {join} {labels} AS l USING (request_id)"  # noqa: S608
+    return f"SELECT of.*, l.index, {value} AS value FROM {of} AS of {join} {labels} AS l USING (request_id)"  # noqa: S608
 
 
 def _outcome(measure: Measure) -> str:
     """Of a unit: the sum of a number that was sent as feedback, the mean of everything else."""
-    function = "sum" if measure.kind == Experiment.Metric.NUMBER else "avg"
-    return f"greatest(-%(cap)s::numeric, least(%(cap)s::numeric, {function}(value)))"
+    return capped("sum(value)" if measure.kind == Experiment.Metric.NUMBER else "avg(value)")
 
 
+def unit_value(measure: Measure, total: str, count: str) -> str:
+    """The same of a sum and a count: PostgreSQL's mean is their quotient."""
+    return total if measure.kind == Experiment.Metric.NUMBER else f"{total} / {count}"
+
+
+def capped(value: str) -> str:
+    """Within the limits of a measure."""
+    return f"greatest(%(least)s::numeric, least(%(cap)s::numeric, {value}))"
+
+
+COPIES = """SELECT request_id, variant_id, predictions, milliseconds, error FROM serving_predictionrecord
+        WHERE deployment_id = %(deployment)s AND role = 'shadow' AND variant_id = %(shadow)s
+          AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""
 TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
 PREDICTED = "of.predictions -> l.index::int"
 VALUES = {
@@ -194,28 +296,38 @@ VALUES = {
         WHEN 'boolean' THEN (l.label #>> '{}')::boolean::int::numeric END""",
     Experiment.Metric.LATENCY: "CASE WHEN of.error = '' THEN of.milliseconds::numeric END",
     Experiment.Metric.ERRORS: "(of.error <> '')::int::numeric",
+    COUNTED: "1::numeric",
     SLOW: "(of.error <> '' OR of.milliseconds > %(milliseconds)s)::int::numeric",
 }
 
 
-def _named(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+def named_values(window: Window, variants: Sequence[UUID], measure: Measure | None = None) -> dict[str, Any]:
+    """The parameters of all pieces."""
+    cap = (measure and measure.cap) or FARTHEST
     return {
         "deployment": window.deployment, "variants": list(variants), "since": window.since, "until": window.until,
-        "last": window.last_record, "revision": window.revision, "cap": (measure and measure.cap) or FARTHEST,
+        "last": window.last_record, "revision": window.revision, "shadows": window.shadows, "cap": cap,
+        "least": -cap if measure is None or measure.least is None else measure.least,
         "milliseconds": measure.milliseconds if measure else None,
     }  # fmt: skip
 
 
-def _rows(sql: str, named: dict[str, Any]) -> list[Any]:
+def rows_of(sql: str, named: dict[str, Any]) -> list[Any]:
     """All rows. Without nested loops: what PostgreSQL expects of sums of sums is a guess, and a wrong one would be squared."""
+    with watched_statement() as cursor:
+        cursor.execute(sql, named)
+        return list(cursor.fetchall())
+
+
+@contextmanager
+def watched_statement() -> Iterator[Any]:
+    """A cursor without nested loops, in a transaction, whose statements give up after `LONGEST`."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SELECT current_setting('statement_timeout')")
         before = cursor.fetchone()[0]
         cursor.execute(SET, ["off", LONGEST])
-        cursor.execute(sql, named)
-        rows = cursor.fetchall()
+        yield cursor
         cursor.execute(SET, ["on", before])
-        return rows
 
 
 def _moments(count: int, total: Any, squares: Any) -> Moments:

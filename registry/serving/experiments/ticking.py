@@ -11,10 +11,11 @@ from django.utils import timezone
 
 from dlplatform.api import Conflict
 
-from . import guardrails, rollouts
-from .judging import fraction_of, judge_guardrails, plain
-from .looks import due, read_sums, record_look, window_of
+from . import guardrails, pairs, rollouts
+from .judging import fraction_of, plain
+from .looks import due, judge, judge_guardrails, read_sums, record_look, window_of
 from .models import Experiment, Look, Rollout
+from .running import agree, carry_on, forget
 from .sums import Window, count_units, window_until_now
 
 SECONDS = 5.0
@@ -48,21 +49,42 @@ def _each(holding: Any, act: Callable[[Any], bool]) -> int:
 
 
 def watch(experiment: Experiment) -> bool:
-    """One look at the log; whether a look was written down. A guardrail's alarm always is, and rolls back."""
+    """One look at what came; whether a look was written down. A guardrail's alarm always is, and rolls back."""
     began = time.monotonic()
     window = window_of(experiment)
     if window.until <= window.since:
         return False
-    sums = read_sums(experiment, window)
+    split = experiment.mode == Experiment.Mode.SPLIT
+    sums = carry_on(experiment, window) if split else read_sums(experiment, window)
     results = judge_guardrails(experiment, sums)
     seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
+    moving = experiment.mode == Experiment.Mode.BANDIT
+    if moving:
+        told = judge(experiment, sums, window.until, ())
+        seen |= {"bandit": told["bandit"], "sentence": told["verdict"]["sentence"]}
+    if experiment.mode == Experiment.Mode.PAIRED:
+        seen |= {"copies": pairs.told_of_copies(sums), "pairs": sums["differences"][0], "means": sums["means"]}
     _remember(experiment, seen, began)
-    harm = bool(guardrails.alarmed(results))
-    decided = experiment.state == Experiment.State.DECIDED
-    if not harm and (decided or not due(experiment, window, sums, experiment.taken.last())):
+    if (kind := _wanted(experiment, window, sums)) is None:
         return False
-    record_look(experiment, window, sums, Look.Kind.HARM if harm else Look.Kind.DUE)
+    if split:
+        carried, sums = sums, read_sums(experiment, window)  # what is written down is read from the log itself
+        if not agree(carried, sums):
+            logger.warning("%s: sums were carried on without what came very late, and are made anew", experiment)
+            forget(experiment)
+            if (kind := _wanted(experiment, window, sums)) is None:
+                return False
+    record_look(experiment, window, sums, kind)
     return True
+
+
+def _wanted(experiment: Experiment, window: Window, sums: dict[str, Any]) -> str | None:
+    """The kind of look that these sums make due, if any."""
+    if guardrails.alarmed(judge_guardrails(experiment, sums)):
+        return Look.Kind.HARM
+    if experiment.state == Experiment.State.DECIDED or not due(experiment, window, sums, experiment.taken.last()):
+        return None
+    return Look.Kind.MOVE if experiment.mode == Experiment.Mode.BANDIT else Look.Kind.DUE
 
 
 def watch_rollout(rollout: Rollout) -> bool:

@@ -14,18 +14,18 @@ from dlplatform.accounts.access import may, require
 from dlplatform.accounts.pages import refusals_as_messages, said, submitted
 from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
-from registry.models import ModelVersion
-from registry.serving.forms import ChangeForm, candidates
+from registry.serving.forms import ChangeForm, candidate_named, candidates
 from registry.serving.models import Deployment
 from registry.serving.views import deployment_or_404
 
 from . import looks, services
-from .design import SHARES, make_plan, traffic_of
+from .design import SHARES, make_plan, traffic_of, version_answering_most
 from .forms import METRICS, DesignForm, ExperimentForm
 from .models import Experiment, Look
 from .sums import Measure
 
 A_A_EFFECT = 0.02
+LOOKS_SHOWN = 120
 
 
 def experiment_or_404(request: HttpRequest, deployment: UUID, number: int) -> Experiment:
@@ -42,7 +42,7 @@ def experiment_or_404(request: HttpRequest, deployment: UUID, number: int) -> Ex
 def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
     found = deployment_or_404(request, deployment)
     require(request.user, "deploy", found)
-    control = _control(found)
+    control = version_answering_most(found)
     form = ExperimentForm(
         request.POST if request.method == "POST" else None, control=control,
         versions=candidates(request.user, found),  # type: ignore[arg-type]
@@ -53,12 +53,6 @@ def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
         return redirect("deployment-experiment", found.pk, made.number)
     context = {"section": "deployments", "deployment": found, "form": form, "control": control}
     return render(request, "serving/experiment_new.html", context)
-
-
-def _control(deployment: Deployment) -> ModelVersion | None:
-    live = deployment.variants.filter(removed_at=None, role="live").select_related("version__model").order_by("-weight")
-    first = live.first()
-    return first.version if first else None
 
 
 def _created(request: HttpRequest, deployment: Deployment, form: ExperimentForm) -> Experiment | None:
@@ -80,7 +74,12 @@ def experiment_plan(request: HttpRequest, deployment: UUID) -> HttpResponse:
     if form.is_valid():
         try:
             services.check_design(**form.design())
-            context = {"planned": make_plan(deployment=found, control=_control(found), **form.design())}
+            b = candidate_named(request.user, found, request.POST.get("challenger", ""))  # type: ignore[arg-type]
+            context = {
+                "planned": make_plan(
+                    deployment=found, control=version_answering_most(found), challenger=b, **form.design()
+                )
+            }
         except ValidationError as error:
             context = {"refusal": " ".join(error.messages)}
     else:
@@ -94,7 +93,7 @@ def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
     found = deployment_or_404(request, deployment)
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
-        control = _control(found)
+        control = version_answering_most(found)
         if control is None:
             raise ValidationError("Nobody answers in this deployment.")
         labelled = traffic_of(found, control, Measure("accuracy")).baseline is not None
@@ -116,16 +115,19 @@ def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
 @require_safe
 def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
     found = experiment_or_404(request, deployment, number)
-    taken = list(found.taken.select_related("taken_by"))
+    taken = list(found.taken.select_related("taken_by").order_by("-number")[:LOOKS_SHOWN])[::-1]
     context = {
         "section": "deployments",
         "deployment": found.deployment,
         "experiment": found,
         "metric": METRICS[found.metric],
+        "moving": found.mode == Experiment.Mode.BANDIT,
+        "paired": found.mode == Experiment.Mode.PAIRED,
+        "arms": _arms(found),
         "in_points": found.metric in SHARES,
         "looks": taken[::-1],
         "last": taken[-1] if taken else None,
-        "charts": interval_chart(found, taken),
+        "charts": traffic_chart(found, taken) if found.mode == Experiment.Mode.BANDIT else interval_chart(found, taken),
         "guardrails": _guardrails(found, taken),
         "may_act": may(request.user, "deploy", found.deployment),
     }
@@ -137,6 +139,35 @@ def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any
     if taken and taken[-1].kind == Look.Kind.HARM:
         return list(taken[-1].results["guardrails"])
     return list(experiment.watched.get("guardrails", []))
+
+
+def _arms(experiment: Experiment) -> list[dict[str, Any]]:
+    """What the last tick saw of each arm."""
+    told = experiment.watched.get("bandit")
+    seen = experiment.watched.get("units", {})
+    return [
+        {
+            "name": arm.upper(), "version": version, "planned": planned, "units": seen.get(arm),
+            "mean": experiment.watched.get("means", {}).get(arm),
+            "bandit": {name: told[name][arm] for name in ("shares", "best", "requests", "means", "values")} if told else None,
+        }
+        for arm, version, planned in (
+            ("a", experiment.control, experiment.units_a), ("b", experiment.challenger, experiment.units_b)
+        )
+    ]  # fmt: skip
+
+
+def traffic_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
+    """B's share of the traffic, and how probable it is that B is the better one, over the hours since the start."""
+    assert not taken or experiment.started_at is not None
+    told = [((one.until - experiment.started_at).total_seconds() / 3600, one.results["bandit"]) for one in taken]  # type: ignore[operator]
+    if not told:
+        return []
+    series = [
+        {"name": name, "color": color, "points": [[round(hours, 4), 100 * one[key]["b"]] for hours, one in told]}
+        for name, color, key in (("B's share of the traffic", 0, "shares"), ("B is the better one", 2, "best"))
+    ]
+    return [{"kind": "line", "title": "Percent", "x": "hours since the start", "series": series}]
 
 
 def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from dlplatform.api import Conflict
 from dlplatform.parsers import StrictJSONParser
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.models import PredictionRecord
+from registry.serving.prediction_log import Entry
 from registry.serving.serializers import DeploymentPredictIn
 
 from .deployments import Served, ServedVariant
@@ -45,8 +45,8 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "predictions": self.predictions, "version": str(self.variant.version), "variant": str(self.variant.id),
-            "request_id": str(self.request_id),
+            "predictions": self.predictions, "version": self.variant.version, "variant": self.variant.id,
+            "request_id": self.request_id,
         }  # fmt: skip
 
 
@@ -129,7 +129,10 @@ class Answering:
 
     async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
-        predictor = await self._models.loaded(version)
+        predictor = self._models.ready(version) or await self._models.loaded(version)
+        at_once = self._models.cache.at_once(version)
+        if len(rows) <= at_once:  # done before anybody could leave
+            return await self._models.quick.ask(version, predictor, rows, at_once)
         return await unless_gone(self._models.live.of(version, predictor).ask(version, rows), receive)
 
 
@@ -155,12 +158,12 @@ class Record:
         if self._recorded:
             prediction_log.buffer.add(self._row(seconds * 1000, code))
 
-    def _row(self, milliseconds: float, code: str) -> PredictionRecord:
-        row = record_of(
-            self.served, self.variant, self.request_id, self._rows, self.predictions, milliseconds, code, self._key
-        )
-        row.propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
-        return row
+    def _row(self, milliseconds: float, code: str) -> Entry:
+        propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
+        return record_of(
+            self.served, self.variant, self.request_id, self._rows, self.predictions, milliseconds, code, self._key,
+            propensity,
+        )  # fmt: skip
 
     @property
     def answer(self) -> Answer:

@@ -126,8 +126,7 @@ class InferenceServer:
         require_post(scope)
         headers = dict(scope["headers"])
         bearer = bearer_of(headers)
-        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        permit = await self.gate.admitted(bearer, Target(name, query.get("organization", [None])[-1]))
+        permit = await self.gate.admitted(bearer, Target(name, _organization(scope["query_string"])))
         self.rate.take(bearer)
         require_json(headers)
         rows, key = question_of(await body_of(receive))
@@ -167,3 +166,10 @@ class InferenceServer:
             await stream_text(send, receive, identifier, parsed(body), self.models)
         else:
             raise NotFoundHere
+
+
+def _organization(query: bytes) -> str | None:
+    """The slug in a query string, the last where there are more."""
+    if not query:
+        return None
+    return parse_qs(query.decode("latin-1"), keep_blank_values=True).get("organization", [None])[-1]

@@ -55,16 +55,24 @@ class Metrics:
         lost = "Records that the database did not take in time"
         self._lost = Counter("dlplatform_inference_log_lost", lost, registry=self._registry)
         self._told_lost = 0
+        self._told: dict[tuple[Any, Any, str], tuple[Any, Any]] = {}
 
     def _gauge(self, name: str, told: str, mode: Any, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"dlplatform_inference_{name}", told, labels, registry=self._registry, multiprocess_mode=mode)
 
     def answered(self, deployment: Any, variant: Any, error: str, seconds: float) -> None:
         """A request came to its end."""
-        names = (str(deployment), str(variant))
-        self._requests.labels(*names, error).inc()
+        told = self._told.get((deployment, variant, error)) or self._to_tell(deployment, variant, error)
+        told[0].inc()
         if not error:
-            self._seconds.labels(*names).observe(seconds)
+            told[1].observe(seconds)
+
+    def _to_tell(self, deployment: Any, variant: Any, error: str) -> tuple[Any, Any]:
+        """The library looks its children up anew each time, which is longer than counting takes."""
+        names = (str(deployment), str(variant))
+        told = (self._requests.labels(*names, error), self._seconds.labels(*names))
+        self._told[deployment, variant, error] = told
+        return told
 
     def copied(self, deployment: Any, variant: Any, error: str) -> None:
         """A copy for a shadow came to its end."""

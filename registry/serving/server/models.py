@@ -14,6 +14,7 @@ from registry.serving.cache import PredictorCache
 from registry.serving.confined import ConfinedPredictor
 
 from .queues import AnyPredictor, Queues
+from .quick import Quick
 
 LOAD_SECONDS = 25.0  # that a request waits for its model
 RETRY_SECONDS = 10.0
@@ -21,6 +22,7 @@ RETRY_SECONDS = 10.0
 
 class Models:
     """Predictors by version, and the queues in front of them: ``live`` for answers, ``shadow`` for copies of requests.
+    ``quick`` runs what is too small to go to another thread.
 
     A copy never waits in a queue for answers, and its thread for torch begins nothing while an answer waits.
     """
@@ -28,6 +30,7 @@ class Models:
     def __init__(self, budget: int, observe: Callable[[int, float], None] = lambda rows, waited: None) -> None:
         self.cache = PredictorCache(budget, self._let_go)
         self.live = Queues("live", self._get, observe=observe)
+        self.quick = Quick(observe)
         self.shadow = Queues("shadow", self._get, give_way=lambda: self.live.torch_waiting > 0)
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="loading")
         self._loading: dict[UUID, Future[AnyPredictor]] = {}

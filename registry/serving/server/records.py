@@ -6,20 +6,18 @@ from uuid import UUID
 from django.utils import timezone
 
 from registry.serving.batching import Rows
-from registry.serving.models import PredictionRecord
+from registry.serving.prediction_log import Entry
 
 from .deployments import Served, ServedVariant
 
 
 def record_of(
     served: Served, variant: ServedVariant, request_id: UUID, rows: Rows, predictions: Rows | None, milliseconds: float,
-    error: str, key: str | None = None,
-) -> PredictionRecord:  # fmt: skip
-    return PredictionRecord(
-        request_id=request_id, deployment_id=served.id, variant_id=variant.id, role=variant.role,
-        revision=served.revision, key=key or "",
-        instances=without_images(rows, variant.images), predictions=predictions, milliseconds=milliseconds, error=error,
-        at=timezone.now(),
+    error: str, key: str | None = None, propensity: float | None = None,
+) -> Entry:  # fmt: skip
+    return Entry(
+        request_id, served.id, variant.id, variant.role, served.revision, propensity, key or "",
+        without_images(rows, variant.images), predictions, milliseconds, error, timezone.now(),
     )  # fmt: skip
 
 

@@ -108,15 +108,23 @@ def choose(shares: Sequence[float], randomness: random.Random) -> Choice:
 def estimate_value(rewards: Iterable[tuple[float, float]]) -> float:
     """The mean reward of an arm if it had always been taken, from the log of its choices: (reward, propensity) each.
 
+    Raises ValueError as `estimate_value_of_sums`.
+    """
+    return estimate_value_of_sums((propensity, 1, reward) for reward, propensity in rewards)
+
+
+def estimate_value_of_sums(sums: Iterable[tuple[float, int, float]]) -> float:
+    """The same from (propensity, choices, sum of their rewards), for all choices with one propensity together.
+
     Self-normalised: sum of reward / propensity over the sum of 1 / propensity. Raises ValueError for an empty log and
     for propensities outside (0, 1].
     """
     weighted = weights = 0.0
-    for reward, propensity in rewards:
+    for propensity, count, total in sums:
         if require_positive("propensity", propensity) > 1:
             raise ValueError(f"propensity must be at most 1, not {propensity!r}")
-        weighted += reward / propensity
-        weights += 1 / propensity
+        weighted += total / propensity
+        weights += count / propensity
     if not weights:
         raise ValueError("rewards must not be empty")
     return weighted / weights

@@ -98,8 +98,8 @@ def paired_verdict(
 ) -> Verdict:
     """Judge the differences B - A of labelled requests, group-sequentially as `verdict` does.
 
-    ``plan`` from `plan_pairs`; ``per_day``: labels a day. A proportion needs ten requests that one model alone got
-    right, any other metric thirty requests. Raises ValueError as `verdict` does.
+    ``plan`` from `plan_pairs`; ``per_day``: labels a day. A proportion or share needs ten requests that one model alone
+    got right, any other metric thirty requests. Raises ValueError as `verdict` does.
     """
     metric = metric or Metric()
     days = None
@@ -142,6 +142,16 @@ def _comparison(differences: Moments, metric: Metric) -> Comparison:
         return Comparison(0.0, 0.0, differences.count, False)
     error = math.sqrt(differences.variance / differences.count)
     enough = error > 0 and differences.count >= LEAST_UNITS
-    if metric.proportion:
+    if metric.in_points:
         enough = enough and differences.squares >= LEAST_OF_EACH
-    return Comparison(differences.mean, error, differences.count, enough)
+    few = _gains_and_losses(differences) if metric.in_points else None
+    return Comparison(differences.mean, error, differences.count, enough, few)
+
+
+def _gains_and_losses(differences: Moments) -> tuple[Moments, Moments]:
+    """Requests that A alone, and that B alone got right: their shares' difference is that of the models.
+
+    Where both are few they are as good as independent: their covariance is the product of the two shares.
+    """
+    losses, gains = (max(0.0, (differences.squares + sign * differences.total) / 2) for sign in (-1, 1))
+    return Moments(differences.count, losses, losses), Moments(differences.count, gains, gains)

@@ -15,11 +15,14 @@ from itertools import pairwise
 from .arguments import require_finite, require_positive
 from .moments import Moments, effective_size, squared_error
 from .planning import Plan
+from .proportions import newcombe
 from .sentences import sentence_of
 from .spending import LEAST_STEP, Boundaries, boundaries, median_unbiased_drift
 
 LEAST_UNITS = 30  # an arm; below, a mean is not near enough to normal
 LEAST_OF_EACH = 10  # yes and no, an arm, of a proportion
+NEARLY_ALL = 1 - 2 * LEAST_STEP  # of the plan: where a test is that has used all of it and cannot say anything
+FEW = "(From fewer than ten of a kind in an arm, by a score interval; before the end they decide nothing.)"
 
 
 class Outcome(StrEnum):
@@ -80,13 +83,14 @@ class Comparison:
     """A difference B - A with its standard error, and the units behind it: what both kinds of test come down to.
 
     ``size``: effective units (`effective_size`, or the pairs of a paired comparison), ``enough``: whether they
-    suffice for a normal approximation.
+    suffice for a normal approximation. ``few``: the two proportions whose difference it is, for when they do not.
     """
 
     difference: float
     error: float
     size: float
     enough: bool
+    few: tuple[Moments, Moments] | None = None
 
 
 def verdict(
@@ -127,7 +131,7 @@ def compare(a: Moments, b: Moments, metric: Metric) -> Comparison:
         return Comparison(0.0, 0.0, size, False)
     error = math.sqrt(squared_error(a) + squared_error(b))
     enough = error > 0 and all(_enough(arm, metric) for arm in (a, b))
-    return Comparison(b.mean - a.mean, error, size, enough)
+    return Comparison(b.mean - a.mean, error, size, enough, few=(a, b) if metric.in_points else None)
 
 
 def judge(
@@ -141,14 +145,20 @@ def judge(
     last: bool = False,
     balanced: bool = True,
 ) -> Verdict:
-    """The verdict on a difference, whatever it is one of. Arguments and errors as for `verdict`."""
+    """The verdict on a difference, whatever it is one of. Arguments and errors as for `verdict`.
+
+    Few outcomes of a proportion decide nothing before the end, and there by a score interval at the same boundary. Where
+    nothing can be said at the end of the plan, the test goes on.
+    """
     fraction = comparison.size / require_positive("planned_size", planned_size)
     if not balanced:
         return _blank(Outcome.UNBALANCED, fraction, None, plan, metric)
     ends = last or fraction >= 1
-    if not comparison.enough or fraction < LEAST_STEP:
-        return _blank(Outcome.UNDECIDED if ends else Outcome.NOT_ENOUGH, fraction, None if ends else days, plan, metric)
+    if fraction < LEAST_STEP or not (comparison.enough or comparison.few):
+        return _nothing_to_say(fraction, days, plan, metric, last=last)
     known = _boundaries(fraction, looks, plan, last)
+    if not comparison.enough:
+        return _judge_few(comparison, known, plan, metric, days, ends=ends)
     edge = known.edges[-1]
     sign = 1 if metric.higher_is_better else -1
     observed = gain = sign * comparison.difference
@@ -161,6 +171,34 @@ def judge(
     left = None if ended else days
     sentence = sentence_of(outcome, gain, (low, high), plan.minimum_effect, metric, left)
     return Verdict(outcome, sentence, ended, known.fractions[-1], gain, low, high, observed, z, edge, left)
+
+
+def _judge_few(
+    comparison: Comparison, known: Boundaries, plan: Plan, metric: Metric, days: int | None, *, ends: bool
+) -> Verdict:
+    """By Newcombe's interval, as wide as the boundary of this look."""
+    assert comparison.few is not None
+    low, high = newcombe(*comparison.few, z=known.edges[-1])
+    gain = comparison.difference if metric.higher_is_better else -comparison.difference
+    interval = (low, high) if metric.higher_is_better else (-high, -low)
+    outcome = _outcome_of_few(interval, plan.minimum_effect) if ends else Outcome.NOT_ENOUGH
+    left = None if ends else days
+    sentence = f"{sentence_of(outcome, gain, interval, plan.minimum_effect, metric, left)} {FEW}"
+    return Verdict(outcome, sentence, ends, known.fractions[-1], gain, *interval, gain, None, known.edges[-1], left)
+
+
+def _outcome_of_few(interval: tuple[float, float], minimum: float) -> Outcome:
+    low, high = interval
+    if low > 0 or high < 0:
+        return Outcome.B_BETTER if low > 0 else Outcome.B_WORSE
+    return Outcome.NO_DIFFERENCE if -minimum < low and high < minimum else Outcome.UNDECIDED
+
+
+def _nothing_to_say(fraction: float, days: int | None, plan: Plan, metric: Metric, *, last: bool) -> Verdict:
+    """Not even at the end of the plan: then it goes on, as a look that is not yet the last."""
+    if last:
+        return _blank(Outcome.UNDECIDED, fraction, None, plan, metric)
+    return _blank(Outcome.NOT_ENOUGH, min(fraction, NEARLY_ALL), days if fraction < 1 else None, plan, metric)
 
 
 def _outcome(z: float, edge: float, interval: tuple[float, float], minimum: float, ends: bool) -> Outcome:

@@ -60,7 +60,20 @@ def test_losses_are_compared_too():
 )
 def test_few_disagreements_never_decide(answers):
     told = paired_verdict(answers.differences, plan=PLAN)
-    assert (told.outcome, told.gain) == (Outcome.NOT_ENOUGH, None)
+    assert (told.outcome, told.ended) == (Outcome.NOT_ENOUGH, False)
+    assert (told.gain is None) == (answers.count < 2)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "outcome"),
+    [(0, 9, Outcome.B_BETTER), (8, 0, Outcome.B_WORSE), (3, 4, Outcome.NO_DIFFERENCE), (2, 7, Outcome.UNDECIDED)],
+)
+def test_few_disagreements_at_the_end_end_by_a_score_interval(only_a, only_b, outcome):
+    plan = plan_pairs(deviation=0.2, minimum_effect=0.028)
+    answers = PairedAnswers(plan.units_b - only_a - only_b, only_a, only_b, 0)
+    told = paired_verdict(answers.differences, plan=plan)
+    assert (told.outcome, told.ended) == (outcome, True), told
+    assert told.low < told.gain < told.high
 
 
 def test_false_verdicts_on_like_models_are_rare():

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import binom, multivariate_normal, norm
 
 from registry.serving.statistics.moments import Moments, effective_size, squared_error
 from registry.serving.statistics.planning import Design, Plan, plan_mean, plan_proportion
+from registry.serving.statistics.proportions import newcombe
 from registry.serving.statistics.spending import (
     boundaries,
     crossing_probabilities,
@@ -288,14 +289,51 @@ def test_not_enough_data_says_how_many_days():
 )
 def test_small_counts_never_decide(a, b):
     told = verdict(arm(*a), arm(*b), plan=PLAN)
-    assert told.outcome == Outcome.NOT_ENOUGH
-    assert told.gain is None
-    assert "too few outcomes" in told.sentence
+    assert (told.outcome, told.ended, told.z) == (Outcome.NOT_ENOUGH, False, None)
+    if b[1] < 2:
+        assert told.gain is None and "too few outcomes" in told.sentence
+    else:
+        assert told.low < told.gain < told.high or told.gain == 0
+        assert "So far the difference lies between" in told.sentence and "score interval" in told.sentence
 
 
-def test_small_counts_at_the_end_end_without_a_finding():
-    told = verdict(arm(1, 900), arm(40, 900), plan=PLAN, last=True)
-    assert (told.outcome, told.ended) == (Outcome.UNDECIDED, True)
+@pytest.mark.parametrize(
+    ("a", "b", "higher_is_better", "outcome"),
+    [
+        ((1, 900), (40, 900), True, Outcome.B_BETTER), ((1, 900), (40, 900), False, Outcome.B_WORSE),
+        ((40, 900), (1, 900), True, Outcome.B_WORSE), ((3, 900), (5, 900), False, Outcome.NO_DIFFERENCE),
+        ((0, 900), (0, 900), False, Outcome.NO_DIFFERENCE), ((3, 900), (9, 900), False, Outcome.UNDECIDED),
+    ],
+)  # fmt: skip
+def test_small_counts_at_the_end_end_by_a_score_interval(a, b, higher_is_better, outcome):
+    plan = Plan(Design(looks=4), 0.012, 900, 900)
+    told = verdict(arm(*a), arm(*b), plan=plan, metric=Metric(higher_is_better=higher_is_better))
+    assert (told.outcome, told.ended) == (outcome, True), told
+    assert told.low <= told.gain <= told.high and "score interval" in told.sentence
+    assert told.high - told.low < 0.05
+
+
+@pytest.mark.parametrize("rate", [0.0005, 0.002, 0.005, 0.01])
+@pytest.mark.parametrize("count", [200, 800])
+def test_few_failures_find_nothing_that_is_not_there(rate, count):
+    """Exact: every pair of counts, weighed by its probability. Newcombe's interval misses less than it may."""
+    common = [(k, p) for k, p in enumerate(binom.pmf(range(60), count, rate)) if p > 1e-8]
+    misses = 0.0
+    for first, p in common:
+        for second, q in common:
+            low, high = newcombe(arm(first, count), arm(second, count))
+            misses += p * q * (low > 0 or high < 0)
+    assert misses <= 0.05
+
+
+def test_a_test_that_has_nothing_to_say_at_its_end_goes_on():
+    plan = plan_mean(deviation=1, minimum_effect=1.0, design=Design(looks=4))
+    same = Moments.of([2.0] * 40)
+    told = verdict(same, same, plan=plan, metric=Metric(proportion=False))
+    assert (told.outcome, told.ended) == (Outcome.NOT_ENOUGH, False) and told.fraction < 1
+    more, less = Moments.of([2.0, 3.0] * 20), Moments.of([1.0, 2.0] * 20)
+    after = verdict(more, less, plan=plan, metric=Metric(proportion=False), looks=[told.fraction])
+    assert after.outcome == Outcome.B_WORSE
 
 
 def test_a_broken_assignment_withholds_the_verdict():
@@ -358,7 +396,7 @@ def test_a_verdict_and_its_mirror_agree(first, second, last):
     if told.gain is not None:
         assert (mirrored.low, mirrored.high) == pytest.approx((-told.high, -told.low))
         assert mirrored.gain == pytest.approx(-told.gain, abs=1e-9)
-        assert (told.outcome == Outcome.B_BETTER) == (told.low >= 0)
+        assert (told.outcome == Outcome.B_BETTER) == (told.low >= 0 and (told.ended or told.z is not None))
 
 
 def test_the_interval_is_as_wide_as_the_look_allows():
