@@ -14,7 +14,7 @@ from django.conf import settings
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.package import MODEL, PackageError
 from dlplatform.engine.predict import Predictor
-from registry import own_code
+from registry import graphs, own_code
 from registry.models import ModelVersion
 from registry.packages import package_files, safe_target
 from registry.services import object_store
@@ -164,6 +164,7 @@ def _memory_of(predictor: Predictor | ConfinedPredictor) -> int:
 
 def loaded(version: ModelVersion) -> Predictor | ConfinedPredictor:
     """A predictor in this process; in a sandbox where the model is built by code of its own. Raises PackageError."""
+    graphs.require_ours(version)
     folder = package_directory(version)
     if not own_code.brings_code(version):
         return Predictor(folder)
