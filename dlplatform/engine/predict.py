@@ -86,7 +86,8 @@ class Predictor:
         return self._predicted(self.encode(table))
 
     def _predicted(self, inputs: Inputs) -> np.ndarray[Any, Any]:
-        predicted: np.ndarray[Any, Any] = self.run(inputs).mean(0)
+        groups = self.run(inputs)
+        predicted: np.ndarray[Any, Any] = groups[0] if len(groups) == 1 else groups.mean(0)
         output = self.description["output"]
         if output["kind"] in ("number", "numbers"):
             predicted = predicted * np.array(output["unit"]) + np.array(output["offset"])
