@@ -156,7 +156,7 @@ class RowLearner(Learner):
         self.network = network if network is not None else new_network(dataset, build=build)
         self.network.to(device).train()
         self.objective = self._new_objective()
-        self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device)
+        self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device).normalise(self.network)
         self.train_rows = [torch.from_numpy(rows) for rows in dataset.split.train]
         self.validation_rows = _stack_padded(dataset.split.validation).to(device)
 

@@ -31,13 +31,17 @@ _CUT = ("widths", "image_stages", "image_inner")  # fields of a shape that only 
 
 class Batch(NamedTuple):
     """Rows for each group: numbers (G, B, D) float32, categories (G, B, C), tokens (G, B, X, L) int32; for one
-    group sequences (1, B, S, L) int32 and images (1, B, I, channels, side, side)."""
+    group sequences (1, B, S, L) int32 and images (1, B, I, channels, side, side).
+
+    ``normalised``: the numbers as `InputEncoder.normalised` gives them, where that was done for all rows before; then
+    ``numbers`` are looked at for missing ones alone."""
 
     numbers: Tensor
     categories: Tensor
     tokens: Tensor
     sequences: Tensor | None = None
     images: Tensor | None = None
+    normalised: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,7 @@ class InputEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(numbers (G, B, D) normalised, rest (G, B, R): indicators and embeddings)."""
-        scaled = ((batch.numbers - self.center) * self.inverse_scale).nan_to_num(nan=0.0)
-        numbers = scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
+        numbers = self.normalised(batch.numbers) if batch.normalised is None else batch.normalised
         parts = []
         if self.sizes.indicators:
             parts.append(batch.numbers.index_select(-1, self.indicators).isnan().to(numbers.dtype))
@@ -175,6 +178,11 @@ class InputEncoder(nn.Module):
         if batch.images is not None:
             parts.append(_each(self.images, batch.images))
         return numbers, torch.cat(parts, -1) if parts else numbers[..., :0]
+
+    def normalised(self, numbers: Tensor) -> Tensor:
+        """(G or 1, B, D) → (G, B, D): centred, scaled, large ones drawn in; 0 for missing ones."""
+        scaled = ((numbers - self.center) * self.inverse_scale).nan_to_num(nan=0.0)
+        return scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
 
     def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor | int:
         if self.groups == 1:
