@@ -20,7 +20,7 @@ from dlplatform.engine import package
 from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
-from dlplatform.engine.optimizing.report import report
+from dlplatform.engine.optimizing.report import report, serving_threads, threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant
@@ -49,7 +49,8 @@ class Optimizing:
         settings.JOB_PATH.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix="optimize-", dir=settings.JOB_PATH) as folder:
-                with lease_kept(self.optimization):
+                # Others compute on the same machine, and threads that wait for one another are the first to suffer.
+                with lease_kept(self.optimization), threads(serving_threads()):
                     self._work(Path(folder))
                 self._finish()
         except Stopped:
