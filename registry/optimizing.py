@@ -24,7 +24,6 @@ from dlplatform.engine.optimizing.report import report, serving_threads, threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant
-from dlplatform.engine.runtime import GRAPH
 from dlplatform.engine.schema import Column
 from dlplatform.engine.table import read_table
 from dlplatform.engine.tokens import FILE as TOKENIZER
@@ -33,6 +32,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 
 from . import services
 from .comparisons import failure
+from .graphs import graph_file
 from .models import ModelVersion, Optimization, OptimizedVariant
 from .workbench import Stopped, Workbench
 
@@ -127,7 +127,7 @@ class Optimizing:
                 metrics=metrics, lineage=self._lineage(plan), message=f"{plan.name} of v{parent.number}",
                 dataset_version=made.dataset_version, parents=[parent], branch=f"optimised-v{parent.number}",
             )  # fmt: skip
-            variant.graph = tree.get(GRAPH, {}).get("sha256", "")
+            variant.graph = tree[name]["sha256"] if (name := graph_file(tree)) else ""
             variant.report = told
             variant.save(update_fields=["output_version", "graph", "report"])
 

@@ -56,9 +56,7 @@ def variant_of(version, actor, problems=()):
 
 def test_variants_become_versions_with_reports_and_answer(version, trainer, viewer, api, client):
     address = f"/api/v1/model-versions/{version.pk}/optimizations"
-    wanted = {
-        "variants": [{"passes": ["onnx"]}, {"passes": ["structured", "int8"], "keep": 0.5, "epochs": 2}]
-    }
+    wanted = {"variants": [{"passes": ["onnx"]}, {"passes": ["structured", "int8"], "keep": 0.5, "epochs": 2}]}
     answer = api(trainer).post(address, wanted, format="json")
     assert answer.status_code == 202, answer.content
     found = done(Optimization.objects.get())
