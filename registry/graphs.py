@@ -1,24 +1,32 @@
-"""Whether the graph in a version may be run by onnxruntime: only one that an optimization here made and verified.
+"""Whether the graph in a version may be run: only one that an optimization here made and verified.
 
-Anybody who may commit files could put a graph into a tree, and onnxruntime is a large program that reads it.
+Anybody who may commit files could put a graph, or a traced program, into a tree, and large programs read them.
 """
 
+from typing import Any
+
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.runtime import GRAPH
+from dlplatform.engine.runtime import FILES
 
 from .models import ModelVersion, OptimizedVariant
 
 
 def brings_graph(version: ModelVersion) -> bool:
-    return GRAPH in version.tree
+    return graph_file(version.tree) is not None
+
+
+def graph_file(tree: dict[str, Any]) -> str | None:
+    """The file of a tree that holds the network whole."""
+    return next((name for name in FILES.values() if name in tree), None)
 
 
 def require_ours(version: ModelVersion) -> None:
     """Raises PackageError for a version with a graph that was not made here."""
-    if not brings_graph(version):
+    name = graph_file(version.tree)
+    if name is None:
         return
     made = OptimizedVariant.objects.filter(
-        graph=version.tree[GRAPH]["sha256"], optimization__model__organization=version.model.organization_id
+        graph=version.tree[name]["sha256"], optimization__model__organization=version.model.organization_id
     )
     if not made.exists():
-        raise PackageError(f"its {GRAPH} was not made by an optimization here, and is not run.")
+        raise PackageError(f"its {name} was not made by an optimization here, and is not run.")

@@ -14,9 +14,8 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.engine.optimizing.plan import Plan, PlanError, parse_plan, unfit
-from dlplatform.engine.runtime import GRAPH
 
-from . import availability, own_code
+from . import availability, graphs, own_code
 from .models import ModelVersion, Optimization, OptimizedVariant
 from .packages import MODEL
 
@@ -61,7 +60,7 @@ def request_optimization(
 def _check_version(version: ModelVersion) -> None:
     if MODEL not in version.tree:
         raise _invalid("version", "It was not trained here: only the platform's own models are optimised.", "unusable")
-    if GRAPH in version.tree:
+    if graphs.brings_graph(version):
         raise _invalid("version", "It is a graph already; optimise the version that it was made from.", "is_graph")
 
 

@@ -20,11 +20,10 @@ from dlplatform.engine import package
 from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
-from dlplatform.engine.optimizing.report import report
+from dlplatform.engine.optimizing.report import report, serving_threads, threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant
-from dlplatform.engine.runtime import GRAPH
 from dlplatform.engine.schema import Column
 from dlplatform.engine.table import read_table
 from dlplatform.engine.tokens import FILE as TOKENIZER
@@ -33,6 +32,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 
 from . import services
 from .comparisons import failure
+from .graphs import graph_file
 from .models import ModelVersion, Optimization, OptimizedVariant
 from .workbench import Stopped, Workbench
 
@@ -49,7 +49,8 @@ class Optimizing:
         settings.JOB_PATH.mkdir(parents=True, exist_ok=True)
         try:
             with tempfile.TemporaryDirectory(prefix="optimize-", dir=settings.JOB_PATH) as folder:
-                with lease_kept(self.optimization):
+                # Others compute on the same machine, and threads that wait for one another are the first to suffer.
+                with lease_kept(self.optimization), threads(serving_threads()):
                     self._work(Path(folder))
                 self._finish()
         except Stopped:
@@ -126,7 +127,7 @@ class Optimizing:
                 metrics=metrics, lineage=self._lineage(plan), message=f"{plan.name} of v{parent.number}",
                 dataset_version=made.dataset_version, parents=[parent], branch=f"optimised-v{parent.number}",
             )  # fmt: skip
-            variant.graph = tree.get(GRAPH, {}).get("sha256", "")
+            variant.graph = tree[name]["sha256"] if (name := graph_file(tree)) else ""
             variant.report = told
             variant.save(update_fields=["output_version", "graph", "report"])
 

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dlplatform.engine import compact, graphs, transformers_models
+from dlplatform.engine import compact, graphs, programs, transformers_models
 from dlplatform.engine.adapters import PREFIX, load_tensors, merged
 from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine.blocks import block_of
@@ -36,7 +36,7 @@ from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import Preprocessor
-from dlplatform.engine.runtime import GRAPH, ONNX, runtime_of
+from dlplatform.engine.runtime import EXPORTED, FILES, GRAPH, PROGRAM, runtime_of
 from dlplatform.engine.shape_limits import check_limits
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
@@ -74,7 +74,7 @@ class Package:
 
 @dataclass(frozen=True)
 class GraphPackage:
-    """A package in memory whose network is a graph: ``session`` is one of onnxruntime."""
+    """A package in memory whose network is written down whole: ``session`` is one of onnxruntime, or a traced module."""
 
     description: dict[str, Any]
     session: Any
@@ -128,8 +128,8 @@ def is_adapter(description: dict[str, Any]) -> bool:
 
 def weights_file(description: dict[str, Any]) -> str:
     """The file that holds a package's tensors, or its graph."""
-    if runtime_of(description).kind == ONNX:
-        return GRAPH
+    if whole := FILES.get(runtime_of(description).kind):
+        return whole
     return ADAPTER if is_adapter(description) else WEIGHTS
 
 
@@ -151,8 +151,10 @@ def load(directory: Path, *, sandboxed: bool = False) -> Package:
     network: see `load_graph`.
     """
     description = verify(directory)
-    if runtime_of(description).kind == ONNX:
-        raise PackageError("The network is a graph for onnxruntime; take the version that it was made from instead.")
+    if runtime_of(description).kind in FILES:
+        raise PackageError(
+            "The network is a graph, without weights of its own; take the version that it was made from instead."
+        )
     if runs_code(description) and not sandboxed:
         raise PackageError("The model is built by code of its own, which is run only in a sandbox.")
     network = _built(directory, description)
@@ -170,15 +172,17 @@ def load(directory: Path, *, sandboxed: bool = False) -> Package:
 
 
 def is_graph(directory: Path) -> bool:
-    """Whether a package's network is a graph. Raises PackageError."""
-    return runtime_of(read_description(directory)).kind == ONNX
+    """Whether a package's network is a graph, or a traced program. Raises PackageError."""
+    return runtime_of(read_description(directory)).kind in FILES
 
 
 def load_graph(directory: Path) -> GraphPackage:
     """Verify a package whose network is a graph, and open it. Raises PackageError."""
     description = verify(directory)
     preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
-    return GraphPackage(description, graphs.opened(directory / GRAPH), preprocessor)
+    exported = runtime_of(description).kind == EXPORTED
+    opened = programs.opened(directory / PROGRAM) if exported else graphs.opened(directory / GRAPH)
+    return GraphPackage(description, opened, preprocessor)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -263,7 +267,7 @@ def verify(directory: Path) -> dict[str, Any]:
     _check_files(directory)
     description = read_description(directory)
     _require_weights(directory, (weights_file(description),))
-    if runtime_of(description).kind == ONNX:
+    if runtime_of(description).kind in FILES:
         _verify_graph(directory, description)
         return _with_whole_files(directory, description)
     header = read_header(directory / weights_file(description))
@@ -279,7 +283,11 @@ def verify(directory: Path) -> dict[str, Any]:
 def _verify_graph(directory: Path, description: dict[str, Any]) -> None:
     if description["task"] == LANGUAGE or runs_code(description) or is_adapter(description):
         raise PackageError("Only a network of rows that is whole and of this platform can be a graph.")
-    graphs.check(directory / GRAPH, runtime_of(description), _shape(directory, description))
+    runtime, shape = runtime_of(description), _shape(directory, description)
+    if runtime.kind == EXPORTED:
+        programs.check(directory / PROGRAM, runtime)
+    else:
+        graphs.check(directory / GRAPH, runtime, shape)
 
 
 def _with_whole_files(directory: Path, description: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +310,7 @@ def _check_files(directory: Path) -> None:
                 f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
                 "Convert the weights with safetensors.torch.save_file and upload that."
             )
-    _require_weights(directory, (WEIGHTS, ADAPTER, GRAPH))
+    _require_weights(directory, (WEIGHTS, ADAPTER, *FILES.values()))
 
 
 def _require_weights(directory: Path, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from dlplatform.engine.image_arrays import Source, source_in
 from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.request_rows import RequestRows
-from dlplatform.engine.runners import GraphRunner, Runner, torch_runner
+from dlplatform.engine.runners import Runner, torch_runner, whole_runner
 from dlplatform.engine.table import Table
 from dlplatform.engine.writer import Writer
 
@@ -46,7 +46,7 @@ class Predictor:
         """The package; sets what answers: ``run``, or ``writer`` for texts."""
         if package.is_graph(directory):
             graph = package.load_graph(directory)
-            self.run: Runner = GraphRunner(graph.session)
+            self.run: Runner = whole_runner(graph.session, graph.description)
             return graph
         loaded = package.load(directory, sandboxed=sandboxed)
         self.network = loaded.network

@@ -1,4 +1,7 @@
-"""How a package is to be run: by torch, with weights kept in so many bits, or as a graph by onnxruntime. Torch-free."""
+"""How a package is to be run: by torch, with weights kept in so many bits or as a traced program, or as a graph by onnxruntime.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from dlplatform.engine.errors import PackageError
 GRAPH: Final = "model.onnx"
 TORCH: Final = "torch"
 ONNX: Final = "onnx"
+EXPORTED: Final = "exported"
+PROGRAM: Final = "model.pt2"
+FILES: Final = {ONNX: GRAPH, EXPORTED: PROGRAM}  # of networks that are written down whole, not as weights
 FLOAT32: Final = "float32"
 KEPT: Final = (FLOAT32, "bfloat16", "int8")  # what a file of weights may hold its matrices as
 PRECISIONS: Final = (FLOAT32, "int8-dynamic", "int8-static")  # what a graph computes in
@@ -20,8 +26,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Runtime:
-    """``kind``: torch or onnx. ``weights``: how a package for torch keeps its matrices. Of a graph: its ``precision``,
-    ``opset``, the SHA-256 of its file and the version of the ``program`` that it was checked with."""
+    """``kind``: torch, onnx or exported (what torch.export traced). ``weights``: how a package for torch keeps its
+    matrices. Of a graph: its ``precision``, ``opset``, the SHA-256 of its file and the version of the ``program`` that it
+    was checked with; of a traced program the last two."""
 
     kind: str = TORCH
     weights: str = FLOAT32
@@ -44,7 +51,7 @@ def runtime_of(description: dict[str, Any]) -> Runtime:
         runtime = Runtime(**raw)
     except TypeError as error:
         raise PackageError(f"{MODEL} does not say how the network is to be run.") from error
-    if not (_is_torch(runtime) or _is_graph(runtime)):
+    if not (_is_torch(runtime) or _is_graph(runtime) or _is_program(runtime)):
         raise PackageError(f"{MODEL} describes a way to run the network that does not exist here.")
     return runtime
 
@@ -54,5 +61,13 @@ def _is_torch(runtime: Runtime) -> bool:
 
 
 def _is_graph(runtime: Runtime) -> bool:
-    named = isinstance(runtime.sha256, str) and bool(_SHA256.fullmatch(runtime.sha256))
-    return runtime.kind == ONNX and runtime.precision in PRECISIONS and isinstance(runtime.opset, int) and named
+    known = runtime.kind == ONNX and runtime.precision in PRECISIONS and isinstance(runtime.opset, int)
+    return known and _is_named(runtime)
+
+
+def _is_program(runtime: Runtime) -> bool:
+    return runtime.kind == EXPORTED and not runtime.precision and runtime.weights == FLOAT32 and _is_named(runtime)
+
+
+def _is_named(runtime: Runtime) -> bool:
+    return isinstance(runtime.sha256, str) and bool(_SHA256.fullmatch(runtime.sha256))

@@ -56,9 +56,7 @@ def variant_of(version, actor, problems=()):
 
 def test_variants_become_versions_with_reports_and_answer(version, trainer, viewer, api, client):
     address = f"/api/v1/model-versions/{version.pk}/optimizations"
-    wanted = {
-        "variants": [{"passes": ["onnx"]}, {"passes": ["structured", "onnx-int8-dynamic"], "keep": 0.5, "epochs": 2}]
-    }
+    wanted = {"variants": [{"passes": ["onnx"]}, {"passes": ["structured", "int8"], "keep": 0.5, "epochs": 2}]}
     answer = api(trainer).post(address, wanted, format="json")
     assert answer.status_code == 202, answer.content
     found = done(Optimization.objects.get())
@@ -72,7 +70,7 @@ def test_variants_become_versions_with_reports_and_answer(version, trainer, view
     assert first.graph == child.tree["model.onnx"]["sha256"]
     assert first.report["agreement"] == 1.0 and first.report["difference"] < 1e-4
     told = api(viewer).get(f"/api/v1/optimizations/{found.pk}").json()
-    assert [one["name"] for one in told["variants"]] == ["onnx", "structured 50% + onnx-int8-dynamic"]
+    assert [one["name"] for one in told["variants"]] == ["onnx", "structured 50% + int8"]
     assert api(viewer).get(address).json()["results"][0]["id"] == str(found.pk)
     row = {"length": 5.1, "width": 3.0, "colour": "red"}
     before, after = (cache.loaded(one).predict([row])[0] for one in (version, child))

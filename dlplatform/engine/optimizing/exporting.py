@@ -16,6 +16,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.graphs import ANSWERS, MAXIMUM_BYTES, input_types
 from dlplatform.engine.network import Batch, RowNetwork
 from dlplatform.engine.objective import mean_prediction
+from dlplatform.engine.programs import traced
 
 OPSET: Final = 20
 _ROWS: Final = 2  # of the example that is traced
@@ -97,6 +98,18 @@ def exported(network: RowNetwork) -> Any:
     if model.ByteSize() > MAXIMUM_BYTES:
         raise EngineError("not_exportable", "A graph of more than 2 GB cannot be one file.", "Choose another pass.")
     return model
+
+
+def program_of(network: RowNetwork) -> bytes:
+    """The file of the network as torch.export traces it. Raises EngineError ``not_exportable``."""
+    with _quiet():
+        try:
+            return traced(Answering(network).eval(), _example(network))
+        except Exception as error:  # whatever in the network cannot be traced
+            sentence, fix = "The network cannot be traced by torch.export.", "Choose another pass."
+            raise EngineError(
+                "not_exportable", sentence, fix, detail=f"{type(error).__name__}: {error}"[:2000]
+            ) from error
 
 
 def _forget_sources(model: Any) -> None:

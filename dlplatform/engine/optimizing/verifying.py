@@ -11,13 +11,13 @@ from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.description import read_description
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.evaluation import baseline, measure
-from dlplatform.engine.optimizing.plan import GRAPH, GRAPHS, KEEPING, Plan
+from dlplatform.engine.optimizing.plan import EXACTLY, EXPORT, GRAPHS, KEEPING, Plan
 from dlplatform.engine.optimizing.rows import actual, held_out, held_out_answers, inputs_at
 from dlplatform.engine.package import weights_file
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.runners import Array, Runner
-from dlplatform.engine.runtime import runtime_of
+from dlplatform.engine.runtime import EXPORTED, runtime_of
 
 EXACT: Final = 1e-4  # how far answers of a graph may be from PyTorch's
 LEAST_AGREEMENT: Final = 0.9  # of answers after fewer bits with those before
@@ -66,8 +66,8 @@ def _check_description(parent: dict[str, Any], variant: Path, plan: Plan) -> Non
         if described.get(name) != parent.get(name):
             raise BrokenPass(f"The result says something else than its parent about {name}.")
     wanted = GRAPHS.get(plan.keeping or "", "")
-    kept = "float32" if wanted or plan.keeping is None else plan.keeping
-    if (runtime.precision, runtime.weights) != (wanted, kept):
+    kept = "float32" if wanted or plan.keeping in (None, EXPORT) else plan.keeping
+    if (runtime.precision, runtime.weights, runtime.kind == EXPORTED) != (wanted, kept, plan.keeping == EXPORT):
         raise BrokenPass("The result is not kept as the pass should keep it.")
 
 
@@ -105,7 +105,7 @@ def _check_likeness(before: Array, after: Array, plan: Plan, dataset: Dataset) -
         return
     far = float(np.abs(before - after).max())
     agreed = agreement(before.mean(0), after.mean(0), dataset)
-    if plan.keeping == GRAPH and (far > EXACT or (dataset.target.is_class and agreed < 1)):
+    if plan.keeping in EXACTLY and (far > EXACT or (dataset.target.is_class and agreed < 1)):
         raise BrokenPass(f"The graph's answers are up to {far:.2g} from PyTorch's; {EXACT:g} are allowed.")
     if agreed < LEAST_AGREEMENT:
         raise BrokenPass(f"The result agrees with what it was made from on {agreed:.1%} of the rows only.")
@@ -126,7 +126,7 @@ def _check_alone(run: Runner, probe: Inputs, together: Array, plan: Plan) -> Non
     """A row's answer must not depend on the rows beside it, but for a scale that they share."""
     rows = np.arange(len(probe.numbers))
     alone = np.concatenate([_answers(run, inputs_at(probe, rows[row : row + 1])) for row in rows], axis=1)
-    shared = plan.keeping in KEEPING and plan.keeping != GRAPH
+    shared = plan.keeping in KEEPING and plan.keeping not in EXACTLY
     spread = max(1.0, float(np.abs(together).max()))
     if np.abs(alone - together).max() > (FAR if shared else EXACT) * spread:
         raise BrokenPass("What the result answers for a row depends on the rows beside it.")

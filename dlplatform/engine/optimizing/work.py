@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dlplatform.engine import compact, package
 from dlplatform.engine.card import model_card
 from dlplatform.engine.dataset import Dataset
@@ -14,16 +16,16 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.evaluation import evaluate
 from dlplatform.engine.network import RowNetwork, build_network
 from dlplatform.engine.optimizing import pruning
-from dlplatform.engine.optimizing.exporting import OPSET, exported
+from dlplatform.engine.optimizing.exporting import OPSET, exported, program_of
 from dlplatform.engine.optimizing.learning import student_of, teach
-from dlplatform.engine.optimizing.plan import DISTIL, GRAPHS, SPARSE, STRUCTURED, Plan, unfit
+from dlplatform.engine.optimizing.plan import DISTIL, EXPORT, GRAPHS, SPARSE, STRUCTURED, Plan, unfit
 from dlplatform.engine.optimizing.quantizing import quantized
 from dlplatform.engine.optimizing.rows import actual, calibration, held_out_answers
 from dlplatform.engine.optimizing.verifying import verified
 from dlplatform.engine.package import Package
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.runners import TorchRunner
-from dlplatform.engine.runtime import ONNX, Runtime
+from dlplatform.engine.runtime import EXPORTED, ONNX, Runtime
 from dlplatform.engine.tokens import FILE as TOKENIZER
 
 Beat = Callable[[float], None]
@@ -87,6 +89,11 @@ def kept(network: RowNetwork, plan: Plan, dataset: Dataset) -> tuple[bytes, Runt
     """The file of the network as the plan's last pass keeps it."""
     if plan.keeping in GRAPHS:
         return _graph(network, GRAPHS[plan.keeping], dataset)
+    if plan.keeping == EXPORT:
+        content = program_of(network)
+        return content, Runtime(
+            EXPORTED, sha256=hashlib.sha256(content).hexdigest(), program=f"torch {torch.__version__}"
+        )
     weights = plan.keeping or "float32"
     tensors = compact.stored(network, network.state_dict(), weights)
     return package.weights_content(tensors), Runtime(weights=weights)
