@@ -30,20 +30,20 @@ def image_response(request: HttpRequest, version: DatasetVersion, sha256: str, *
             raise Http404
         digest, kind = _chosen(record, small)
         if request.headers.get("If-None-Match") == f'"{digest}"':
-            return _described(HttpResponse(status=304), digest)
+            return described(HttpResponse(status=304), digest)
         response = HttpResponse(store.read(digest), content_type=CONTENT_TYPES[kind])
     except (MissingObject, CorruptObject, OSError):
         raise Conflict("The image cannot be read now; restore the object from a backup.", code="unreadable") from None
     name = quote(f"{sha256[:16]}.{kind.lower()}", safe="")
     response["Content-Disposition"] = f"{'inline' if kind in SHOWN_BY_BROWSERS else 'attachment'}; filename={name}"
-    return _described(response, digest)
+    return described(response, digest)
 
 
 def _chosen(record: ImageRecord, small: bool) -> tuple[str, str]:
     return (record.thumbnail, record.thumbnail_format) if small else (record.sha256, record.format)
 
 
-def _described(response: HttpResponse, digest: str) -> HttpResponse:
+def described(response: HttpResponse, digest: str) -> HttpResponse:
     """Whatever the bytes are, the browser takes them for an image of the named kind and for nothing else."""
     response["ETag"] = f'"{digest}"'
     response["Cache-Control"] = f"private, max-age={CACHED_SECONDS}"

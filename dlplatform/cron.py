@@ -26,7 +26,7 @@ from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
 from registry.models import Comparison, Merge, Optimization, Upload
-from registry.serving import batches, following, prediction_log
+from registry.serving import batches, following, logged_images, prediction_log
 from registry.serving.experiments import ticking as experiments
 from registry.serving.models import BatchPrediction
 from training import job_directories, kept_checkpoints, preflights, states
@@ -111,10 +111,15 @@ def models_and_code(organization: UUID) -> set[str]:
     return model_objects.reachable_objects(organization) | code_objects.reachable_objects(organization)
 
 
+def datasets_and_logs(organization: UUID) -> set[str]:
+    """Images that were sent to models are stored beside those of datasets."""
+    return dataset_objects.reachable_objects(organization) | logged_images.reachable_objects(organization)
+
+
 def collect_objects() -> None:
     """Condemn and sweep the objects of every organization that no version refers to any more."""
     grace = timedelta(days=settings.OBJECT_GRACE_DAYS)
-    sources = {"models": models_and_code, "datasets": dataset_objects.reachable_objects}
+    sources = {"models": models_and_code, "datasets": datasets_and_logs}
     for storage, reachable_objects in sources.items():
         collection.remove_abandoned(storage, grace=grace)
         for organization in Organization.objects.values_list("pk", flat=True):

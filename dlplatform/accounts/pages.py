@@ -1,8 +1,8 @@
 """What the pages of every app share: where the person works, refusals as messages, lists in pages."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
@@ -12,9 +12,12 @@ from django.shortcuts import render
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from dlplatform.api import Conflict
+from dlplatform.web import add_errors
 
 from .models import Organization
 from .organizations import context
+
+T = TypeVar("T")
 
 PAGE_ROWS = 50
 
@@ -33,6 +36,17 @@ def organization_or_404(request: HttpRequest) -> Organization:
 
 def no_organization(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/no_organization.html")
+
+
+def made_or_none(form: Any, make: Callable[[], T]) -> T | None:
+    """What a service makes of a form; None, with the reason on the form, when it refuses."""
+    try:
+        return make()
+    except ValidationError as error:
+        add_errors(form, error)
+    except Conflict as conflict:
+        form.add_error(None, str(conflict.detail))
+    return None
 
 
 @contextmanager

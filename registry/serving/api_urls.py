@@ -13,6 +13,10 @@ urlpatterns = [
     path("deployments/<uuid:deployment>/undo", api.DeploymentUndoView.as_view()),
     path("deployments/<uuid:deployment>/requests", log_api.RequestsView.as_view()),
     path("deployments/<uuid:deployment>/requests/<uuid:request_id>", log_api.RequestView.as_view()),
+    path(
+        "deployments/<uuid:deployment>/requests/<uuid:request_id>/images/<str:sha256>",
+        log_api.RequestImageView.as_view(),
+    ),
     path("deployments/<uuid:deployment>/feedback", log_api.FeedbackView.as_view()),
     path("deployments/<uuid:deployment>/predict", api.DeploymentPredictView.as_view()),
     *experiments,

@@ -2,7 +2,9 @@
 
 from uuid import UUID
 
-from django.http import Http404
+from django.http import Http404, HttpResponse
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiResponse
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -14,6 +16,7 @@ from dlplatform.api import PagedView, documented
 from . import feedback, prediction_log
 from .api import TAGS, the_deployment
 from .models import PredictionRecord, Variant
+from .request_views import logged_image
 from .serializers import FeedbackIn, FeedbackOut, PredictionRecordOut
 
 MOST_LABELS = 10_000
@@ -73,6 +76,18 @@ class RequestView(APIView):
         if record is None:
             raise Http404
         return Response(PredictionRecordOut(record, context=_beside([record])).data)
+
+
+class RequestImageView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "An image that was sent in a request", tags=TAGS,
+        description="Its bytes, by the id that stands as `object:…` in the request's `instances`.",
+        answer=OpenApiResponse(OpenApiTypes.BINARY, description="The image's bytes"),
+    )  # fmt: skip
+    def get(self, request: Request, deployment: UUID, request_id: UUID, sha256: str) -> HttpResponse:
+        return logged_image(the_deployment(request, deployment), request_id, sha256)
 
 
 class FeedbackView(APIView):

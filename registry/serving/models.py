@@ -171,7 +171,9 @@ class PredictionRecord(models.Model):
         help_text="Probability, from 0 to 1, with which that revision chooses this live variant for a new key",
     )
     key = models.CharField(max_length=200, blank=True)
-    instances = models.JSONField(help_text="The rows as they were sent; an image as the SHA-256 of what was sent")
+    instances = models.JSONField(
+        help_text="The rows as they were sent; an image as its object's id, see `logged_images`"
+    )
     predictions = models.JSONField(null=True, help_text="The answer in the order of the rows; null after an error")
     milliseconds = models.FloatField(help_text="From the choice of the variant to its answer")
     error = models.CharField(max_length=60, blank=True, help_text="Code of the error that was answered")
@@ -189,6 +191,26 @@ class PredictionRecord(models.Model):
 
     def __str__(self) -> str:
         return str(self.request_id)
+
+
+class LoggedImage(models.Model):
+    """An image that records of a deployment name by the id of its object; see `logged_images`."""
+
+    tenant_parent = "deployment"
+
+    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="+")
+    sha256 = models.CharField(max_length=64)
+    size = models.PositiveBigIntegerField(help_text="Bytes")
+    at = models.DateTimeField(help_text="Of the newest record that names it")
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["deployment", "sha256"], name="logged_image_once")]
+        indexes = [models.Index(fields=["at"], name="logged_image_by_time")]
+
+    def __str__(self) -> str:
+        return self.sha256
 
 
 class Feedback(models.Model):
@@ -222,5 +244,5 @@ from .experiments.models import Experiment, Look, Rollout, RunningSum, Supersede
 
 __all__ = [
     "BatchPrediction", "Deployment", "DeploymentChange", "DeploymentGroupPermission", "DeploymentUserPermission",
-    "Experiment", "Feedback", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
+    "Experiment", "Feedback", "LoggedImage", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
 ]  # fmt: skip

@@ -20,13 +20,15 @@ from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
 
+from . import logged_images
 from .experiments.holding import needed_since
 from .experiments.models import SupersededLabel
-from .models import Deployment, Feedback, PredictionRecord, Variant
+from .models import Deployment, Feedback, LoggedImage, PredictionRecord, Variant
 
 SECONDS = 1.0
 MOST = 10_000
 BATCH = 500
+MOST_IMAGES = 64 << 20  # characters of images that wait; further ones are kept as hashes
 
 ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", ""))
 
@@ -50,9 +52,11 @@ class Entry:
     milliseconds: float
     error: str
     at: datetime
+    organization_id: UUID | None = None
+    images: tuple[logged_images.Sent, ...] = ()  # of its rows, which name them by hash until they are stored
 
 
-COLUMNS = tuple(field.name for field in fields(Entry))
+COLUMNS = tuple(field.name for field in fields(Entry))[:-2]
 
 
 class RecordBuffer:
@@ -65,6 +69,7 @@ class RecordBuffer:
         self._writing = threading.Lock()
         self._full = threading.Event()
         self._started = False
+        self._of_images = 0
         self.lost = 0  # since it was last told
         self.lost_ever = 0
 
@@ -80,12 +85,21 @@ class RecordBuffer:
                 self.lost += 1
                 self.lost_ever += 1
                 return
+            if record.images:
+                self._take_images(record)
             self._waiting.append(record)
             if self._writes and not self._started:
                 self._started = True
                 threading.Thread(target=self._work, name="prediction log", daemon=True).start()
         if len(self._waiting) >= BATCH:
             self._full.set()
+
+    def _take_images(self, record: Entry) -> None:
+        size = _size(record)
+        if self._of_images + size > MOST_IMAGES:
+            record.images = ()
+        else:
+            self._of_images += size
 
     def _work(self) -> None:
         while True:
@@ -101,12 +115,18 @@ class RecordBuffer:
         written = 0
         with self._writing:
             while batch := self._next():
+                waiting = sum(map(_size, batch))
                 try:
+                    logged_images.keep(batch)
                     _write(batch)
                 except DatabaseError as error:
                     logger.warning("%d records of predictions wait: %s", len(batch), error)
                     self._put_back(batch)
                     break
+                for record in batch:
+                    record.images = ()
+                with self._lock:  # what is stored, or will not be, waits no more
+                    self._of_images -= waiting
                 written += len(batch)
             self._tell_lost()
         return written
@@ -124,6 +144,10 @@ class RecordBuffer:
             lost, self.lost = self.lost, 0
         if lost:
             logger.error("%d records of predictions were lost: the database did not take them in time", lost)
+
+
+def _size(record: Entry) -> int:
+    return sum(len(image.text) for image in record.images)
 
 
 def _write(batch: list[Entry]) -> None:
@@ -211,10 +235,10 @@ def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[i
 
 
 def forget_old() -> int:
-    """Delete records and feedback that are older than the policy and that no experiment needs; how many."""
+    """Delete records, their images and feedback that are older than the policy and that no experiment needs; how many."""
     before = timezone.now() - timedelta(days=settings.PREDICTION_LOG_DAYS)
     kept = needed_since(before)
-    tables = ((PredictionRecord, "at"), (Feedback, "at"), (SupersededLabel, "replaced_at"))
+    tables = ((PredictionRecord, "at"), (Feedback, "at"), (SupersededLabel, "replaced_at"), (LoggedImage, "at"))
     removed = 0
     for table, moment in tables:
         old = table.objects.filter(**{f"{moment}__lt": before})

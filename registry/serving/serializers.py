@@ -183,7 +183,10 @@ class PredictionRecordOut(serializers.ModelSerializer):
 
     variant = serializers.UUIDField(source="variant_id")
     version = serializers.UUIDField(source="variant.version_id")
-    instances = serializers.ListField(child=serializers.DictField(), help_text="An image as `sha256:…` of its text")
+    instances = serializers.ListField(
+        child=serializers.DictField(),
+        help_text="An image as `object:…`, the id of its bytes, or as `sha256:…` of its text where these were not kept",
+    )  # fmt: skip
     predictions = serializers.ListField(child=serializers.DictField(), allow_null=True, help_text="Null after an error")
     labels = serializers.SerializerMethodField(help_text="What feedback said, by the position of the row")
     shadows = serializers.SerializerMethodField(help_text="What the shadow variants made of their copies")

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from . import batch_views, views
+from . import batch_views, request_views, views
 from .experiments.urls import urlpatterns as experiments
 
 urlpatterns = [
@@ -17,5 +17,15 @@ urlpatterns = [
     path("deployments/<uuid:deployment>/undo", views.deployment_undo, name="deployment-undo"),
     path("deployments/<uuid:deployment>/archive", views.deployment_archive, name="deployment-archive"),
     path("deployments/<uuid:deployment>/restore", views.deployment_restore, name="deployment-restore"),
+    path(
+        "deployments/<uuid:deployment>/requests/<uuid:request_id>/",
+        request_views.request_page,
+        name="deployment-request",
+    ),
+    path(
+        "deployments/<uuid:deployment>/requests/<uuid:request_id>/images/<str:sha256>",
+        request_views.request_image,
+        name="deployment-request-image",
+    ),
     path("deployments/<uuid:deployment>/try", views.deployment_try, name="deployment-try"),
 ]

@@ -60,7 +60,15 @@ def things(organization, trainer):
         deployment=deployment, control=made, challenger=made, number=1, hypothesis=HOSTILE, conclusion=HOSTILE
     )
     factories.RolloutFactory(deployment=deployment, stable=made, number=1, conclusion=HOSTILE)
+    asked = factories.PredictionRecordFactory(
+        deployment=deployment,
+        variant=deployment.variants.get(),
+        instances=[{HOSTILE: HOSTILE}],
+        key=HOSTILE,
+        error=HOSTILE[:60],
+    )
     return {
+        "asked": asked,
         "deployment": deployment,
         "batch": factories.BatchPredictionFactory(version=made, dataset_version=version, name=HOSTILE),
         "code": code,
@@ -104,6 +112,7 @@ def pages_of(things):
         reverse("deployment", args=[things["deployment"].pk]), reverse("batch", args=[things["batch"].pk]),
         reverse("deployment-experiment", args=[things["deployment"].pk, 1]),
         reverse("canary", args=[things["deployment"].pk, 1]),
+        reverse("deployment-request", args=[things["deployment"].pk, things["asked"].request_id]),
         reverse("dataset-version-lineage", args=[things["version"].pk]), reverse("run-lineage", args=[run]),
         reverse("model-version-lineage", args=[version]),
     ]  # fmt: skip

@@ -63,6 +63,11 @@ def record_of(deployment, **more):
     )  # fmt: skip
 
 
+def entry_of(record):
+    """As the inference server hands it to the buffer."""
+    return prediction_log.Entry(*(getattr(record, name) for name in prediction_log.COLUMNS))
+
+
 def test_what_answered_a_request_is_one_look_up(api, viewer, stranger, deployment, answers, buffer):
     client = api(viewer)
     answer = ask(client, deployment, ROW | {"picture": "AAAA"}, key="k7").json()
@@ -73,7 +78,7 @@ def test_what_answered_a_request_is_one_look_up(api, viewer, stranger, deploymen
     assert found["version"] == answer["version"] and found["variant"] == answer["variant"] and found["key"] == "k7"
     assert found["predictions"] == answer["predictions"] and found["error"] == "" and found["milliseconds"] > 0
     assert found["revision"] == deployment.revision and found["propensity"] == 1 and found["shadows"] == []
-    assert found["instances"][0]["x"] == 1.5 and found["instances"][0]["picture"].startswith("sha256:")
+    assert found["instances"][0]["x"] == 1.5 and found["instances"][0]["picture"].startswith("object:")
     assert client.get(url).json()["results"] == [found]
     assert client.get(f"{url}/{uuid4()}").status_code == 404
     assert api(stranger).get(f"{url}/{answer['request_id']}").status_code == 404
@@ -129,7 +134,7 @@ def test_records_wait_for_a_database_that_is_away_and_are_lost_beyond_the_bound(
     monkeypatch.setattr(prediction_log, "MOST", 3)
     records = [record_of(deployment) for _ in range(5)]
     for record in records:
-        buffer.add(record)
+        buffer.add(entry_of(record))
     assert buffer.flush() == 0 and "2 records of predictions were lost" in caplog.text
     monkeypatch.setattr(prediction_log, "_write", real)
     assert buffer.flush() == 3
@@ -147,7 +152,7 @@ def test_a_record_that_cannot_be_written_costs_no_other(deployment, buffer, orga
     gone.delete()
     orphan.deployment_id, orphan.variant_id = uuid4(), uuid4()
     for record in (orphan, odd, good):
-        buffer.add(record)
+        buffer.add(entry_of(record))
     buffer.flush()
     assert list(PredictionRecord.objects.values_list("request_id", flat=True)) == [good.request_id]
 
@@ -157,7 +162,7 @@ def test_a_record_is_kept_as_it_is_whatever_it_holds(deployment, buffer):
     odd = 'a\\b\t"c"\r\n\\N ü'
     record = record_of(deployment, key=odd, predictions=[{"text": odd, "x": None}], propensity=0.25, revision=3)
     record.instances = [{odd: odd, "many": 10**30, "y": -0.5, "z": True}]
-    buffer.add(record)
+    buffer.add(entry_of(record))
     assert buffer.flush() == 1
     kept = PredictionRecord.objects.get()
     for name in ("request_id", "key", "instances", "predictions", "propensity", "revision", "role", "at", "error"):
@@ -277,7 +282,7 @@ def test_details_are_changed_by_maintainers_alone(trainer, maintainer, deploymen
 @pytest.mark.django_db(transaction=True)
 def test_a_thread_writes_within_seconds(deployment):
     buffer = prediction_log.RecordBuffer()
-    buffer.add(record_of(deployment))
+    buffer.add(entry_of(record_of(deployment)))
     deadline = time.monotonic() + 10
     while not PredictionRecord.objects.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -299,10 +304,9 @@ settings.DATABASES["default"]["NAME"] = {connection.settings_dict["NAME"]!r}
 from django.utils import timezone
 from registry.serving.server.application import InferenceServer
 from registry.serving import prediction_log
-from registry.serving.models import PredictionRecord
 prediction_log.SECONDS = 3600
-prediction_log.buffer.add(PredictionRecord(request_id="{uuid4()}", deployment_id="{deployment.pk}", variant_id="{variant.pk}",
-    instances=[], milliseconds=1, at=timezone.now()))
+prediction_log.buffer.add(prediction_log.Entry("{uuid4()}", "{deployment.pk}", "{variant.pk}", "live", 1, None, "", [], None, 1.0,
+    "", timezone.now()))
 print("ready", flush=True)
 uvicorn.run(InferenceServer(), port=0, lifespan="on", log_level="info")
 """

@@ -7,8 +7,10 @@ from django import forms
 
 from registry.models import ModelVersion
 
-from .forms import METRICS, watched
+from .forms import METRICS, LimitsForm
 from .models import Experiment
+
+FAILS_AT_MOST = 0.05
 
 
 def written(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -16,27 +18,13 @@ def written(steps: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{100 * one['share']:g} {one['minutes']:g} {one['requests']}" for one in steps)
 
 
-class CanaryForm(forms.Form):
+class CanaryForm(LimitsForm):
     candidate = forms.UUIDField(widget=forms.Select, label="Version that takes over")
     steps = forms.CharField(
         max_length=2000, widget=forms.Textarea({"rows": 4}),
         help_text="A line each: percent of the traffic, minutes at least, requests at least. The last has 100",
     )  # fmt: skip
     reason = forms.CharField(max_length=2000, required=False, label="Reason, for the log")
-    errors_limit = forms.FloatField(
-        min_value=0,
-        max_value=1,
-        required=False,
-        initial=0.05,
-        label="It fails at most",
-        help_text="As a share; blank: not watched",
-    )
-    slow_milliseconds = forms.FloatField(
-        min_value=0, max_value=3_600_000, required=False, label="Slow is above", help_text="Milliseconds"
-    )
-    slow_limit = forms.FloatField(
-        min_value=0, max_value=1, required=False, label="It is slow at most", help_text="As a share of its requests"
-    )
     metric = forms.ChoiceField(
         choices=[("", "nothing"), *METRICS.items()], required=False, label="Compared with the version before"
     )
@@ -50,6 +38,7 @@ class CanaryForm(forms.Form):
 
     def __init__(self, *args: Any, versions: list[ModelVersion], **more: Any) -> None:
         super().__init__(*args, **more)
+        self.fields["errors_limit"].initial = FAILS_AT_MOST
         self.fields["candidate"].widget.choices = [(one.pk, str(one)) for one in versions]  # type: ignore[attr-defined]
 
     def clean_steps(self) -> list[dict[str, Any]]:
@@ -72,7 +61,7 @@ class CanaryForm(forms.Form):
 
     def wanted(self) -> dict[str, Any]:
         """As `rollouts.start_rollout` names it."""
-        given, guards = self.cleaned_data, watched(self.cleaned_data)
+        given, guards = self.cleaned_data, self.limits()
         if given["metric"]:
             guards.append({"kind": Experiment.Metric(given["metric"]).value, "tolerance": given["tolerance"]})
         return {name: given[name] for name in ("candidate", "steps", "reason")} | {"guardrails_wanted": guards}

@@ -3,18 +3,15 @@
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from dlplatform.accounts.access import may, require
-from dlplatform.accounts.pages import refusals_as_messages, said, submitted
-from dlplatform.api import Conflict
-from dlplatform.web import add_errors, page
+from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, submitted
+from dlplatform.web import page
 from registry.serving.forms import ChangeForm, candidates
-from registry.serving.models import Deployment
 from registry.serving.views import deployment_or_404
 
 from . import rollouts
@@ -42,22 +39,19 @@ def canary_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
         request.POST if request.method == "POST" else None, versions=versions,
         initial={"steps": written(rollouts.BLUE_GREEN if at_once else rollouts.CANARY)},
     )  # fmt: skip
-    if request.method == "POST" and form.is_valid() and (made := _started(request, found, form)):
+    if (
+        request.method == "POST"
+        and form.is_valid()
+        and (
+            made := made_or_none(
+                form, lambda: rollouts.start_rollout(actor=request.user, deployment=found, **form.wanted())
+            )
+        )
+    ):
         said(request, f"Canary {made.number} begins with {100 * made.share:g} % of the traffic.")
         return redirect("canary", found.pk, made.number)
     context = {"section": "deployments", "deployment": found, "form": form, "versions": versions, "at_once": at_once}
     return render(request, "serving/canary_new.html", context)
-
-
-def _started(request: HttpRequest, deployment: Deployment, form: CanaryForm) -> Rollout | None:
-    """The canary; None, with the reason on the form, when it is refused."""
-    try:
-        return rollouts.start_rollout(actor=request.user, deployment=deployment, **form.wanted())  # type: ignore[arg-type]
-    except ValidationError as error:
-        add_errors(form, error)
-    except Conflict as conflict:
-        form.add_error(None, str(conflict.detail))
-    return None
 
 
 @require_safe

@@ -25,6 +25,39 @@ MODES = {
 }
 
 
+class LimitsForm(forms.Form):
+    """Guardrails on the new version alone, of experiments and canaries."""
+
+    errors_limit = forms.FloatField(
+        min_value=0,
+        max_value=1,
+        required=False,
+        label="Fails at most",
+        help_text="The new one, as a share; blank: not watched",
+    )
+    slow_milliseconds = forms.FloatField(
+        min_value=0, max_value=3_600_000, required=False, label="Slow is above", help_text="Milliseconds"
+    )
+    slow_limit = forms.FloatField(
+        min_value=0,
+        max_value=1,
+        required=False,
+        label="Is slow at most",
+        help_text="The new one, as a share of its requests",
+    )
+
+    def limits(self) -> list[dict[str, Any]]:
+        """As guardrails."""
+        given = self.cleaned_data
+        wanted: list[dict[str, Any]] = []
+        if given.get("errors_limit") is not None:
+            wanted.append({"kind": Experiment.Metric.ERRORS.value, "limit": given["errors_limit"]})
+        slow = {"milliseconds": given.get("slow_milliseconds"), "limit": given.get("slow_limit")}
+        if any(value is not None for value in slow.values()):
+            wanted.append({"kind": SLOW, **slow})
+        return wanted
+
+
 class DesignForm(forms.Form):
     """What a plan depends on; each field as the API names it."""
 
@@ -60,7 +93,7 @@ class DesignForm(forms.Form):
         }
 
 
-class ExperimentForm(DesignForm):
+class ExperimentForm(DesignForm, LimitsForm):
     challenger = forms.UUIDField(widget=forms.Select, label="B", help_text="The version that answers most is A")
     hypothesis = forms.CharField(
         max_length=10_000, required=False, widget=forms.Textarea({"rows": 2}), help_text="What you expect, and why"
@@ -68,19 +101,6 @@ class ExperimentForm(DesignForm):
     higher_is_better = forms.BooleanField(required=False, initial=True, label="More is better, of a number")
     covariate = forms.BooleanField(required=False, label="Adjust by what the same keys did before")
     promotes = forms.BooleanField(required=False, label="Act on the verdict without a person")
-    errors_limit = forms.FloatField(
-        min_value=0,
-        max_value=1,
-        required=False,
-        label="B fails at most",
-        help_text="As a share; blank: no such guardrail",
-    )
-    slow_milliseconds = forms.FloatField(
-        min_value=0, max_value=3_600_000, required=False, label="Slow is above", help_text="Milliseconds"
-    )
-    slow_limit = forms.FloatField(
-        min_value=0, max_value=1, required=False, label="B is slow at most", help_text="As a share of its requests"
-    )
     tolerance = forms.FloatField(
         min_value=0, max_value=1e12, required=False, label="B is worse by at most", help_text="In what decides"
     )
@@ -120,19 +140,8 @@ class ExperimentForm(DesignForm):
         return self.design() | plain | {"higher_is_better": higher, "guardrails_wanted": self.guardrails(higher)}
 
     def guardrails(self, higher_is_better: bool | None) -> list[dict[str, Any]]:
-        wanted = watched(self.cleaned_data)
+        wanted = self.limits()
         if (tolerance := self.cleaned_data["tolerance"]) is not None:
             one = {"kind": self.cleaned_data["metric"], "tolerance": tolerance}
             wanted.append(one if higher_is_better is None else one | {"higher_is_better": higher_is_better})
         return wanted
-
-
-def watched(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """The guardrails on B alone."""
-    wanted: list[dict[str, Any]] = []
-    if given.get("errors_limit") is not None:
-        wanted.append({"kind": Experiment.Metric.ERRORS.value, "limit": given["errors_limit"]})
-    slow = {"milliseconds": given.get("slow_milliseconds"), "limit": given.get("slow_limit")}
-    if any(value is not None for value in slow.values()):
-        wanted.append({"kind": SLOW, **slow})
-    return wanted

@@ -19,13 +19,13 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
-from registry.serving.models import Deployment, Variant
+from registry.serving.models import Deployment
 from registry.serving.services import Wanted, change_variants
 
 from . import guardrails
 from .holding import complete_log, refuse_held, release_log
 from .models import Rollout
-from .services import answering_most, locked_deployment, servable_version
+from .services import answering_most, locked_deployment, refuse_others, servable_version, shadows_beside
 
 CANARY = (
     {"share": 0.01, "minutes": 10, "requests": 100}, {"share": 0.05, "minutes": 10, "requests": 100},
@@ -55,7 +55,7 @@ def start_rollout(
     new = servable_version(actor, locked, "candidate", candidate)
     if new == stable:
         raise _refused("candidate", "It answers most already.")
-    _refuse_others(locked, stable.pk, new.pk)
+    refuse_others(locked, (stable.pk, new.pk))
     number = (locked.rollouts.aggregate(last=Max("number"))["last"] or 0) + 1
     now = timezone.now()
     made: Rollout = Rollout.objects.create(
@@ -201,16 +201,7 @@ def _alone(actor: User | None, rollout: Rollout, version: UUID, reason: str) -> 
 
 
 def _shadows(rollout: Rollout) -> list[Wanted]:
-    rows = Variant.objects.filter(deployment=rollout.deployment_id, removed_at=None, role=Variant.Role.SHADOW)
-    others = rows.exclude(version_id__in=[rollout.stable_id, rollout.candidate_id])
-    return [Wanted(row.version_id, row.weight, row.role, row.arm) for row in others]
-
-
-def _refuse_others(deployment: Deployment, stable: UUID, candidate: UUID) -> None:
-    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE, weight__gt=0)
-    others = live.exclude(version_id__in=[stable, candidate]).select_related("version__model")
-    if names := [str(one) for one in others]:
-        raise Conflict(f"It is answered by others too: {', '.join(names)}. Take them out first.", code="others_answer")
+    return shadows_beside(rollout.deployment, (rollout.stable_id, rollout.candidate_id))
 
 
 def _finish(rollout: Rollout) -> None:

@@ -1,6 +1,7 @@
 """What happens to experiments. The only writers; what they do to the deployment is a change in its log."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
@@ -81,12 +82,12 @@ def start_experiment(
     deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
     refuse_held(deployment)
-    _refuse_others(deployment, locked)
+    refuse_others(deployment, _versions(locked))
     locked.state, locked.started_at, locked.started_by = Experiment.State.RUNNING, timezone.now(), actor
     locked.sample_rate = complete_log(deployment)
     locked.save()
     changed = change_variants(
-        actor=actor, deployment=deployment, variants=[*_arms(locked, locked.share), *_shadows(deployment, locked)],
+        actor=actor, deployment=deployment, variants=[*_arms(locked, locked.share), *shadows_beside(deployment, _versions(locked))],
         reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
     )  # fmt: skip
     locked.variant_a = deployment.variants.get(version=locked.control, arm="")
@@ -138,7 +139,7 @@ def _settle(
     locked = _locked_experiment(experiment, Experiment.State.DECIDED, Experiment.State.STOPPED, *ends)
     if locked.started_at is None:
         raise Conflict("It was thrown away before it started: there is nothing to act upon.", code="not_started")
-    _refuse_others(deployment, locked)
+    refuse_others(deployment, _versions(locked))
     version = locked.challenger_id if state == Experiment.State.PROMOTED else locked.control_id
     word = "B is promoted" if state == Experiment.State.PROMOTED else "A is kept"
     said = f"Experiment {locked.number}: {word}" + (f": {reason}" if reason else "")
@@ -151,7 +152,7 @@ def move_traffic(*, experiment: Experiment, share: float, reason: str) -> int:
     """Give B this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look."""
     deployment = locked_deployment(experiment.deployment)
     changed = change_variants(
-        actor=None, deployment=deployment, variants=[*_arms(experiment, share), *_shadows(deployment, experiment)],
+        actor=None, deployment=deployment, variants=[*_arms(experiment, share), *shadows_beside(deployment, _versions(experiment))],
         reason=f"Experiment {experiment.number}: {reason}"[:2000], holder=experiment,
     )  # fmt: skip
     return changed.revision
@@ -252,6 +253,20 @@ def servable_version(actor: User, deployment: Deployment, field: str, identifier
     return found
 
 
+def refuse_others(deployment: Deployment, versions: Collection[UUID]) -> None:
+    """A further live variant would lose its traffic without anybody having said so. Raises Conflict."""
+    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE, weight__gt=0)
+    others = live.exclude(version_id__in=versions).select_related("version__model")
+    if names := [str(one) for one in others]:
+        raise Conflict(f"It is answered by others too: {', '.join(names)}. Take them out first.", code="others_answer")
+
+
+def shadows_beside(deployment: Deployment, versions: Collection[UUID]) -> list[Wanted]:
+    """The shadows of other versions, which stay as they are."""
+    rows = deployment.variants.filter(removed_at=None, role=Variant.Role.SHADOW).exclude(version_id__in=versions)
+    return [Wanted(row.version_id, row.weight, row.role, row.arm) for row in rows]
+
+
 # --- the steps ----------------------------------------------------------------------------------------
 
 
@@ -288,18 +303,8 @@ def _arms(experiment: Experiment, share: float) -> list[Wanted]:
     ]
 
 
-def _refuse_others(deployment: Deployment, experiment: Experiment) -> None:
-    """A third live variant would lose its traffic without anybody having said so."""
-    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE, weight__gt=0)
-    others = live.exclude(version_id__in=[experiment.control_id, experiment.challenger_id])
-    if names := [str(one) for one in others.select_related("version__model")]:
-        raise Conflict(f"It is answered by others too: {', '.join(names)}. Take them out first.", code="others_answer")
-
-
-def _shadows(deployment: Deployment, experiment: Experiment) -> list[Wanted]:
-    rows = deployment.variants.filter(removed_at=None, role=Variant.Role.SHADOW)
-    others = rows.exclude(version_id__in=[experiment.control_id, experiment.challenger_id])
-    return [Wanted(row.version_id, row.weight, row.role, row.arm) for row in others]
+def _versions(experiment: Experiment) -> tuple[UUID, UUID]:
+    return experiment.control_id, experiment.challenger_id
 
 
 def _answer_alone(
@@ -307,7 +312,7 @@ def _answer_alone(
     revision: int | None = None,
 ) -> None:  # fmt: skip
     change_variants(
-        actor=actor, deployment=deployment, variants=[Wanted(version), *_shadows(deployment, experiment)],
+        actor=actor, deployment=deployment, variants=[Wanted(version), *shadows_beside(deployment, _versions(experiment))],
         reason=reason[:2000], revision=revision, holder=experiment,
     )  # fmt: skip
 

@@ -11,11 +11,9 @@ from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from dlplatform.accounts.access import may, require
-from dlplatform.accounts.pages import refusals_as_messages, said, submitted
-from dlplatform.api import Conflict
-from dlplatform.web import add_errors, page
+from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, submitted
+from dlplatform.web import page
 from registry.serving.forms import ChangeForm, candidate_named, candidates
-from registry.serving.models import Deployment
 from registry.serving.views import deployment_or_404
 
 from . import looks, services
@@ -48,22 +46,19 @@ def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
         versions=candidates(request.user, found),  # type: ignore[arg-type]
         initial={"challenger": request.GET.get("challenger", "")},
     )  # fmt: skip
-    if request.method == "POST" and form.is_valid() and (made := _created(request, found, form)):
+    if (
+        request.method == "POST"
+        and form.is_valid()
+        and (
+            made := made_or_none(
+                form, lambda: services.create_experiment(actor=request.user, deployment=found, **form.wanted())
+            )
+        )
+    ):
         said(request, f"Experiment {made.number} is planned; nothing has changed yet.")
         return redirect("deployment-experiment", found.pk, made.number)
     context = {"section": "deployments", "deployment": found, "form": form, "control": control}
     return render(request, "serving/experiment_new.html", context)
-
-
-def _created(request: HttpRequest, deployment: Deployment, form: ExperimentForm) -> Experiment | None:
-    """The draft; None, with the reason on the form, when it is refused."""
-    try:
-        return services.create_experiment(actor=request.user, deployment=deployment, **form.wanted())  # type: ignore[arg-type]
-    except ValidationError as error:
-        add_errors(form, error)
-    except Conflict as conflict:
-        form.add_error(None, str(conflict.detail))
-    return None
 
 
 @require_POST

@@ -55,4 +55,14 @@ class Migration(migrations.Migration):
             name='number',
             field=models.PositiveIntegerField(help_text='1, 2, … of its experiment'),
         ),
+        migrations.AlterField(
+            model_name='experiment',
+            name='baseline',
+            field=models.FloatField(default=0.0, help_text="A's share, or the standard deviation of a unit, that was planned with; of pairs see `design.make_plan`"),
+        ),
+        migrations.AlterField(
+            model_name='experiment',
+            name='mode',
+            field=models.CharField(choices=[('split', 'fixed shares until there is a verdict'), ('bandit', 'the traffic follows what the versions earn'), ('paired', 'A answers, B shadows it, labels judge both')], default='split', max_length=10),
+        ),
     ]

@@ -6,6 +6,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from registry.serving.batching import Rows
+from registry.serving.logged_images import Sent
 from registry.serving.prediction_log import Entry
 
 from .deployments import Served, ServedVariant
@@ -17,12 +18,23 @@ def record_of(
 ) -> Entry:  # fmt: skip
     return Entry(
         request_id, served.id, variant.id, variant.role, served.revision, propensity, key or "",
-        without_images(rows, variant.images), predictions, milliseconds, error, timezone.now(),
+        without_images(rows, variant.images), predictions, milliseconds, error, timezone.now(), served.organization,
+        () if error else images_in(rows, variant.images),
     )  # fmt: skip
 
 
+def images_in(rows: Rows, images: tuple[str, ...]) -> tuple[Sent, ...]:
+    """What the writer of the log stores; of answers alone, whose images are images."""
+    return tuple(
+        Sent(position, name, row[name])
+        for position, row in enumerate(rows if images else ())
+        for name in images
+        if isinstance(row.get(name), str)
+    )
+
+
 def without_images(rows: Rows, images: tuple[str, ...]) -> Rows:
-    """The rows as the log keeps them: an image would be most of it, and is kept as the SHA-256 of its text."""
+    """The rows as the log keeps them: an image as the SHA-256 of its text, until its bytes are stored."""
     if not images:
         return rows
     return [row | {name: _hashed(row[name]) for name in images if isinstance(row.get(name), str)} for row in rows]

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('serving', '0013_running_sums'),
+        ('serving', '0012_running_sums'),
     ]
 
     operations = [

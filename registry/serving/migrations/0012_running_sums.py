@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('serving', '0012_pairs'),
+        ('serving', '0011_bandits'),
     ]
 
     operations = [
