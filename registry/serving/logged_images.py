@@ -121,10 +121,13 @@ def reachable_objects(organization: UUID) -> set[str]:
     return set(LoggedImage.objects.filter(deployment__organization=organization).values_list("sha256", flat=True))
 
 
-def named_in(instances: Collection[dict[str, Any]]) -> set[str]:
-    """The ids of the images in the rows of a record."""
+def named_in(deployment: UUID, instances: Collection[dict[str, Any]]) -> set[str]:
+    """The ids of the images in the rows of a record. Only of what was kept for this deployment: a text may say `object:…` too,
+    and would open any object of the organization."""
     values = (value for row in instances for value in row.values() if isinstance(value, str))
-    return {value.removeprefix(STORED) for value in values if value.startswith(STORED)}
+    named = {value.removeprefix(STORED) for value in values if value.startswith(STORED)}
+    kept = LoggedImage.objects.filter(deployment=deployment, sha256__in=[one for one in named if len(one) == 64])
+    return set(kept.values_list("sha256", flat=True))
 
 
 def read(organization: UUID, sha256: str) -> bytes:

@@ -35,36 +35,38 @@ def request_page(request: HttpRequest, deployment: UUID, request_id: UUID) -> Ht
     shadows = prediction_log.shadows_of(found.pk, [request_id]).get(request_id, [])
     for shadow in shadows:
         shadow.told = told(shadow.predictions)  # type: ignore[attr-defined]
+    images = logged_images.named_in(found.pk, record.instances)
     context = {
         "section": "deployments",
         "deployment": found,
         "record": record,
-        "rows": [_row(record, position, labels) for position in range(min(ROWS_SHOWN, len(record.instances)))],
+        "rows": [_row(record, position, labels, images) for position in range(min(ROWS_SHOWN, len(record.instances)))],
         "more": max(0, len(record.instances) - ROWS_SHOWN),
         "shadows": shadows,
     }
     return render(request, "serving/request.html", context)
 
 
-def _row(record: PredictionRecord, position: int, labels: dict[int, object]) -> dict[str, Any]:
+def _row(record: PredictionRecord, position: int, labels: dict[int, object], images: set[str]) -> dict[str, Any]:
     answers = record.predictions or []
     return {
         "number": position + 1,
-        "inputs": [_input(name, value) for name, value in record.instances[position].items()],
+        "inputs": [_input(name, value, images) for name, value in record.instances[position].items()],
         "answer": told(answers[position : position + 1]),
         "labelled": position in labels,
         "label": labels.get(position),
     }
 
 
-def _input(name: str, value: Any) -> dict[str, Any]:
-    image = isinstance(value, str) and value.startswith(logged_images.STORED)
-    return {"name": name, "value": value, "image": value.removeprefix(logged_images.STORED) if image else ""}
+def _input(name: str, value: Any, images: set[str]) -> dict[str, Any]:
+    marked = isinstance(value, str) and value.startswith(logged_images.STORED)
+    named = value.removeprefix(logged_images.STORED) if marked else ""
+    return {"name": name, "value": value, "image": named if named in images else ""}
 
 
 def logged_image(deployment: Deployment, request_id: UUID, sha256: str) -> HttpResponse:
     """The bytes as they were sent. Raises Http404 for what the request does not name, Conflict for what is lost."""
-    if sha256 not in logged_images.named_in(record_or_404(deployment, request_id).instances):
+    if sha256 not in logged_images.named_in(deployment.pk, record_or_404(deployment, request_id).instances):
         raise Http404
     try:
         content = logged_images.read(deployment.organization_id, sha256)

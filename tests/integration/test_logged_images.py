@@ -93,6 +93,20 @@ def test_images_are_stored_once_and_shown_to_who_sees_the_request(
     assert api(viewer).get(f"{url}/images/{digest(PNG)}").status_code == 409
 
 
+def test_a_text_that_looks_like_an_id_opens_nothing(api, web, viewer, deployment, buffer, organization):
+    """Whoever may ask a deployment must not read other objects of the organization through its log."""
+    secret = ObjectStore("datasets", organization.pk).put_bytes(PNG).sha256
+    made = entry(deployment, text_of(OTHER))
+    made.instances[0]["x"] = f"object:{secret}"
+    buffer.add(made)
+    buffer.flush()
+    url = f"/api/v1/deployments/{deployment.pk}/requests/{made.request_id}"
+    assert api(viewer).get(f"{url}/images/{secret}").status_code == 404
+    assert api(viewer).get(f"{url}/images/{digest(OTHER)}").content == OTHER
+    page = web(viewer).get(reverse("deployment-request", args=[deployment.pk, made.request_id])).content.decode()
+    assert f"images/{secret}" not in page and f"object:{secret}" in page and f"images/{digest(OTHER)}" in page
+
+
 def test_what_cannot_be_kept_stays_a_hash_and_its_record_is_written(deployment, buffer, monkeypatch, settings, caplog):
     kept = f"sha256:{digest(text_of(PNG).encode())}"
 
