@@ -1,35 +1,47 @@
-"""Predictions of a small MLP over HTTP: the inference server as it is, with credentials and the prediction log, beside peers.
+"""Predictions of a small MLP and of a CNN over HTTP: the inference server as it is, with credentials and the prediction log,
+beside peers.
 
 The ceiling is an ASGI application on uvicorn that answers a constant. FastAPI and LitServe (batched) run an MLP written by
-hand, without credentials and log; they are measured where they are installed: `pip install --target peers litserve`, then
-BENCHMARK_PEERS=peers. All take turns, round by round; the client has a process of its own on the same machine.
+hand, or the very network of the CNN on images that they decode with Pillow, without credentials and log; they are measured
+where they are installed: `pip install --target peers litserve`, then BENCHMARK_PEERS=peers. All take turns, round by round;
+the client has a process of its own on the same machine. Beside them stands what torch alone makes of 64 rows at a time.
 
     python -m benchmarks.serve [--short]
 """
 
 import asyncio
+import base64
 import importlib.util
+import io
 import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
+from PIL import Image
 
 from dlplatform import embedded
 from tests.live import ROOT, Platform
 
+from .images import digits
 from .measuring import arguments, median, platform, quantile, report, spread, table
 
 CONNECTIONS = (1, 8, 64)
-LIMIT = 1.0  # times LitServe's requests a second, at the least
+LIMIT_LITSERVE = 3.0  # times its requests a second, at 8 and 64 connections
+LIMIT_FASTAPI = 1.0  # at each
+PEERS = ("fastapi", "litserve")
 BODY = orjson.dumps({"instances": [{"a": 0.5, "b": 0.7, "c": 3, "d": 4}]})
+SECONDS_TO_ANSWER = 20.0
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,13 @@ class Server:
     port: int
     path: str = "/predict"
     bearer: str = ""
+    body: bytes = BODY
 
     @property
     def request(self) -> bytes:
         head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         head += f"Authorization: Bearer {self.bearer}\r\n" if self.bearer else ""
-        return f"{head}Content-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+        return f"{head}Content-Length: {len(self.body)}\r\n\r\n".encode() + self.body
 
 
 class Asking(asyncio.Protocol):
@@ -107,20 +120,21 @@ def measured(given: tuple[Server, int, float], every: float = 0.0) -> tuple[floa
             )[1]
             for _ in range(connections)
         ]
-        await asyncio.gather(*(one.ended for one in made))
+        await asyncio.wait_for(asyncio.gather(*(one.ended for one in made)), duration + SECONDS_TO_ANSWER)
         return len(seconds) / (time.perf_counter() - began), seconds
 
     return asyncio.run(run())
 
 
 @contextmanager
-def peer(name: str) -> Iterator[Server]:
+def peer(name: str, case: str, package: Path, body: bytes) -> Iterator[Server]:
     port = embedded.free_port()
     path = os.pathsep.join(filter(None, [os.environ.get("BENCHMARK_PEERS"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "benchmarks.serve_peers", name, str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.DEVNULL)
+    more = {"PYTHONPATH": path, "BENCHMARK_CASE": case, "BENCHMARK_PACKAGE": str(package)}
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | more, stdout=subprocess.DEVNULL)
     try:
-        server = Server(name, port)
+        server = Server(name, port, body=body)
         wait_for(server)
         yield server
     finally:
@@ -136,7 +150,7 @@ def wait_for(server: Server) -> None:
     while time.monotonic() < deadline:
         try:
             url = f"http://127.0.0.1:{server.port}{server.path}"
-            if httpx.post(url, content=BODY, headers=headers, trust_env=False, timeout=10).status_code == 200:
+            if httpx.post(url, content=server.body, headers=headers, trust_env=False, timeout=10).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
@@ -144,45 +158,114 @@ def wait_for(server: Server) -> None:
     raise RuntimeError(f"{server.name} does not answer")
 
 
-def deployed(running: Platform) -> Server:
-    """A deployment of an MLP that was trained here, asked with an API key."""
+def deployed(running: Platform, name: str = "mlp", body: bytes = BODY) -> Server:
+    """A deployment of a model that was trained here, asked with an API key."""
     with running.client() as client:
-        version = running.upload(client, "yes or no", table())
-        config = {"architecture": "mlp", "epochs": 3, "threads": 1, "folds": 1}
-        run = running.train(client, version["id"], task="classification", target="label", config=config)
-        ended = running.finished(client, run["id"])
-        wanted = {"name": "mlp", "variants": [{"version": ended["output_version"]}]}
-        client.post("/deployments", json=wanted).raise_for_status()
-        key = (
-            client.post("/api-keys", json={"name": "benchmark", "scopes": ["predict"]}).raise_for_status().json()["key"]
-        )
-    server = Server("ours", running.serve_port, "/api/v1/deployments/mlp/predict", key)
+        version = mlp(running, client) if name == "mlp" else cnn(running, client)
+        client.post("/deployments", json={"name": name, "variants": [{"version": version}]}).raise_for_status()
+        key = client.post("/api-keys", json={"name": f"benchmark {name}", "scopes": ["predict"]}).raise_for_status()
+    server = Server("ours", running.serve_port, f"/api/v1/deployments/{name}/predict", key.json()["key"], body)
     wait_for(server)
     return server
 
 
+def mlp(running: Platform, client: httpx.Client) -> str:
+    """One network, as the peers have; by default it would be an ensemble of folds."""
+    data = running.upload(client, "yes or no", table())
+    return _trained(running, client, data, {"architecture": "mlp", "epochs": 3, "threads": 1, "folds": 1})
+
+
+def cnn(running: Platform, client: httpx.Client) -> str:
+    """Of 300 handwritten digits, enlarged to 28×28 pixels."""
+    pixels, labels = digits()
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for row in range(300):
+            archive.writestr(f"{labels[row]}/{row}.png", enlarged(pixels[row]))
+    data = running.upload(client, "digits", content.getvalue(), "digits.zip")
+    return _trained(running, client, data, {"epochs": 2, "threads": 1, "params": {"image_width": 8}})
+
+
+def enlarged(pixels: Any) -> bytes:
+    """A PNG of 28×28 pixels."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((28, 28)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _trained(running: Platform, client: httpx.Client, data: dict[str, Any], config: dict[str, Any]) -> str:
+    run = running.train(client, data["id"], task="classification", target="label", config=config)
+    ended = running.finished(client, run["id"])
+    if ended["state"] != "succeeded":
+        raise RuntimeError(ended["error"])
+    return str(ended["output_version"])
+
+
+def package_of(running: Platform, server: Server, folder: Path) -> Path:
+    """The files of the version that a deployment answers with, for peers that run the same network."""
+    headers = {"Authorization": f"Bearer {server.bearer}", "Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{server.port}{server.path}"
+    version = httpx.post(url, content=server.body, headers=headers, trust_env=False).json()["version"]
+    with running.client() as client:
+        for name in client.get(f"/model-versions/{version}").raise_for_status().json()["files"]:
+            path = folder / version / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(client.get(f"/model-versions/{version}/files/{name}").raise_for_status().content)
+    return folder / version
+
+
+def torch_alone(package: Path, row: dict[str, Any], rows: int = 64) -> float:
+    """Rows a second of the network on encoded rows, in a loop without a server."""
+    import torch
+
+    from dlplatform.engine.dataset import batches
+    from dlplatform.engine.predict import Predictor
+
+    torch.set_num_threads(1)
+    predictor = Predictor(package)
+    (batch,) = batches(predictor.read([row] * rows), predictor.network.shape.groups, rows)
+    with torch.inference_mode():
+        for _ in range(5):
+            predictor.network(batch)
+        began, runs = time.perf_counter(), 0
+        while time.perf_counter() - began < 2:
+            predictor.network(batch)
+            runs += 1
+    return rows * runs / (time.perf_counter() - began)
+
+
 def main() -> None:
     short = arguments(__doc__).short
-    rounds, seconds = (3, 1.0) if short else (7, 3.0)
     sys.path += [os.environ["BENCHMARK_PEERS"]] if "BENCHMARK_PEERS" in os.environ else []
-    names = ["ceiling", *(name for name in ("fastapi", "litserve") if importlib.util.find_spec(name))]
+    image = base64.b64encode(enlarged(digits()[0][0])).decode()
+    with platform() as running, tempfile.TemporaryDirectory() as folder:
+        compare(running, "mlp", BODY, Path(folder), short)
+        compare(running, "cnn", orjson.dumps({"instances": [{"image": image}]}), Path(folder), short)
+
+
+def compare(running: Platform, case: str, body: bytes, folder: Path, short: bool) -> None:
+    rounds, seconds = (3, 1.0) if short else (7, 3.0)
+    server = deployed(running, case, body)
+    package = package_of(running, server, folder)
+    alone = round(torch_alone(package, orjson.loads(body)["instances"][0]))
+    names = ["ceiling", *(name for name in PEERS if importlib.util.find_spec(name))]
     with ExitStack() as stack:
-        running = stack.enter_context(platform())
-        servers = [deployed(running), *(stack.enter_context(peer(name)) for name in names)]
+        servers = [server, *(stack.enter_context(peer(name, case, package, body)) for name in names)]
         with multiprocessing.get_context("spawn").Pool(1) as client:
             for connections in CONNECTIONS:
-                told = {server.name: ([], []) for server in servers}
-                for server in servers:
-                    client.apply(measured, [(server, connections, 0.5)])
+                told: dict[str, Any] = {one.name: ([], []) for one in servers}
+                for one in servers:
+                    client.apply(measured, [(one, connections, 0.5)])
                 for _ in range(rounds):
-                    for server in servers:
-                        rate, times = client.apply(measured, [(server, connections, seconds)])
-                        told[server.name][0].append(rate)
-                        told[server.name][1].extend(times)
-                tell(connections, told, rounds, missing=sorted({"fastapi", "litserve"} - set(names)))
+                    for one in servers:
+                        rate, times = client.apply(measured, [(one, connections, seconds)])
+                        told[one.name][0].append(rate)
+                        told[one.name][1].extend(times)
+                missing = sorted(set(PEERS) - set(names))
+                tell(case, connections, told, rounds=rounds, missing=missing, torch_alone_rows_per_second=alone)
 
 
-def tell(connections: int, told: dict[str, Any], rounds: int, missing: list[str]) -> None:
+def tell(case: str, connections: int, told: dict[str, Any], **more: Any) -> None:
     rates = {name: median(found, 0) for name, (found, _) in told.items()}
     figures = {
         name: {
@@ -192,9 +275,11 @@ def tell(connections: int, told: dict[str, Any], rounds: int, missing: list[str]
         for name, (found, times) in told.items()
     }  # fmt: skip
     times = {name: round(rates["ours"] / rate, 2) for name, rate in rates.items() if name != "ours"}
+    fast = connections == 1 or times.get("litserve", LIMIT_LITSERVE) >= LIMIT_LITSERVE
     report(
-        "serve", f"{connections} connections", rounds=rounds, **figures, times_as_fast_as=times, missing=missing,
-        limit=f"{LIMIT} × LitServe", passes=times.get("litserve", LIMIT) >= LIMIT,
+        "serve", f"{case}, {connections} connections", **figures, times_as_fast_as=times, **more,
+        limit=f"{LIMIT_LITSERVE} × LitServe at 8 and 64, {LIMIT_FASTAPI} × FastAPI",
+        passes=fast and times.get("fastapi", LIMIT_FASTAPI) >= LIMIT_FASTAPI,
     )  # fmt: skip
 
 

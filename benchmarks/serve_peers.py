@@ -1,9 +1,14 @@
-"""What `benchmarks.serve` compares with: a server of its own each, with an MLP of the same size written by hand.
+"""What `benchmarks.serve` compares with: a server of its own each, with an MLP of the same size written by hand, or with the
+network in the folder BENCHMARK_PACKAGE for images (BENCHMARK_CASE=cnn).
 
 python -m benchmarks.serve_peers ceiling|fastapi|litserve PORT
 """
 
+import base64
+import io
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,6 +19,7 @@ WIDTH = 64
 CONSTANT = orjson.dumps(
     {"predictions": [{"label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}], "version": "0" * 36}
 )
+CNN = os.environ.get("BENCHMARK_CASE") == "cnn"
 
 
 def network() -> Any:
@@ -21,16 +27,42 @@ def network() -> Any:
     from torch import nn
 
     torch.set_num_threads(1)
+    if CNN:
+        from dlplatform.engine import package
+
+        return package.load(Path(os.environ["BENCHMARK_PACKAGE"])).network.eval()
     return nn.Sequential(nn.Linear(4, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2)).eval()
 
 
-def answer(model: Any, rows: list[list[float]]) -> list[dict[str, Any]]:
+def read(row: Any) -> Any:
+    """A row as the network takes it: numbers, or the pixels of an image (1, side, side)."""
+    import numpy as np
+    from PIL import Image
+
+    if not CNN:
+        return [row[name] for name in FEATURES]
+    with Image.open(io.BytesIO(base64.b64decode(row["image"]))) as image:
+        return np.asarray(image.convert("L"), np.uint8)[None]
+
+
+def answer(model: Any, rows: list[Any]) -> list[dict[str, Any]]:
     """Class and probabilities of each row."""
+    import numpy as np
     import torch
 
     with torch.inference_mode():
-        shares = model(torch.tensor(rows)).softmax(1).tolist()
-    return [{"label": ("no", "yes")[yes > no], "probabilities": {"no": no, "yes": yes}} for no, yes in shares]
+        if CNN:
+            from dlplatform.engine.network import Batch
+
+            pixels = torch.from_numpy(np.stack(rows))[None, :, None]
+            nothing = torch.empty(1, len(rows), 0)
+            shares = model(Batch(nothing, nothing, nothing, None, pixels))[0, 0].softmax(-1).tolist()
+        else:
+            shares = model(torch.tensor(rows)).softmax(1).tolist()
+    names = [str(place) for place in range(len(shares[0]))]
+    return [
+        {"label": names[row.index(max(row))], "probabilities": dict(zip(names, row, strict=True))} for row in shares
+    ]
 
 
 async def constant(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -47,20 +79,27 @@ def run_fastapi(port: int) -> None:
     from fastapi import FastAPI
     from pydantic import BaseModel
 
-    class Row(BaseModel):
+    class Numbers(BaseModel):
         a: float
         b: float
         c: float
         d: float
 
-    class Asked(BaseModel):
-        instances: list[Row]
+    class Picture(BaseModel):
+        image: str
+
+    class AskedNumbers(BaseModel):
+        instances: list[Numbers]
+
+    class AskedPictures(BaseModel):
+        instances: list[Picture]
 
     model, application = network(), FastAPI()
+    Asked: Any = AskedPictures if CNN else AskedNumbers
 
     @application.post("/predict")
     async def predict(asked: Asked) -> dict[str, Any]:
-        return {"predictions": answer(model, [[row.a, row.b, row.c, row.d] for row in asked.instances])}
+        return {"predictions": answer(model, [read(row.model_dump()) for row in asked.instances])}
 
     uvicorn.run(application, port=port, log_level="error", access_log=False)
 

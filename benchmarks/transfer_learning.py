@@ -26,7 +26,7 @@ TUNED = {"epochs": 60, "batch_size": 10, "validation_fraction": 0.2, "early_stop
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "head": {"mode": "head"},
-    "lora": {"mode": "lora", "rank": 1, "alpha": 2},
+    "lora": {"mode": "lora", "rank": 1, "alpha": 4},
 }
 
 

@@ -25,7 +25,7 @@ from dlplatform.objects import collection
 from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry import reachability as model_objects
 from registry import uploads
-from registry.models import Comparison, Merge, Upload
+from registry.models import Comparison, Merge, Optimization, Upload
 from registry.serving import batches, following, logged_images, prediction_log
 from registry.serving.experiments import ticking as experiments
 from registry.serving.models import BatchPrediction
@@ -61,6 +61,10 @@ def reconcile_comparisons() -> dict[str, int]:
 
 def reconcile_merges() -> dict[str, int]:
     return jobs.reconcile(Merge, give_up=jobs.give_up)
+
+
+def reconcile_optimizations() -> dict[str, int]:
+    return jobs.reconcile(Optimization, give_up=jobs.give_up)
 
 
 def reconcile_uploads() -> dict[str, int]:
@@ -134,6 +138,7 @@ TICKS = (
     Tick("reconcile datasets", settings.RECONCILE_SECONDS, reconcile_datasets),
     Tick("reconcile comparisons", settings.RECONCILE_SECONDS, reconcile_comparisons),
     Tick("reconcile merges", settings.RECONCILE_SECONDS, reconcile_merges),
+    Tick("reconcile optimizations", settings.RECONCILE_SECONDS, reconcile_optimizations),
     Tick("reconcile uploads", settings.RECONCILE_SECONDS, reconcile_uploads),
     Tick("reconcile batch predictions", settings.RECONCILE_SECONDS, reconcile_batches),
     Tick("wake sweeps", settings.RECONCILE_SECONDS, wake_idle_sweeps),

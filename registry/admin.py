@@ -9,7 +9,7 @@ from django.http import HttpRequest
 from dlplatform.accounts.admin import ReadOnly, TenantAdmin, apply_to_each
 
 from . import services, uploads
-from .models import ModelVersion, Ref, RefMove, RegisteredModel, Upload
+from .models import ModelVersion, Optimization, Ref, RefMove, RegisteredModel, Upload
 
 
 @admin.register(RegisteredModel)
@@ -66,3 +66,11 @@ class UploadAdmin(ReadOnly):
             uploads.abort(actor=request.user, upload=upload)  # type: ignore[arg-type]
 
         apply_to_each(request, queryset.select_related("model__organization"), verb, "aborted")
+
+
+@admin.register(Optimization)
+class OptimizationAdmin(ReadOnly):
+    list_display = ["version", "state", "dataset_version", "tolerance", "created_by", "created_at", "finished_at"]
+    list_filter = ["state", "model__organization"]
+    search_fields = ["model__name", "id"]
+    list_select_related = ["version__model", "dataset_version__dataset", "created_by"]

@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, deletion_api, generation_api, history_api, imports_api, uploads_api
+from . import api, deletion_api, generation_api, history_api, imports_api, optimization_api, uploads_api
 
 urlpatterns = [
     path("models", api.ModelsView.as_view()),
@@ -29,6 +29,9 @@ urlpatterns = [
     path("model-versions/<uuid:version>/merge-adapter", history_api.AdapterMergeView.as_view()),
     path("merges/<uuid:merge>", history_api.MergeView.as_view()),
     path("merges/<uuid:merge>/cancel", history_api.MergeCancelView.as_view()),
+    path("model-versions/<uuid:version>/optimizations", optimization_api.OptimizationsView.as_view()),
+    path("optimizations/<uuid:optimization>", optimization_api.OptimizationView.as_view()),
+    path("optimizations/<uuid:optimization>/cancel", optimization_api.OptimizationCancelView.as_view()),
     path("models/<uuid:model>/rollback", history_api.RollbackView.as_view()),
     path("models/<uuid:model>/releases", history_api.ReleasesView.as_view()),
     path("model-versions/<uuid:version>/release", history_api.VersionReleaseView.as_view()),

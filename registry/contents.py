@@ -14,6 +14,7 @@ import orjson
 from dlplatform.engine import package
 from dlplatform.engine.description import MODEL
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.runtime import FILES, runtime_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -70,6 +71,11 @@ def _package(directory: Path) -> Contents:
         raise PackageError(
             "The package brings code of its own. Code is run only from runs that were launched here with it; upload "
             "the weights alone, or launch a run with the code."
+        )
+    if runtime_of(description).kind in FILES:
+        raise PackageError(
+            "The package is a graph, or a traced program. These are run only where they were made here: upload the weights, "
+            "and optimise that version."
         )
     return described(description)
 

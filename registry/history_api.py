@@ -216,12 +216,12 @@ class ComparisonsView(PagedView):
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
         base, head = (services.version_of(model=found, identifier=wanted[side]) for side in ("base", "head"))
-        data = _data(request, wanted.get("dataset_version"))
+        data = dataset_version_of(request, wanted.get("dataset_version"))
         made = comparisons.request_comparison(actor=request.user, base=base, head=head, dataset_version=data)
         return Response(ComparisonOut(made).data, status=202)
 
 
-def _data(request: Request, identifier: UUID | None) -> DatasetVersion | None:
+def dataset_version_of(request: Request, identifier: UUID | None) -> DatasetVersion | None:
     """The dataset version of that id, if one was given; ValidationError when the caller cannot see it."""
     if identifier is None:
         return None
@@ -274,7 +274,7 @@ class MergesView(PagedView):
         wanted = given.validated_data
         made = merges.request_merge(
             actor=request.user, model=found, theirs=services.version_of(model=found, identifier=wanted["theirs"]),
-            branch=wanted["branch"], dataset_version=_data(request, wanted.get("dataset_version")),
+            branch=wanted["branch"], dataset_version=dataset_version_of(request, wanted.get("dataset_version")),
             recipe={name: wanted[name] for name in ("method", "shares", "density", "shrink") if name in wanted},
         )  # fmt: skip
         return Response(MergeOut(made).data, status=202)

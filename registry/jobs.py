@@ -5,7 +5,8 @@ from uuid import UUID
 from .comparing import Comparing
 from .importing import Importing
 from .merging import Merging
-from .models import Comparison, Merge, Upload
+from .models import Comparison, Merge, Optimization, Upload
+from .optimizing import Optimizing
 
 
 def compare(comparison: str) -> None:
@@ -27,3 +28,10 @@ def import_upload(upload: str) -> None:
     claimed = Upload.claim(UUID(upload))
     if claimed is not None:
         Importing(claimed).work()
+
+
+def optimize(optimization: str) -> None:
+    """Work on an optimization, unless it is gone, held, ended or not yet due."""
+    claimed = Optimization.claim(UUID(optimization))
+    if claimed is not None:
+        Optimizing(claimed).work()

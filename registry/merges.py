@@ -13,7 +13,7 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 
-from . import availability, history
+from . import availability, graphs, history
 from .models import Merge, ModelVersion, Ref, RegisteredModel
 
 ADAPTER = "adapter"  # works an adapter into its base: what `merge_adapter` asks for
@@ -107,6 +107,8 @@ def _check_recipe(recipe: dict[str, Any]) -> None:
 def conflicts(ours: ModelVersion, theirs: ModelVersion) -> list[str]:
     """What keeps two versions from being merged: another task, target, inputs or classes."""
     found = []
+    if graphs.brings_graph(ours) or graphs.brings_graph(theirs):
+        found.append("One of the two is a graph, whose weights cannot be combined; take what it was made from.")
     if ours.task != theirs.task:
         found.append(f"The tasks differ: {ours.task} and {theirs.task}.")
     left, right = ours.signature, theirs.signature

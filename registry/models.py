@@ -255,6 +255,61 @@ class Merge(Job):
         return f"{self.model}: {self.theirs_id} into {self.branch}"
 
 
+class OptimizationQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
+    pass
+
+
+class Optimization(Job):
+    """What can be made smaller or faster of a version: variants, each a version of its own, measured beside it."""
+
+    QUEUE: ClassVar[str] = "registry"
+    ENTRY: ClassVar[str] = "registry.jobs.optimize"
+    tenant_parent = "model"
+
+    model = models.ForeignKey(RegisteredModel, on_delete=models.CASCADE, related_name="optimizations")
+    version = models.ForeignKey(ModelVersion, on_delete=models.CASCADE, related_name="optimizations")
+    dataset_version = models.ForeignKey(DatasetVersion, on_delete=models.PROTECT, related_name="+")
+    tolerance = models.FloatField(help_text="Points, of a hundred, by which the quality may fall")
+    created_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+    progress = models.FloatField(default=0.0)
+    phase = models.CharField(max_length=60, blank=True)
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = OptimizationQuerySet.as_manager()  # type: ignore[misc]
+
+    class Meta:
+        ordering = ["-created_at"]
+        indexes = [models.Index(fields=["version", "-created_at"], name="optimization_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.version} optimised"
+
+
+class OptimizedVariant(models.Model):
+    """One plan of an optimization: waiting, or what came of it."""
+
+    tenant_parent = "optimization__model"
+
+    optimization = models.ForeignKey(Optimization, on_delete=models.CASCADE, related_name="variants")
+    position = models.PositiveSmallIntegerField()
+    plan = models.JSONField(help_text="See dlplatform.engine.optimizing.plan")
+    output_version = models.OneToOneField(ModelVersion, null=True, on_delete=models.SET_NULL, related_name="optimized")
+    graph = models.CharField(max_length=64, blank=True, help_text="SHA-256 of its graph for onnxruntime, if it is one")
+    report = models.JSONField(null=True, help_text="See dlplatform.engine.optimizing.report")
+    error = models.JSONField(null=True, help_text="{code, sentence, next_step}")
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["position"]
+        constraints = [models.UniqueConstraint(fields=["optimization", "position"], name="optimized_position_once")]
+        indexes = [models.Index(fields=["graph"], condition=~Q(graph=""), name="optimized_graph")]
+
+    def __str__(self) -> str:
+        return f"{self.optimization} {self.position}"
+
+
 class UploadQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
     def open(self) -> Self:
         """Those that still wait for parts."""

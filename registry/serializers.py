@@ -5,10 +5,24 @@ from typing import Any
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict, can_be_encoded
+from dlplatform.engine.optimizing.plan import PASSES, parse_plan
 
 from . import releases, trees, uploads
 from .merges import METHODS
-from .models import Comparison, Merge, ModelVersion, Ref, RefMove, RegisteredModel, Release, Upload, UploadPart
+from .models import (
+    Comparison,
+    Merge,
+    ModelVersion,
+    Optimization,
+    OptimizedVariant,
+    Ref,
+    RefMove,
+    RegisteredModel,
+    Release,
+    Upload,
+    UploadPart,
+)
+from .optimizations import DEFAULT_TOLERANCE, MOST_TOLERANCE, MOST_VARIANTS
 
 
 class ModelIn(Strict):
@@ -239,6 +253,57 @@ class MergeOut(serializers.ModelSerializer):
         fields = [
             "id", "model", "ours", "theirs", "branch", "recipe", "dataset_version", "state", "progress", "phase",
             "created_at", "finished_at", "output_version", "result", "error",
+        ]  # fmt: skip
+
+
+class PlanIn(Strict):
+    passes = serializers.ListField(
+        child=serializers.ChoiceField(choices=list(PASSES)), min_length=1, max_length=2,
+        help_text="In their order: one that changes the network, then one that changes how it is kept; or one of both",
+    )  # fmt: skip
+    keep = serializers.FloatField(required=False, help_text="Share of the units that are left; structured, distil")
+    sparsity = serializers.FloatField(required=False, help_text="Share of the weights that become zero; sparse")
+    epochs = serializers.IntegerField(required=False, help_text="To recover, or to learn; structured, sparse, distil")
+
+
+class OptimizationIn(Strict):
+    variants = PlanIn(many=True, min_length=1, max_length=MOST_VARIANTS, help_text="What to make, each a version")
+    dataset_version = serializers.UUIDField(
+        required=False, help_text="Rows to learn from and to be judged by; default: those that the version learned from"
+    )
+    tolerance = serializers.FloatField(
+        default=DEFAULT_TOLERANCE, min_value=0, max_value=MOST_TOLERANCE,
+        help_text="Points, of a hundred, that the quality may fall by",
+    )  # fmt: skip
+
+
+class OptimizedVariantOut(serializers.ModelSerializer):
+    name = serializers.SerializerMethodField(help_text="The plan in words")
+    output_version = serializers.UUIDField(source="output_version_id", allow_null=True)
+    problems = serializers.SerializerMethodField(help_text="What speaks against deploying it: [{code, sentence}]")
+
+    class Meta:
+        model = OptimizedVariant
+        fields = ["plan", "name", "output_version", "problems", "report", "error"]
+
+    def get_name(self, variant: OptimizedVariant) -> str:
+        return parse_plan(variant.plan).name
+
+    def get_problems(self, variant: OptimizedVariant) -> list[dict[str, str]]:
+        return (variant.report or {}).get("problems", [])
+
+
+class OptimizationOut(serializers.ModelSerializer):
+    model = serializers.UUIDField(source="model_id")
+    version = serializers.UUIDField(source="version_id")
+    dataset_version = serializers.UUIDField(source="dataset_version_id")
+    variants = OptimizedVariantOut(many=True)
+
+    class Meta:
+        model = Optimization
+        fields = [
+            "id", "model", "version", "dataset_version", "tolerance", "state", "progress", "phase", "created_at",
+            "finished_at", "variants", "error",
         ]  # fmt: skip
 
 

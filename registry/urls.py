@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from .views import comparison, deletion, history, imports, lists, merge, model, upload, version
+from .views import comparison, deletion, history, imports, lists, merge, model, optimization, upload, version
 
 urlpatterns = [
     path("models/", lists.model_list, name="models"),
@@ -28,6 +28,9 @@ urlpatterns = [
     path("model-versions/<uuid:version>/merge-adapter", merge.adapter_merge, name="adapter-merge"),
     path("merges/<uuid:merge>/", merge.merge_page, name="merge"),
     path("merges/<uuid:merge>/cancel", merge.merge_cancel, name="merge-cancel"),
+    path("model-versions/<uuid:version>/optimize", optimization.version_optimize, name="version-optimize"),
+    path("optimizations/<uuid:optimization>/", optimization.optimization_page, name="optimization"),
+    path("optimizations/<uuid:optimization>/cancel", optimization.optimization_cancel, name="optimization-cancel"),
     path("models/<uuid:model>/rollback", history.ref_rollback, name="ref-rollback"),
     path("model-versions/<uuid:version>/release", history.version_release, name="version-release"),
     path("model-versions/<uuid:version>/", version.version_page, name="model-version"),

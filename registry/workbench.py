@@ -16,6 +16,7 @@ from dlplatform.engine.schema import Column
 from dlplatform.engine.table import Table, read_table
 from dlplatform.jobs import Job
 
+from . import graphs
 from .models import ModelVersion
 from .packages import package_files, safe_target
 from .services import object_store
@@ -63,6 +64,7 @@ class Workbench:
 
     def fetch(self, version: ModelVersion, folder: Path, fraction: float) -> Path:
         """The version's files in a folder, which is returned; an adapter's base beside them."""
+        graphs.require_ours(version)
         store = object_store(version.model.organization_id)
         for path, entry in package_files(version):
             store.fetch(entry["sha256"], safe_target(folder, path))

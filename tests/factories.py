@@ -14,7 +14,7 @@ from datasets.models import Dataset, DatasetVersion
 from dlplatform.accounts.models import ApiKey, Membership, Organization, User
 from dlplatform.accounts.roles import Role
 from registry.commits import digest_of, identifier_of
-from registry.models import Comparison, Merge, ModelVersion, Ref, RegisteredModel, Upload
+from registry.models import Comparison, Merge, ModelVersion, Optimization, Ref, RegisteredModel, Upload
 from registry.serving.models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Rollout, Variant
 from registry.serving.models import Experiment as DeploymentExperiment
 from training.models import CodeBundle, Experiment, Preflight, Run, Sweep, Trial
@@ -205,6 +205,16 @@ class MergeFactory(factory.django.DjangoModelFactory):
     branch = "main"
     recipe = {"method": "average"}
     dataset_version = factory.SubFactory(DatasetVersionFactory)
+
+
+class OptimizationFactory(factory.django.DjangoModelFactory):
+    class Meta:
+        model = Optimization
+
+    version = factory.SubFactory(ModelVersionFactory)
+    model = factory.SelfAttribute("version.model")
+    dataset_version = factory.SubFactory(DatasetVersionFactory)
+    tolerance = 0.5
 
 
 class UploadFactory(factory.django.DjangoModelFactory):

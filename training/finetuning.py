@@ -17,6 +17,7 @@ from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from dlplatform.engine.schema import reads
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
+from registry.graphs import brings_graph
 from registry.models import ModelVersion, Ref
 from registry.own_code import brings_code, is_trusted
 from registry.transformers_bases import is_transformers
@@ -96,6 +97,10 @@ def _choices(
 def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
     """Raises Conflict or ValidationError for what no run can start from."""
     availability.require_files(version)
+    if brings_graph(version):
+        raise _invalid(
+            "version", "It is a graph for onnxruntime; fine-tune the version that it was made from.", "is_graph"
+        )
     check_base(version, settings, task)
     if brings_code(version):
         _require_own_tunable(version, settings)

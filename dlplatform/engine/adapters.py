@@ -141,6 +141,19 @@ def frozen(network: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): tensor for name, tensor in network.state_dict().items() if not is_adapter(name)}
 
 
+@torch.no_grad()
+def share_base(network: nn.Module, other: nn.Module) -> int:
+    """Have a network use the frozen tensors of another one over the same base, where they are equal; the bytes that this
+    saves. Neither is to be trained afterwards."""
+    theirs, saved = frozen(other), 0
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        same = None if is_adapter(name) else theirs.get(plain_name(name))
+        if same is not None and same.dtype == tensor.dtype and torch.equal(same, tensor):
+            tensor.data = same
+            saved += same.numel() * same.element_size()
+    return saved
+
+
 def _parametrized(network: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in network.named_modules():
         if parametrize.is_parametrized(module, "weight"):

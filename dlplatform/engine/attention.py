@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
         places = torch.arange(tokens.shape[1], device=tokens.device)
         state = self.dropout(self.tokens(tokens) + self.positions(places))
         # A text without tokens would look at nothing at all, which is undefined: it looks at its padding.
-        mask = (present | ~present.any(1, keepdim=True)).view(len(tokens), 1, 1, -1)
+        mask = (present | ~present.any(1, keepdim=True)).view(tokens.shape[0], 1, 1, -1)
         for block in self.blocks:
             state = block(state, mask)
         weights = present.to(state.dtype).unsqueeze(-1)

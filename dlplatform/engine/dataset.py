@@ -16,7 +16,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.fields import CODE
 from dlplatform.engine.image_arrays import Source
 from dlplatform.engine.job import JobSpec
-from dlplatform.engine.network import Batch
+from dlplatform.engine.network import Batch, InputEncoder, RowNetwork
 from dlplatform.engine.preprocessing import Inputs, Preprocessor, fit_preprocessor
 from dlplatform.engine.schema import reads
 from dlplatform.engine.split import Split, split_rows
@@ -25,7 +25,11 @@ from dlplatform.engine.target import Target, code_like, code_target, rows_with_t
 from dlplatform.engine.tokens import Tokenizer
 
 MINIMUM_ROWS: Final = 8
+NORMALISED_BYTES: Final = 1 << 28
+# Times the rate of a network that starts from nothing: small steps where all of a base trains, larger ones where only small
+# matrices beside its own do (measured by benchmarks.transfer_learning).
 FULL_RATE: Final = 0.3
+ADAPTERS_RATE: Final = 3.0
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,8 @@ def _check_columns(base: Base, spec: JobSpec) -> None:
 
 
 def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingConfig:
-    """What the base fixes is not for the settings to say; small steps suffice where all of it trains."""
+    """What the base fixes is not for the settings to say."""
     shape = base.description["architecture"]
-    gentle = spec.finetune is not None and spec.finetune.mode == "full" and spec.config.learning_rate == "auto"
     assert isinstance(config.learning_rate, float)
     return replace(
         config,
@@ -113,8 +116,17 @@ def _fitted_to(base: Base, config: TrainingConfig, spec: JobSpec) -> TrainingCon
         params=base.description["config"]["params"] if shape["architecture"] == CODE else config.params,
         folds=int(shape["groups"]),
         validation_fraction=config.validation_fraction if shape["groups"] == 1 else 1 / int(shape["groups"]),
-        learning_rate=config.learning_rate * (FULL_RATE if gentle else 1.0),
+        learning_rate=config.learning_rate * _share_of_rate(spec, shape),
     )
+
+
+def _share_of_rate(spec: JobSpec, shape: dict[str, Any]) -> float:
+    """Adapters of transformers architectures have a rate of their own beside the rest (`finetuning.ADAPTER_RATE`)."""
+    if spec.finetune is None or spec.config.learning_rate != "auto":
+        return 1.0
+    if spec.finetune.mode == "lora" and not (shape.get("transformer") or shape.get("image_transformer")):
+        return ADAPTERS_RATE
+    return FULL_RATE if spec.finetune.mode == "full" else 1.0
 
 
 def _check_rows(rows: int, target: str) -> None:
@@ -135,7 +147,9 @@ def _size(target: Target, spec: JobSpec) -> Size:
 class Tensors:
     """Encoded rows on the device, gathered by position. Images stay in main memory and travel by batch.
 
-    ``lengths`` (n,): tokens of the longest text of each row; None without texts that are read in order.
+    ``lengths`` (n,): tokens of the longest text of each row; None without texts that are read in order. ``normalised``
+    (G, n, D): the numbers as each group's network takes them, see `normalise`; ``incomplete``: whether numbers that are
+    missing matter.
     """
 
     numbers: Tensor
@@ -145,13 +159,41 @@ class Tensors:
     sequences: Tensor | None = None
     images: Tensor | None = None
     lengths: Tensor | None = None
+    normalised: Tensor | None = None
+    incomplete: bool = True
+
+    def normalise(self, network: RowNetwork) -> Tensors:
+        """The same rows with their numbers normalised once for all steps, which for a small network is a fifth of each.
+
+        Not for somebody's own code, nor where it would take more than NORMALISED_BYTES.
+        """
+        encoder = network.encoder
+        if not isinstance(encoder, InputEncoder):
+            return self
+        if encoder.groups * self.numbers.numel() * self.numbers.element_size() > NORMALISED_BYTES:
+            return self
+        incomplete = bool(encoder.sizes.indicators)
+        return replace(self, normalised=encoder.normalised(self.numbers.unsqueeze(0)), incomplete=incomplete)
 
     def batch(self, rows: Tensor, together: Tensor | None = None) -> Batch:
         """Rows (G, B) of positions → Batch. Texts are cut to the longest among ``together`` (default: ``rows``)."""
-        numbers, categories, tokens = (_at(rows, each) for each in (self.numbers, self.categories, self.tokens))
-        if self.sequences is None and self.images is None:
-            return Batch(numbers, categories, tokens)
-        return Batch(numbers, categories, tokens, self._sequences(rows, together), self._images(rows))
+        categories, tokens = (_at(rows, each) for each in (self.categories, self.tokens))
+        return Batch(
+            self._numbers(rows), categories, tokens, self._sequences(rows, together), self._images(rows),
+            self._normalised(rows),
+        )  # fmt: skip
+
+    def _numbers(self, rows: Tensor) -> Tensor:
+        if self.normalised is None or self.incomplete:
+            return _at(rows, self.numbers)
+        return self.numbers.new_empty((*rows.shape, 0))  # nobody looks at them
+
+    def _normalised(self, rows: Tensor) -> Tensor | None:
+        if self.normalised is None:
+            return None
+        if len(self.normalised) == 1:
+            return _at(rows, self.normalised[0])
+        return self.normalised[torch.arange(len(rows), device=rows.device).unsqueeze(1), rows]
 
     def at(self, rows: Tensor) -> Tensors:
         """The given rows (n,) alone."""

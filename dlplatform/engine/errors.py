@@ -25,6 +25,10 @@ CODES: Final[dict[str, str]] = {
     "disk_limit": "Write less to the folder of the run: fewer checkpoints, smaller outputs.",
     "not_permitted": "Leave out what the sandbox forbids; the data of the run are in run.data.",
     "interrupted": "Start the engine on the same job directory to go on from the last checkpoint.",
+    "unfit": "Choose another pass, or another version.",
+    "nothing_to_cut": "Leave fewer units, or choose another pass.",
+    "not_exportable": "Choose a pass that keeps the network in PyTorch.",
+    "diverged": "Cut less, or learn on for fewer epochs.",
     "no_group": "Start the run again; its machines are gathered anew.",
     "internal": "Report this failure with the run's log.",
 }

@@ -51,7 +51,8 @@ def _shuffle(tensors: Tensors, kind: str, columns: slice, generator: torch.Gener
     values: Tensor = getattr(tensors, kind).clone()
     source = torch.randperm(len(values), generator=generator).to(values.device)
     values[:, columns] = values[source, columns]
-    return replace(tensors, **{kind: values})
+    exchanged: dict[str, Any] = {kind: values}
+    return replace(tensors, **exchanged)
 
 
 def _loss(learner: RowLearner, tensors: Tensors, rows: Tensor) -> float:

@@ -22,7 +22,7 @@ from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
 from dlplatform.engine.dropout import Share, sharing
 from dlplatform.engine.fields import CODE
-from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
+from dlplatform.engine.network import Batch, NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
 from dlplatform.engine.statistics import fit_statistics
 from dlplatform.engine.transformers_fresh import looks_at_images, naming, reads_texts
@@ -156,7 +156,7 @@ class RowLearner(Learner):
         self.network = network if network is not None else new_network(dataset, build=build)
         self.network.to(device).train()
         self.objective = self._new_objective()
-        self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device)
+        self.tensors: Tensors = to_tensors(dataset.inputs, dataset.target.values, device).normalise(self.network)
         self.train_rows = [torch.from_numpy(rows) for rows in dataset.split.train]
         self.validation_rows = _stack_padded(dataset.split.validation).to(device)
 
@@ -178,13 +178,14 @@ class RowLearner(Learner):
 
     def loss(self, model: nn.Module, rows: Tensor, share: Share) -> Tensor:
         if share.whole:
-            return self.objective(self._outputs(model, rows, rows, share), self._targets(rows))  # type: ignore[no-any-return]
+            return self.objective(self._outputs(model, rows, rows, share), self.targets(rows))  # type: ignore[no-any-return]
         mine = rows[:, share.first : share.last]
         with sharing(share):
             outputs = self._outputs(model, mine, rows, share)
-        return self.objective(outputs, self._targets(mine), self._targets(rows))  # type: ignore[no-any-return]
+        return self.objective(outputs, self.targets(mine), self.targets(rows))  # type: ignore[no-any-return]
 
-    def _outputs(self, model: nn.Module, rows: Tensor, together: Tensor, share: Share) -> Tensor:
+    def batch(self, rows: Tensor, together: Tensor, share: Share) -> Batch:
+        """The rows (G, B) as they train: a part of those ``together``, images changed at random."""
         began = time.perf_counter()
         batch = self.tensors.batch(rows, together)
         self.waited += time.perf_counter() - began
@@ -192,13 +193,18 @@ class RowLearner(Learner):
             flat = batch.images.flatten(0, 2)
             each = Share(*(edge * batch.images.shape[2] for edge in (share.first, share.last, share.total)))
             batch = batch._replace(images=augment(flat, self.config.augmentation, each).view(batch.images.shape))
+        return batch
+
+    def _outputs(self, model: nn.Module, rows: Tensor, together: Tensor, share: Share) -> Tensor:
+        batch = self.batch(rows, together, share)
         if self.config.precision != "bfloat16":
             return model(batch)  # type: ignore[no-any-return]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             outputs: Tensor = model(batch)
         return outputs.float()
 
-    def _targets(self, rows: Tensor) -> Tensor:
+    def targets(self, rows: Tensor) -> Tensor:
+        """What the outputs for the rows (G, B) should be, as the objective takes it."""
         target = self.tensors.target[rows]
         kind, network = self.dataset.target.kind, self.network
         if kind in ("class", "labels"):

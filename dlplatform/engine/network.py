@@ -26,23 +26,31 @@ from dlplatform.engine.vision import Body, ImageEncoder, body_of
 
 TEXT_EMBEDDING = 16
 TEXT_DROPOUT = 0.1
+_CUT = ("widths", "image_stages", "image_inner")  # fields of a shape that only pruning sets
 
 
 class Batch(NamedTuple):
     """Rows for each group: numbers (G, B, D) float32, categories (G, B, C), tokens (G, B, X, L) int32; for one
-    group sequences (1, B, S, L) int32 and images (1, B, I, channels, side, side)."""
+    group sequences (1, B, S, L) int32 and images (1, B, I, channels, side, side).
+
+    ``normalised``: the numbers as `InputEncoder.normalised` gives them, where that was done for all rows before; then
+    ``numbers`` are looked at for missing ones alone."""
 
     numbers: Tensor
     categories: Tensor
     tokens: Tensor
     sequences: Tensor | None = None
     images: Tensor | None = None
+    normalised: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class NetworkShape:
     """Everything that fixes the tensors of a network. ``transformer`` and ``image_transformer``: a
-    `transformers_config.Transformer` that reads the texts, or looks at the images, in its JSON form."""
+    `transformers_config.Transformer` that reads the texts, or looks at the images, in its JSON form.
+
+    Of a network that was pruned: ``widths``, the units of each layer; ``image_stages``, the channels of each stage of
+    the image encoder; ``image_inner``, those inside each of its blocks. Empty: as ``width`` and ``image_width`` say."""
 
     architecture: str
     groups: int
@@ -63,6 +71,14 @@ class NetworkShape:
     text_heads: int = 0
     transformer: dict[str, Any] | None = None
     image_transformer: dict[str, Any] | None = None
+    widths: tuple[int, ...] = ()
+    image_stages: tuple[int, ...] = ()
+    image_inner: tuple[int, ...] = ()
+
+    @property
+    def layer_widths(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return self.widths or (self.width,) * self.layers
 
     @property
     def predicts(self) -> str:
@@ -70,8 +86,8 @@ class NetworkShape:
         return self.kind or ("class" if self.outputs > 1 else "number")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; packages without a transformers architecture do not mention one."""
-        optional = ("transformer", "image_transformer")
+        """JSON form; packages without a transformers architecture, or that were never pruned, do not mention it."""
+        optional = ("transformer", "image_transformer", *_CUT)
         return {name: value for name, value in asdict(self).items() if value or name not in optional}
 
     @staticmethod
@@ -80,7 +96,8 @@ class NetworkShape:
         inputs = dict(raw["inputs"])
         for name in ("indicators", "vocabularies"):
             inputs[name] = tuple(inputs[name])
-        return NetworkShape(**{**raw, "inputs": InputSizes(**inputs)})
+        cut = {name: tuple(raw[name]) for name in _CUT if name in raw}
+        return NetworkShape(**{**raw, **cut, "inputs": InputSizes(**inputs)})
 
 
 class InputEncoder(nn.Module):
@@ -148,8 +165,7 @@ class InputEncoder(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(numbers (G, B, D) normalised, rest (G, B, R): indicators and embeddings)."""
-        scaled = ((batch.numbers - self.center) * self.inverse_scale).nan_to_num(nan=0.0)
-        numbers = scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
+        numbers = self.normalised(batch.numbers) if batch.normalised is None else batch.normalised
         parts = []
         if self.sizes.indicators:
             parts.append(batch.numbers.index_select(-1, self.indicators).isnan().to(numbers.dtype))
@@ -162,6 +178,11 @@ class InputEncoder(nn.Module):
         if batch.images is not None:
             parts.append(_each(self.images, batch.images))
         return numbers, torch.cat(parts, -1) if parts else numbers[..., :0]
+
+    def normalised(self, numbers: Tensor) -> Tensor:
+        """(G or 1, B, D) → (G, B, D): centred, scaled, large ones drawn in; 0 for missing ones."""
+        scaled = ((numbers - self.center) * self.inverse_scale).nan_to_num(nan=0.0)
+        return scaled * (scaled * (1 / CLIP)).square().add_(1).rsqrt()
 
     def _group_starts(self, rows_per_group: int, like: Tensor) -> Tensor | int:
         if self.groups == 1:
@@ -180,6 +201,9 @@ class InputEncoder(nn.Module):
         rows = tokens + columns + self._group_starts(sizes.texts * sizes.buckets, tokens)
         present = (tokens > 0).to(self.texts.dtype)
         weights = present * torch.rsqrt(present.sum(-1, keepdim=True).clamp(min=1.0))
+        if torch.compiler.is_exporting():  # other runtimes have no such bags
+            words = nn.functional.embedding(rows, self.texts.flatten(0, 1))
+            return (words * weights.unsqueeze(-1)).sum(-2).flatten(2)
         bags = nn.functional.embedding_bag(
             rows.flatten(0, -2),
             self.texts.flatten(0, 1),
@@ -209,7 +233,9 @@ def _image_body(shape: NetworkShape) -> Body | TransformersImages:
     if shape.image_transformer is not None:
         return TransformersImages(checked(shape.image_transformer, IMAGE))
     pixels = (shape.inputs.image_channels, shape.inputs.image_size)
-    return body_of(shape.image_encoder, *pixels, shape.image_width, shape.image_depth)
+    return body_of(
+        shape.image_encoder, *pixels, shape.image_width, shape.image_depth, shape.image_stages, shape.image_inner
+    )
 
 
 def _each(encoder: nn.Module, inputs: Tensor) -> Tensor:
@@ -247,7 +273,7 @@ class RowNetwork(nn.Module):
             self.register_buffer("trust", torch.empty(1))
             self.embedding = PiecewiseLinearEmbedding(groups, shape.inputs.numbers, shape.bins, shape.embedding_size)
             width += shape.inputs.numbers * (shape.embedding_size - 1)
-        widths = [width, *[shape.width] * shape.layers]
+        widths = [width, *shape.layer_widths]
         self.hidden = nn.ModuleList(
             EnsembleLinear(groups, members, inputs, outputs, first=not index and members > 1)
             for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dlplatform.engine import transformers_models
+from dlplatform.engine import compact, graphs, programs, transformers_models
 from dlplatform.engine.adapters import PREFIX, load_tensors, merged
 from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine.blocks import block_of
@@ -36,6 +36,7 @@ from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import Preprocessor
+from dlplatform.engine.runtime import EXPORTED, FILES, GRAPH, PROGRAM, runtime_of
 from dlplatform.engine.shape_limits import check_limits
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
@@ -57,7 +58,9 @@ MAXIMUM_HEADER: Final = 16 << 20
 _UNSAFE_SUFFIXES: Final = frozenset(
     {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".so", ".h5"}
 )
-_DTYPES: Final = {torch.float32: ("F32", 4), torch.int64: ("I64", 8)}
+_DTYPES: Final = {
+    torch.float32: ("F32", 4), torch.int64: ("I64", 8), torch.bfloat16: ("BF16", 2), torch.int8: ("I8", 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,15 @@ class Package:
 
     description: dict[str, Any]
     network: RowNetwork | LanguageNetwork
+    preprocessor: Preprocessor
+
+
+@dataclass(frozen=True)
+class GraphPackage:
+    """A package in memory whose network is written down whole: ``session`` is one of onnxruntime, or a traced module."""
+
+    description: dict[str, Any]
+    session: Any
     preprocessor: Preprocessor
 
 
@@ -81,10 +93,27 @@ def save(
 
     ``extra``: more files by name, such as a tokenizer.
     """
+    return save_content(directory, description, weights_content(tensors), card, evaluation, extra)
+
+
+def weights_content(tensors: Mapping[str, Tensor]) -> bytes:
+    """The file of some tensors; the same for the same tensors."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    return safetensors.torch.save(weights, metadata={"format": "pt"})
+
+
+def save_content(
+    directory: Path,
+    description: dict[str, Any],
+    content: bytes,
+    card: str,
+    evaluation: dict[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> str:
+    """As `save`, of the file that holds the tensors, or the graph."""
     files = {
         MODEL: to_json(description),
-        weights_file(description): safetensors.torch.save(weights, metadata={"format": "pt"}),
+        weights_file(description): content,
         CARD: card.encode(),
         EVALUATION: to_json(evaluation),
         **(extra or {}),
@@ -98,7 +127,9 @@ def is_adapter(description: dict[str, Any]) -> bool:
 
 
 def weights_file(description: dict[str, Any]) -> str:
-    """The file that holds a package's tensors."""
+    """The file that holds a package's tensors, or its graph."""
+    if whole := FILES.get(runtime_of(description).kind):
+        return whole
     return ADAPTER if is_adapter(description) else WEIGHTS
 
 
@@ -116,9 +147,14 @@ def runs_code(description: dict[str, Any]) -> bool:
 def load(directory: Path, *, sandboxed: bool = False) -> Package:
     """Verify a package and read it; an adapter's base is the package in its folder ``base``. Raises PackageError.
 
-    Code that came with the package is run only where the caller says that this process is a sandbox.
+    Code that came with the package is run only where the caller says that this process is a sandbox. A graph has no
+    network: see `load_graph`.
     """
     description = verify(directory)
+    if runtime_of(description).kind in FILES:
+        raise PackageError(
+            "The network is a graph, without weights of its own; take the version that it was made from instead."
+        )
     if runs_code(description) and not sandboxed:
         raise PackageError("The model is built by code of its own, which is run only in a sandbox.")
     network = _built(directory, description)
@@ -126,13 +162,27 @@ def load(directory: Path, *, sandboxed: bool = False) -> Package:
         _load_adapter(directory, description, network)
     else:
         try:
-            network.load_state_dict(_read(directory / WEIGHTS))
+            network.load_state_dict(compact.restored(network, _read(directory / WEIGHTS)))
         except RuntimeError as error:
             raise PackageError(f"{WEIGHTS} cannot be read.") from error
     _check_values(network)
     transformers_models.try_out(network.eval())
     preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
     return Package(description, network.eval(), preprocessor)
+
+
+def is_graph(directory: Path) -> bool:
+    """Whether a package's network is a graph, or a traced program. Raises PackageError."""
+    return runtime_of(read_description(directory)).kind in FILES
+
+
+def load_graph(directory: Path) -> GraphPackage:
+    """Verify a package whose network is a graph, and open it. Raises PackageError."""
+    description = verify(directory)
+    preprocessor = Preprocessor.from_dict(description["preprocessing"], _tokenizer(directory, description))
+    exported = runtime_of(description).kind == EXPORTED
+    opened = programs.opened(directory / PROGRAM) if exported else graphs.opened(directory / GRAPH)
+    return GraphPackage(description, opened, preprocessor)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -217,6 +267,9 @@ def verify(directory: Path) -> dict[str, Any]:
     _check_files(directory)
     description = read_description(directory)
     _require_weights(directory, (weights_file(description),))
+    if runtime_of(description).kind in FILES:
+        _verify_graph(directory, description)
+        return _with_whole_files(directory, description)
     header = read_header(directory / weights_file(description))
     if runs_code(description):
         _shape(directory, description)  # which tensors there should be only its code knows
@@ -224,6 +277,20 @@ def verify(directory: Path) -> dict[str, Any]:
         expected = _expected_tensors(directory, description)
         if not is_adapter(description):
             _compare(expected, header)
+    return _with_whole_files(directory, description)
+
+
+def _verify_graph(directory: Path, description: dict[str, Any]) -> None:
+    if description["task"] == LANGUAGE or runs_code(description) or is_adapter(description):
+        raise PackageError("Only a network of rows that is whole and of this platform can be a graph.")
+    runtime, shape = runtime_of(description), _shape(directory, description)
+    if runtime.kind == EXPORTED:
+        programs.check(directory / PROGRAM, runtime)
+    else:
+        graphs.check(directory / GRAPH, runtime, shape)
+
+
+def _with_whole_files(directory: Path, description: dict[str, Any]) -> dict[str, Any]:
     if (directory / MANIFEST).exists():
         try:
             check_manifest(directory)
@@ -243,7 +310,7 @@ def _check_files(directory: Path) -> None:
                 f"{path.name} may hold a pickle or binary code, which could run anything when opened. "
                 "Convert the weights with safetensors.torch.save_file and upload that."
             )
-    _require_weights(directory, (WEIGHTS, ADAPTER))
+    _require_weights(directory, (WEIGHTS, ADAPTER, *FILES.values()))
 
 
 def _require_weights(directory: Path, names: Sequence[str]) -> None:
@@ -308,7 +375,8 @@ def _compare(expected: dict[str, Tensor], found: dict[str, tuple[str, tuple[int,
 def _expected_tensors(directory: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors without memory, of the shapes the description promises. Raises PackageError."""
     with torch.device("meta"):
-        tensors = _built(directory, description).state_dict()
+        network = _built(directory, description)
+        tensors = compact.stored(network, network.state_dict(), runtime_of(description).weights)
     total = sum(math.prod(tensor.shape) * _DTYPES[tensor.dtype][1] for tensor in tensors.values())
     if total > MAXIMUM_BYTES:
         raise PackageError(f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}.")

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dlplatform.engine import package
-from dlplatform.engine.dataset import batches
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.image_arrays import Source, source_in
 from dlplatform.engine.language import LanguageNetwork
-from dlplatform.engine.objective import evaluation_rows, mean_prediction
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.request_rows import RequestRows
+from dlplatform.engine.runners import Runner, torch_runner, whole_runner
 from dlplatform.engine.table import Table
 from dlplatform.engine.writer import Writer
 
@@ -31,13 +29,10 @@ class Predictor:
         Raises PackageError.
         """
         self._source: Source = source_in(images) if images else bytes
-        loaded = package.load(Path(directory), sandboxed=sandboxed)
-        self.description = loaded.description
         self.writer: Writer | None = None
-        if isinstance(loaded.network, LanguageNetwork):
-            assert loaded.preprocessor.tokenizer is not None
-            self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
-        self.network: Any = loaded.network
+        self.network: Any = None
+        loaded = self._loaded(Path(directory), sandboxed)
+        self.description = loaded.description
         self._preprocessor = loaded.preprocessor
         targets = {self.description.get("target"), *self.description.get("targets", ())}
         self._rows = RequestRows(loaded.preprocessor, targets)
@@ -46,6 +41,29 @@ class Predictor:
     def steady(self) -> bool:
         """Whether a row takes the same time whatever is in it: of texts and images nobody knows."""
         return self.writer is None and self._rows.steady
+
+    def _loaded(self, directory: Path, sandboxed: bool) -> package.Package | package.GraphPackage:
+        """The package; sets what answers: ``run``, or ``writer`` for texts."""
+        if package.is_graph(directory):
+            graph = package.load_graph(directory)
+            self.run: Runner = whole_runner(graph.session, graph.description)
+            return graph
+        loaded = package.load(directory, sandboxed=sandboxed)
+        self.network = loaded.network
+        if isinstance(loaded.network, LanguageNetwork):
+            assert loaded.preprocessor.tokenizer is not None
+            self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
+        else:
+            self.run = torch_runner(loaded.network, loaded.description)
+        return loaded
+
+    def read(self, instances: Sequence[Mapping[str, Any]]) -> Inputs:
+        """Rows of a request as the network takes them. Raises PredictionInputError."""
+        return self._rows.inputs(instances, self._source)
+
+    def encode(self, table: Table) -> Inputs:
+        """The rows of a typed table as the network takes them. Raises EngineError for images that cannot be read."""
+        return self._preprocessor.transform(table, source=self._source)
 
     def predict(self, instances: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """One answer for each row: {"label", "probabilities": {label: p}}, {"labels", "probabilities"}, {"value"}
@@ -58,22 +76,18 @@ class Predictor:
             return []
         if self.writer is not None:
             return [{"text": "".join(self.writer.stream(row, each))} for row, each in enumerate(instances)]
-        return self._answers(self._predicted(self._rows.inputs(instances, self._source)))
+        return self._answers(self._predicted(self.read(instances)))
 
     def predict_table(self, table: Table) -> np.ndarray[Any, Any]:
         """(n, K) probabilities, or values in the targets' units, for a typed table. Raises EngineError for images
         that cannot be read, and for models that answer no tables."""
         if self.writer is not None:
             raise EngineError("bad_data", "A language model does not answer tables of rows.")
-        return self._predicted(self._preprocessor.transform(table, source=self._source))
+        return self._predicted(self.encode(table))
 
     def _predicted(self, inputs: Inputs) -> np.ndarray[Any, Any]:
-        parts = []
-        with torch.inference_mode():
-            for batch in batches(inputs, self.network.shape.groups, evaluation_rows(self.network)):
-                outputs = self.network(batch)
-                parts.append(mean_prediction(self.network, outputs).double().mean(0).numpy())
-        predicted: np.ndarray[Any, Any] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        groups = self.run(inputs)
+        predicted: np.ndarray[Any, Any] = groups[0] if len(groups) == 1 else groups.mean(0)
         output = self.description["output"]
         if output["kind"] in ("number", "numbers"):
             predicted = predicted * np.array(output["unit"]) + np.array(output["offset"])

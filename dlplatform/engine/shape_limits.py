@@ -10,6 +10,7 @@ from dlplatform.engine.fields import IMAGE_ENCODERS, TRANSFORMERS
 from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.preprocessing import SPECIAL
 from dlplatform.engine.transformers_config import IMAGE, checked, longest_text
+from dlplatform.engine.vision import blocks_in, stage_widths
 
 MAXIMUM_DIMENSION: Final = 1 << 24
 
@@ -41,6 +42,7 @@ def check_limits(shape: NetworkShape) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise PackageError(f"{MODEL} gives {str(value)[:40]} for {name}; {low} to {high} are possible.")
     _check_encoders(shape)
+    _check_cut(shape)
     if isinstance(shape.dropout, bool) or not isinstance(shape.dropout, int | float) or not 0 <= shape.dropout < 1:
         raise PackageError(f"{MODEL} gives an impossible dropout.")
 
@@ -60,3 +62,19 @@ def _check_encoders(shape: NetworkShape) -> None:
     sized = not inputs.images or (inputs.image_size >= 8 and inputs.image_channels in (1, 3) and wide)
     if not (known and texts and sized) or (deep and shape.groups != 1):
         raise PackageError(f"{MODEL} describes encoders of images or texts that do not exist.")
+
+
+def _check_cut(shape: NetworkShape) -> None:
+    """What pruning left: as many numbers as there are layers, stages and blocks, none larger than before."""
+    ours, size = shape.image_encoder in IMAGE_ENCODERS, shape.inputs.image_size
+    stages = stage_widths(size, shape.image_width) if shape.image_encoder == "resnet" else []
+    blocks = blocks_in(shape.image_encoder, size, shape.image_depth) if ours else 0
+    cut = {
+        "widths": (shape.widths, shape.layers, shape.width),
+        "image_stages": (shape.image_stages, len(stages), max(stages, default=0)),
+        "image_inner": (shape.image_inner, blocks, MAXIMUM_DIMENSION),
+    }
+    for name, (values, count, most) in cut.items():
+        plain = all(type(value) is int and 1 <= value <= most for value in values)
+        if values and (len(values) != count or not plain):
+            raise PackageError(f"{MODEL} describes {name} that do not fit its network.")

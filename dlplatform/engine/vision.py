@@ -8,6 +8,7 @@ group normalisation (Wu & He, 2018); the ConvNeXt that of Liu et al., 2022 ("A C
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,20 +27,35 @@ def stem_stride(size: int) -> int:
     return 4 if size > 128 else 2 if size > 64 else 1
 
 
+def stage_widths(size: int, width: int) -> list[int]:
+    """Channels of each stage of a ResNet that nothing was cut from."""
+    return [width << stage for stage in range(stages_of(size // stem_stride(size)))]
+
+
+def patch_of(size: int) -> int:
+    """Pixels of a side that the stem of a ConvNeXt takes together."""
+    return 4 if size > 64 else 2 if size > 16 else 1
+
+
+def blocks_in(kind: str, size: int, depth: int) -> int:
+    """Blocks of one of our own encoders."""
+    return stages_of(size // (patch_of(size) if kind == "convnext" else stem_stride(size))) * depth
+
+
 def groups_of(channels: int) -> int:
     """How many groups of channels are normalised together."""
     return math.gcd(channels, max(1, channels // GROUP_CHANNELS))
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions added to their input."""
+    """Two 3×3 convolutions with ``inner`` channels between them, added to their input."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, inner: int) -> None:
         super().__init__()
         self.first_norm = nn.GroupNorm(groups_of(inputs), inputs)
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.second_norm = nn.GroupNorm(groups_of(outputs), outputs)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.first = nn.Conv2d(inputs, inner, 3, stride, 1, bias=False)
+        self.second_norm = nn.GroupNorm(groups_of(inner), inner)
+        self.second = nn.Conv2d(inner, outputs, 3, 1, 1, bias=False)
         plain = inputs == outputs and stride == 1
         self.shortcut = None if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -71,18 +87,22 @@ class Body(nn.Module):
 
 
 class ResNet(Body):
-    """Residual stages, each half as large and twice as wide as the one before."""
+    """Residual stages, each half as large and twice as wide as the one before, unless ``stages`` and ``inner`` say how
+    many channels each stage and the inside of each block have."""
 
-    def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
+    def __init__(
+        self, channels: int, size: int, width: int, depth: int, stages: Sequence[int] = (), inner: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         stride = stem_stride(size)
-        widths = [width << stage for stage in range(stages_of(size // stride))]
-        self.stem = nn.Conv2d(channels, width, 3 if stride == 1 else 7, stride, 1 if stride == 1 else 3, bias=False)
+        widths = list(stages) or stage_widths(size, width)
+        inside = list(inner) or [outputs for outputs in widths for _ in range(depth)]
+        inputs = widths[0]
+        self.stem = nn.Conv2d(channels, inputs, 3 if stride == 1 else 7, stride, 1 if stride == 1 else 3, bias=False)
         blocks: list[nn.Module] = []
-        inputs = width
         for stage, outputs in enumerate(widths):
             for block in range(depth):
-                blocks.append(ResidualBlock(inputs, outputs, 2 if stage and not block else 1))
+                blocks.append(ResidualBlock(inputs, outputs, 2 if stage and not block else 1, inside[len(blocks)]))
                 inputs = outputs
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.GroupNorm(groups_of(inputs), inputs)
@@ -109,14 +129,14 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """A wide depthwise convolution, then a feed-forward layer at every pixel, added to their input."""
+    """A wide depthwise convolution, then a feed-forward layer of ``inner`` units at every pixel, added to their input."""
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, width: int, kernel: int, inner: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.widen = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.widen = nn.Linear(width, inner)
+        self.narrow = nn.Linear(inner, width)
         self.scale = nn.Parameter(torch.empty(width))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -126,11 +146,12 @@ class ConvNextBlock(nn.Module):
 
 
 class ConvNext(Body):
-    """ConvNeXt stages, each half as large and twice as wide as the one before."""
+    """ConvNeXt stages, each half as large and twice as wide as the one before. ``inner``: units inside each block."""
 
-    def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, size: int, width: int, depth: int, inner: Sequence[int] = ()) -> None:
         super().__init__()
-        patch = 4 if size > 64 else 2 if size > 16 else 1
+        units = iter(inner)
+        patch = patch_of(size)
         self.stem = nn.Conv2d(channels, width, max(patch, 2), patch, padding=1 if patch == 1 else 0)
         self.stem_norm = ChannelNorm(width)
         layers: list[nn.Module] = []
@@ -139,7 +160,8 @@ class ConvNext(Body):
             if stage:
                 layers += [ChannelNorm(width), nn.Conv2d(width, 2 * width, 2, 2)]
                 width, side = 2 * width, side // 2
-            layers += [ConvNextBlock(width, 7 if side >= 7 else 3) for _ in range(depth)]
+            kernel = 7 if side >= 7 else 3
+            layers += [ConvNextBlock(width, kernel, next(units, 4 * width)) for _ in range(depth)]
         self.blocks = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.width = width
@@ -152,9 +174,13 @@ class ConvNext(Body):
         return pooled
 
 
-def body_of(kind: str, channels: int, size: int, width: int, depth: int) -> Body:
+def body_of(
+    kind: str, channels: int, size: int, width: int, depth: int, stages: Sequence[int] = (), inner: Sequence[int] = ()
+) -> Body:
     """One of our own networks that look at images."""
-    return (ConvNext if kind == "convnext" else ResNet)(channels, size, width, depth)
+    if kind == "convnext":
+        return ConvNext(channels, size, width, depth, inner)
+    return ResNet(channels, size, width, depth, stages, inner)
 
 
 class ImageEncoder(nn.Module):

@@ -166,8 +166,9 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
         why["revision"] = None
     if "variants" in wanted:
         services.change_variants(
-            actor=request.user, deployment=found, variants=_wanted(request.user, wanted["variants"]), **why
-        )
+            actor=request.user, deployment=found, variants=_wanted(request.user, wanted["variants"]),
+            despite_problems=wanted["despite_problems"], **why,
+        )  # fmt: skip
     if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:
         services.set_details(actor=request.user, deployment=found, **details)
 

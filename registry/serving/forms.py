@@ -40,10 +40,15 @@ def servable_versions(user: User, organization: Organization) -> list[ModelVersi
     )
 
 
+DESPITE = "Also a version that was measured to be slower, bigger or worse than what it was made from. Give a reason"
+
+
 class DeploymentForm(forms.Form):
     name = forms.CharField(max_length=80, help_text="A part of its address: letters, digits, dot, dash, underscore")
     version = forms.UUIDField(widget=forms.Select, help_text="It answers alone at first; more are added on its page")
     description = forms.CharField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
+    despite_problems = forms.BooleanField(required=False, label="Despite what was measured", help_text=DESPITE)
+    reason = forms.CharField(max_length=2000, required=False, label="Reason, for the log")
 
     def __init__(self, *args: Any, versions: list[ModelVersion], **more: Any) -> None:
         super().__init__(*args, **more)
@@ -55,6 +60,12 @@ class ChangeForm(forms.Form):
 
     reason = forms.CharField(max_length=2000, required=False)
     revision = forms.IntegerField(min_value=0, max_value=2**31 - 1, required=False)
+
+
+class VariantsForm(ChangeForm):
+    """A change that may bring in versions that something speaks against."""
+
+    despite_problems = forms.BooleanField(required=False)
 
 
 class DeploymentTryForm(TryForm):

@@ -14,6 +14,7 @@ from .assignment import shares
 from .models import BatchPrediction, Deployment, DeploymentChange, PredictionRecord, Variant
 from .services import HEAVIEST, MOST_VARIANTS
 
+DESPITE = "Deploy also versions that were measured to be slower, bigger or worse than what they were made from; needs a reason"
 REVISION = "The change must find the deployment at this revision, else 409"
 
 
@@ -46,6 +47,7 @@ class DeploymentIn(Strict):
     description = SafeCharField(required=False, allow_blank=True, max_length=10_000)
     variants = VariantIn(many=True, min_length=1, max_length=MOST_VARIANTS)
     reason = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text="Why, for the log")
+    despite_problems = serializers.BooleanField(default=False, help_text=DESPITE)
     organization = serializers.SlugField(required=False, help_text="Slug; default: your default organization")
 
 
@@ -57,6 +59,7 @@ class DeploymentChangeIn(Strict):
     )
     archived = serializers.BooleanField(required=False, help_text="true stops it, false has it answer again")
     reason = SafeCharField(required=False, allow_blank=True, max_length=2000, help_text="Why, for the log")
+    despite_problems = serializers.BooleanField(default=False, help_text=DESPITE)
     revision = serializers.IntegerField(required=False, min_value=0, help_text=REVISION)
 
 

@@ -21,6 +21,7 @@ from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from registry.availability import require_files
 from registry.models import ModelVersion, Ref, RegisteredModel
+from registry.optimizations import problems_of
 
 from .assignment import reallocate
 from .experiments.holding import Holder, refuse_held
@@ -46,9 +47,13 @@ class Wanted:
 @transaction.atomic
 def create_deployment(
     *, actor: User, organization: Organization, name: str, variants: Sequence[Wanted], description: str = "",
-    reason: str = "",
+    reason: str = "", despite_problems: bool = False,
 ) -> Deployment:  # fmt: skip
-    """A deployment that answers at once. Raises ValidationError, PermissionDenied, Conflict."""
+    """A deployment that answers at once. Raises ValidationError, PermissionDenied, Conflict.
+
+    ``despite_problems``: also versions that were measured to be slower, bigger or worse than what they were made from;
+    then a reason must be given.
+    """
     require(actor, "deploy", organization)
     _check_name(name)
     if _namesakes(organization, name).exists():
@@ -59,6 +64,7 @@ def create_deployment(
         )
     audit.record(actor, "deployment.create", deployment, organization, name=name)
     empty = {"state": Deployment.State.ACTIVE, "variants": [], "allocation": []}
+    _refuse_problems(deployment, variants, despite_problems, reason)
     _set_variants(actor, deployment, variants)
     _log(actor, deployment, empty, reason)
     return deployment
@@ -68,17 +74,20 @@ def create_deployment(
 def change_variants(
     *, actor: User | None, deployment: Deployment, variants: Sequence[Wanted], reason: str = "",
     revision: int | None = None, holder: Holder | None = None, by_platform: bool = False,
+    despite_problems: bool = False,
 ) -> Deployment:  # fmt: skip
     """Set versions, weights and roles. With ``revision`` only if that is still the newest. Raises Conflict else.
 
     ``holder``: the experiment or rollout on whose behalf it is done; while one holds the deployment nobody else may. No
     ``actor``: the platform itself, for a holder that a person started, or (``by_platform``) as an alias was moved that a
-    variant follows.
+    variant follows. ``despite_problems``: see `create_deployment`; what is in the deployment already was let in.
     """
     locked = _locked(actor, deployment, revision, holder, by_platform=by_platform)
     if locked.state != Deployment.State.ACTIVE:
         raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
     before = state_of(locked)
+    if actor is not None or by_platform:  # a holder goes on, or back, with what it was let have at its start
+        _refuse_problems(locked, variants, despite_problems, reason)
     _set_variants(actor, locked, variants)
     if state_of(locked) != before:
         _log(actor, locked, before, reason)
@@ -215,6 +224,18 @@ def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence
     allocation = [(end, variant) for end, variant in deployment.allocation]
     deployment.allocation = [list(part) for part in reallocate(allocation, live)]
     deployment.save(update_fields=["allocation"])
+
+
+def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite: bool, reason: str) -> None:
+    """Nobody deploys by mistake what was measured to be slower, bigger or worse."""
+    present = {row.version_id for row in _variants(deployment)}
+    for position, one in enumerate(variants):
+        told = [] if one.version in present else problems_of(deployment.organization_id, one.version)
+        if told and not despite:
+            sentence = f"{' '.join(each['sentence'] for each in told)} Say that you want it nevertheless, and why."
+            raise _refused(f"variants.{position}.version", sentence, "has_problems")
+        if told and not reason.strip():
+            raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
 
 
 def _check_variants(variants: Sequence[Wanted]) -> None:

@@ -34,7 +34,15 @@ from .client import Unusable
 from .experiments.holding import holder_of, name_of
 from .experiments.models import Rollout
 from .following import aliases_of
-from .forms import ChangeForm, DeploymentForm, DeploymentTryForm, candidates, servable_versions, variants_of
+from .forms import (
+    ChangeForm,
+    DeploymentForm,
+    DeploymentTryForm,
+    VariantsForm,
+    candidates,
+    servable_versions,
+    variants_of,
+)
 from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
 
@@ -94,6 +102,7 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
             made = services.create_deployment(
                 actor=request.user, organization=organization, name=wanted["name"],
                 description=wanted["description"], variants=[services.Wanted(wanted["version"])],
+                reason=wanted["reason"], despite_problems=wanted["despite_problems"],
             )  # fmt: skip
         except ValidationError as error:
             add_errors(form, error)
@@ -169,8 +178,8 @@ def told(answers: list[dict[str, Any]] | None) -> Any:
 # --- changes ------------------------------------------------------------------------------------------
 
 
-def _why(request: HttpRequest) -> dict[str, Any]:
-    return submitted(ChangeForm(request.POST))
+def _why(request: HttpRequest, form: type[ChangeForm] = ChangeForm) -> dict[str, Any]:
+    return submitted(form(request.POST))
 
 
 @require_POST
@@ -179,7 +188,10 @@ def deployment_variants(request: HttpRequest, deployment: UUID) -> HttpResponse:
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
         services.change_variants(
-            actor=request.user, deployment=found, variants=variants_of(request.user, request.POST), **_why(request)
+            actor=request.user,
+            deployment=found,
+            variants=variants_of(request.user, request.POST),
+            **_why(request, VariantsForm),
         )
         said(request, f"“{found.name}” is changed.", reverse("deployment-undo", args=[found.pk]))
     return redirect("deployment", found.pk)

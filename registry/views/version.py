@@ -18,7 +18,8 @@ from registry import availability, releases
 from registry.cards import card_of
 from registry.examples import example_images
 from registry.forms import TryForm
-from registry.models import ModelVersion, Ref, Release
+from registry.graphs import brings_graph
+from registry.models import ModelVersion, OptimizedVariant, Ref, Release
 from registry.serving import client
 from registry.transformers_bases import is_transformers
 
@@ -52,7 +53,16 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         .order_by("-created_at")[:MOST_ADAPTERS],
         "can_write": may(request.user, "model.write", found),
         "can_finetune": ("model.json" in found.tree or is_transformers(found))
+        and not brings_graph(found)
         and may(request.user, "run.write", found.model.organization),
+        "variant": OptimizedVariant.objects.filter(output_version=found)
+        .select_related("optimization__version")
+        .first(),
+        "can_optimize": "model.json" in found.tree
+        and not brings_graph(found)
+        and found.task != "language-model"
+        and found.deleted_at is None
+        and may(request.user, "model.write", found),
         "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
         "can_deploy": "model.json" in found.tree
         and found.deleted_at is None

@@ -38,6 +38,7 @@ def rows(organization, trainer):
     merge = factories.MergeFactory(model=model, ours=model_version, theirs=model_version, dataset_version=version)
     upload = factories.UploadFactory(model=model, created_by=trainer)
     comparison = factories.ComparisonFactory(model=model, base=model_version, head=model_version)
+    optimization = factories.OptimizationFactory(version=model_version, dataset_version=version)
     deployment = factories.DeploymentFactory(organization=organization, name="production")
     factories.VariantFactory(deployment=deployment, version=model_version)
     batch = factories.BatchPredictionFactory(version=model_version, dataset_version=version)
@@ -49,7 +50,7 @@ def rows(organization, trainer):
         "<uuid:deployment>": deployment.pk, "<uuid:request_id>": record.request_id, "<uuid:batch>": batch.pk,
         "<uuid:dataset>": dataset.pk, "<int:number>": 1, "<uuid:experiment>": experiment.pk, "<uuid:run>": run.pk,
         "<uuid:model>": model.pk, "<uuid:version>": model_version.pk, "<slug:kind>": "alias", "<str:name>": "production",
-        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:upload>": upload.pk, "<uuid:preflight>": preflight.pk, "<uuid:code>": code.pk, "<uuid:sweep>": sweep.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<str:sha256>": "a" * 64, "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
+        "<uuid:comparison>": comparison.pk, "<uuid:merge>": merge.pk, "<uuid:optimization>": optimization.pk, "<uuid:upload>": upload.pk, "<uuid:preflight>": preflight.pk, "<uuid:code>": code.pk, "<uuid:sweep>": sweep.pk, "<int:file>": 0, "<str:token>": "token", "<path:path>": "model.json", "<str:sha256>": "a" * 64, "<uuid:key>": key.pk, "<str:kind>": "run", "<uuid:id>": run.pk, "<slug:slug>": organization.slug, "<str:username>": "trainer",
     }  # fmt: skip
 
 

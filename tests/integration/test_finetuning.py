@@ -57,6 +57,17 @@ def test_an_adapter_holds_little_needs_its_base_and_becomes_a_full_version(
     assert version.tree["adapter_model.safetensors"]["size"] < base.tree["model.safetensors"]["size"]
     row = flower_rows(1)[0]
     before = PredictorCache(1 << 30).get(version.pk).predict([row])[0]["probabilities"]
+    held = PredictorCache(1 << 30)
+    alone = held.get(version.pk)
+    assert held.sizes == {version.pk: version.size, base.pk: base.size}, "an adapter needs its base"
+    shared = held.get(base.pk)
+    assert held.sizes == {version.pk: version.size, base.pk: base.size} and len(held) == 2
+    again = PredictorCache(1 << 30)
+    again.get(base.pk)
+    over = again.get(version.pk)
+    in_memory = {tensor.data_ptr() for tensor in again.get(base.pk).network.state_dict().values()}
+    assert in_memory & {tensor.data_ptr() for tensor in over.network.state_dict().values()}, "the base is there once"
+    assert over.predict([row]) == alone.predict([row]) != shared.predict([row])
     page = web(trainer).get(f"/model-versions/{base.pk}/").content.decode()
     assert "Adapters over this version" in page and f"/model-versions/{version.pk}/" in page
     base.refs.all().delete()

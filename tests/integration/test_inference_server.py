@@ -185,6 +185,32 @@ def test_a_change_is_live_without_a_restart_and_undone_too(viewer, maintainer, d
     eventually(lambda: inference.ask("screening", key).status_code == 200)
 
 
+def test_a_new_deployment_is_never_missing_while_it_is_being_seen(
+    viewer, maintainer, organization, versions, inference, monkeypatch
+):
+    """Between seeing a deployment and serving it, whoever asks waits for the look to end."""
+    seen, go_on = threading.Event(), threading.Event()
+    advance = watching.Watcher._advance
+
+    def held(watcher, coming):
+        if coming.state.name == "fresh":
+            seen.set()
+            go_on.wait(5)
+        advance(watcher, coming)
+
+    monkeypatch.setattr(watching.Watcher, "_advance", held)
+    services.create_deployment(
+        actor=maintainer, organization=organization, name="fresh", variants=[Wanted(versions[1].pk)]
+    )
+    assert seen.wait(20)
+    key = key_of(viewer)
+    with ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(inference.ask, "fresh", key)
+        time.sleep(0.2)
+        go_on.set()
+        assert value_of(answer.result(20)) == 2.0
+
+
 def test_no_request_fails_while_versions_are_swapped_and_loaded(
     viewer, maintainer, deployment, versions, stubs, inference
 ):

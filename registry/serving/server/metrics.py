@@ -86,12 +86,11 @@ class Metrics:
     def publish(self, server: Any) -> None:
         """Tell what this inference server holds; called now and then, and before somebody reads."""
         models, watcher = server.models, server.watcher
-        sizes = models.cache.sizes
         self._waiting.labels("live").set(models.live.waiting)
         self._waiting.labels("shadow").set(models.shadow.waiting)
         for name, value in (
-            ("loaded_models", len(sizes)),
-            ("loaded_bytes", sum(sizes.values())),
+            ("loaded_models", len(models.cache)),
+            ("loaded_bytes", sum(models.cache.sizes.values())),
             ("deployments", sum(one.active for one in list(watcher.served.values()))),
             ("unloadable_models", len(watcher.unloadable)),
             ("loading_models", len(watcher.loading)),

@@ -87,10 +87,11 @@ class Watcher:
             self.looked.set()
 
     def knows(self, deployment: UUID, revision: int) -> bool:
-        """Whether this revision of the deployment, or a newer one, has been seen."""
-        coming = self.coming.get(deployment)
-        state = coming.state if coming else self.served.get(deployment)
-        return state is not None and state.revision >= revision
+        """Whether this revision of the deployment, or a newer one, has been seen, and something answers."""
+        served, coming = self.served.get(deployment), self.coming.get(deployment)
+        if served is None:  # also in the moment between seeing a new one and serving it
+            return False
+        return (coming.state if coming else served).revision >= revision
 
     def _follow(self, seen: dict[UUID, str]) -> None:
         changed = [pk for pk, stamp in seen.items() if self._stamps.get(pk) != stamp]

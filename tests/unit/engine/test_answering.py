@@ -41,4 +41,4 @@ def test_the_program_says_first_whether_it_is_ready_and_what_is_printed_does_not
         [sys.executable, "-m", "dlplatform.engine.answering", str(package / "code")], input=b"", capture_output=True,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )  # fmt: skip
-    assert broken.returncode == 1 and "no model.safetensors" in json.loads(broken.stdout)["error"]
+    assert broken.returncode == 1 and "no readable model.json" in json.loads(broken.stdout)["error"]

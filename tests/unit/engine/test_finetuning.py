@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dlplatform.engine import package
-from dlplatform.engine.adapters import attach, frozen, merged
+from dlplatform.engine.adapters import attach, frozen, merged, share_base
 from dlplatform.engine.blocks import block_of, blocks_of, chosen
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.errors import PackageError
@@ -75,7 +75,10 @@ def test_a_base_becomes_another_model(job: Callable[..., Path], bases: dict[str,
     assert trained & {"head", "linear"}
     if mode == "head":
         assert trained <= {"head", "linear"}
-    assert Predictor(made / "output").description["finetune"]["mode"] == mode
+    description = Predictor(made / "output").description
+    assert description["finetune"]["mode"] == mode
+    if kind == "image":  # small steps where all of the base trains
+        assert description["config"]["learning_rate"] == pytest.approx(0.0009 if mode == "full" else 0.003)
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "table"])
@@ -92,6 +95,8 @@ def test_an_adapter_is_small_and_works_over_its_base(
         package.load(output)
 
     loaded = package.load(with_base(output, bases[kind]))
+    if kind == "image":  # and large ones for adapters
+        assert loaded.description["config"]["learning_rate"] == pytest.approx(0.009)
     base = load_file(bases[kind] / "model.safetensors")
     kept = frozen(loaded.network)
     buffers = {name for name, _ in loaded.network.named_buffers()}
@@ -99,6 +104,14 @@ def test_an_adapter_is_small_and_works_over_its_base(
         assert name in buffers or torch.equal(kept[name], tensor), name
     changed = merged(loaded.network)
     assert any(not torch.equal(changed[name], base[name]) for name in base)
+    of_base = package.load(bases[kind]).network
+    changed = {name: tensor.clone() for name, tensor in changed.items()}
+    saved = share_base(loaded.network, of_base)
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in frozen(of_base).values())
+    assert 0.9 * whole < saved <= whole, "the base is in memory once"
+    ours = {tensor.data_ptr() for tensor in frozen(loaded.network).values()}
+    assert {tensor.data_ptr() for tensor in frozen(of_base).values()} & ours
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in merged(loaded.network).items())
     plain = package.build_network(loaded.network.shape)
     plain.load_state_dict(changed)
     assert torch.equal(plain.head.weight if hasattr(plain, "head") else plain.linear.weight,
