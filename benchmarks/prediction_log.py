@@ -18,6 +18,7 @@ from .measuring import arguments, median, platform, quantile, report, spread
 from .serve import BODY, Server, deployed, measured, wait_for
 
 LIMIT_COST = 0.03  # of the 99th percentile
+ON_THE_WAY = 0.25  # seconds that an answer which was given before a kill may take to its reader
 LEAST_LOSS_SECONDS = 1.5  # the buffer's second, and the writing
 
 
@@ -92,7 +93,7 @@ def killed(name: str, server: Server, find: Any, seconds: float, allowed: float)
     moment = time.time()
     for process in found:
         process.kill()
-    over = time.time()
+    over = time.time() + ON_THE_WAY
     wait_for(server)
     time.sleep(seconds)
     asking.stop()
