@@ -23,6 +23,8 @@ NAMES = (
     "serve",
     "at_rest",
     "ab",
+    "experiment_watching",
+    "prediction_log",
 )
 OWN_SIZES = (("train", "--short"), ("ingestion", "20"))
 
