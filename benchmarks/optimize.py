@@ -62,7 +62,7 @@ SUBJECTS = {
         {"epochs": 12},
         [
             {"passes": ["structured", "onnx"], "keep": 0.5, "epochs": 8},
-            {"passes": ["structured", "onnx"], "keep": 0.4, "epochs": 12},
+            {"passes": ["structured", "onnx"], "keep": 0.4, "epochs": 22},
             {"passes": ["structured", "onnx-int8-static"], "keep": 0.4, "epochs": 12}, *KEPT,
         ],
     ),
