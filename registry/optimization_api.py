@@ -18,7 +18,7 @@ from .serializers import OptimizationIn, OptimizationOut
 
 _TURN = {
     "parent": {"p50": 0.00286, "p99": 0.0034, "throughput": 22300.0},
-    "variant": {"p50": 0.0006, "p99": 0.0008, "throughput": 104000.0}, "runs": 300, "ratio": [0.2, 0.21, 0.22],
+    "variant": {"p50": 0.0006, "p99": 0.0008, "throughput": 104000.0}, "runs": 300, "ratio": [0.2, 0.21, 0.22], "work": [0.2, 0.21, 0.22],
 }  # fmt: skip
 OPTIMIZATION = {
     "id": "3f60…", "model": "4f2a…", "version": "9c1d…", "dataset_version": "02be…", "tolerance": 0.5,

@@ -94,7 +94,7 @@ def _speed(each: dict[str, Any]) -> dict[str, float]:
     return {
         "p50": MICRO * variant["p50"], "p99": MICRO * variant["p99"], "throughput": variant["throughput"],
         "low": low, "times": middle, "high": high, "slower": low < 1 and high < 1,
-        "whole": 1 / each["whole"]["ratio"][1] if "whole" in each else None,
+        "work": 1 / each["work"][1], "whole": 1 / each["whole"]["ratio"][1] if "whole" in each else None,
     }  # fmt: skip
 
 

@@ -54,11 +54,12 @@ def in_turns(
     asks: Sequence[Callable[[], Any]], *, seconds: float = SECONDS, least: int = LEAST, most: int = MOST,
     beat: Beat = lambda: None,
 ) -> list[Array]:  # fmt: skip
-    """Seconds of each call, one after the other again and again, who begins by turns; after a warm-up."""
+    """(runs, 2) of each call: seconds on the clock and of processor time, one after the other again and again, who begins
+    by turns; after a warm-up."""
     for _ in range(WARM_UP):
         for ask in asks:
             ask()
-    times: list[list[float]] = [[] for _ in asks]
+    times: list[list[tuple[float, float]]] = [[] for _ in asks]
     began = time.perf_counter()
     gc.collect()
     gc.disable()
@@ -66,9 +67,9 @@ def in_turns(
         while len(times[0]) < least or (time.perf_counter() - began < seconds and len(times[0]) < most):
             order = range(len(asks)) if len(times[0]) % 2 else reversed(range(len(asks)))
             for place in order:
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 asks[place]()
-                times[place].append(time.perf_counter() - started)
+                times[place].append((time.perf_counter() - started, time.process_time() - worked))
             beat()
     finally:
         gc.enable()
@@ -76,16 +77,20 @@ def in_turns(
 
 
 def compared(times: Sequence[Array], size: int) -> dict[str, Any]:
-    """What `in_turns` measured of a parent and its variant, with the ratio of the two from turn to turn."""
+    """What `in_turns` measured of a parent and its variant, with the ratio of the two from turn to turn: on the clock, and
+    of processor time (``work``), which a busy machine, where a longer answer is interrupted more often, does not change."""
     told = {
         name: {
-            "p50": float(np.median(each)),
-            "p99": float(np.quantile(each, 0.99)),
-            "throughput": float(size * len(each) / each.sum()),
+            "p50": float(np.median(each[:, 0])),
+            "p99": float(np.quantile(each[:, 0], 0.99)),
+            "throughput": float(size * len(each) / each[:, 0].sum()),
         }
         for name, each in zip(("parent", "variant"), times, strict=True)
     }
-    return {**told, "runs": len(times[0]), "ratio": median_interval(times[1] / times[0])}
+    ratios = times[1] / np.maximum(times[0], 1e-9)
+    return {
+        **told, "runs": len(times[0]), "ratio": median_interval(ratios[:, 0]), "work": median_interval(ratios[:, 1]),
+    }  # fmt: skip
 
 
 def median_interval(values: Array) -> list[float]:
@@ -99,7 +104,7 @@ def median_interval(values: Array) -> list[float]:
 def load_seconds(parent: Path, variant: Path) -> dict[str, float]:
     """Seconds to read, check and open each, at the median of a few in turns; libraries are in memory already."""
     times = in_turns([lambda: Predictor(parent), lambda: Predictor(variant)], seconds=0.0, least=LOADS, most=LOADS)
-    return {"parent": float(np.median(times[0])), "variant": float(np.median(times[1]))}
+    return {"parent": float(np.median(times[0][:, 0])), "variant": float(np.median(times[1][:, 0]))}
 
 
 def sizes(package: Path) -> dict[str, int]:

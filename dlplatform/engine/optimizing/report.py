@@ -21,7 +21,7 @@ from dlplatform.engine.predict import Predictor
 from dlplatform.engine.runners import Array
 
 TOLERANCE: Final = 0.5  # points, of a hundred, that the quality may fall by
-SLOWER: Final = 1.05  # times its parent's latency, of which the whole interval must be sure
+SLOWER: Final = 1.05  # times its parent's latency and processor time, of which the whole intervals must be sure
 BIGGER: Final = 1.05
 SLACK: Final = 64 << 10  # bytes of a graph's own, which only matter beside a tiny network
 Z: Final = 1.959964
@@ -144,7 +144,7 @@ def problems(found: dict[str, Any]) -> list[dict[str, str]]:
     """What speaks against deploying it: [{code, sentence}]."""
     told = []
     for size, each in found["latency"].items():
-        if each["ratio"][0] > SLOWER:
+        if min(each["ratio"][0], each["work"][0]) > SLOWER:
             sentence = f"Slower: it takes {each['ratio'][1]:.2f} times as long for {_rows(size)}."
             told.append({"code": "slower", "sentence": sentence})
     before, after = (found["size"][name] for name in ("parent", "variant"))
@@ -169,7 +169,7 @@ def notes(found: dict[str, Any]) -> list[str]:
         told.append(
             f"With {found['rows']['held_out']:,} held-out rows a loss of up to {-low:.2f} points cannot be ruled out."
         )
-    gains = [each["ratio"][2] < 1 / SLOWER for each in found["latency"].values()]
+    gains = [max(each["ratio"][2], each["work"][2]) < 1 / SLOWER for each in found["latency"].values()]
     smaller = any(
         found["size"]["variant"][name] * BIGGER < found["size"]["parent"][name] for name in ("bytes", "compressed")
     )

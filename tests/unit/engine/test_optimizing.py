@@ -248,7 +248,7 @@ def test_the_report_measures_both_in_turns(perceptron: Trained, tmp_path: Path) 
 
 
 def a_report(**changed: Any) -> dict[str, Any]:
-    turn = {"ratio": [0.9, 1.0, 1.04]}
+    turn = {"ratio": [0.9, 1.0, 1.04], "work": [0.9, 1.0, 1.04]}
     told = {
         "tolerance": 0.5, "rows": {"held_out": 500},
         "quality": {"name": "accuracy", "change": [-0.2, 0.0, 0.2]},
@@ -261,9 +261,18 @@ def a_report(**changed: Any) -> dict[str, Any]:
 def test_what_speaks_against_a_variant_is_said_by_name() -> None:
     assert problems(a_report()) == []
     assert notes(a_report()) == ["It is neither faster nor smaller than its parent."]
-    slow = problems(a_report(latency={"1": {"ratio": [1.2, 1.3, 1.5]}, "64": {"ratio": [0.5, 0.6, 0.7]}}))
+    slow = problems(
+        a_report(
+            latency={
+                "1": {"ratio": [1.2, 1.3, 1.5], "work": [1.1, 1.2, 1.3]},
+                "64": {"ratio": [0.5, 0.6, 0.7], "work": [0.5, 0.6, 0.7]},
+            }
+        )
+    )
     assert [each["code"] for each in slow] == ["slower"]
     assert "1.30 times as long for one row" in slow[0]["sentence"]
+    busy = {"1": {"ratio": [1.2, 1.3, 1.5], "work": [0.9, 1.0, 1.1]}}  # interrupted more often, no more work
+    assert problems(a_report(latency=busy)) == []
     big = {"parent": {"bytes": 10**6, "compressed": 1}, "variant": {"bytes": 2 * 10**6, "compressed": 1}}
     assert [each["code"] for each in problems(a_report(size=big))] == ["bigger"]
     worse = a_report(quality={"name": "accuracy", "change": [-2.0, -0.8, 0.1]})
