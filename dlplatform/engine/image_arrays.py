@@ -86,7 +86,7 @@ def image_array(image: Image.Image, channels: int, size: int) -> Pixels:
 
 def encode_images(values: Sequence[Any], channels: int, size: int, source: Source, beat: Beat) -> Pixels:
     """(n,) cells → (n, channels, size, size); a missing image is black. Raises EngineError ``bad_data``."""
-    array = _room((len(values), channels, size, size))
+    array = room((len(values), channels, size, size))
     for row, value in enumerate(values):
         if value is not None:
             array[row] = image_array(_decoded(value, source), channels, size)
@@ -95,7 +95,7 @@ def encode_images(values: Sequence[Any], channels: int, size: int, source: Sourc
     return array
 
 
-def _room(shape: tuple[int, ...]) -> Pixels:
+def room(shape: tuple[int, ...]) -> Pixels:
     """Zeros in memory; large ones in an unnamed file that the system may write out."""
     if int(np.prod(shape)) <= MEMORY_BYTES:
         return np.zeros(shape, np.uint8)

@@ -59,7 +59,7 @@ class Predictor:
 
     def read(self, instances: Sequence[Mapping[str, Any]]) -> Inputs:
         """Rows of a request as the network takes them. Raises PredictionInputError."""
-        return self._rows.inputs(instances, self._source)
+        return self._rows.inputs(instances)
 
     def encode(self, table: Table) -> Inputs:
         """The rows of a typed table as the network takes them. Raises EngineError for images that cannot be read."""

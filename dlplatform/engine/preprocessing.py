@@ -148,12 +148,13 @@ class Preprocessor:
         self,
         numbers: Floats,
         categories: Codes,
-        others: Mapping[str, Sequence[Any]],
+        others: Mapping[str, Any],
         rows: int,
         beat: Beat = lambda: None,
         source: Source = bytes,
     ) -> Inputs:
-        """Encoded numbers and categories with texts and images, which are encoded here. ``others``: values by column."""
+        """Encoded numbers and categories with texts and images, which are encoded here. ``others``: values by column, or
+        the pixels of images as `encode_images` gives them."""
         encoded: dict[str, list[Any]] = {"tokens": [], "sequences": [], "images": []}
         for coding in self.codings:
             if coding.kind in encoded:
@@ -168,8 +169,10 @@ class Preprocessor:
             images=_stacked(encoded["images"], np.zeros(pixels, np.uint8)),
         )
 
-    def _encode(self, coding: ColumnCoding, values: Sequence[Any], beat: Beat, source: Source) -> np.ndarray[Any, Any]:
+    def _encode(self, coding: ColumnCoding, values: Any, beat: Beat, source: Source) -> np.ndarray[Any, Any]:
         beat()
+        if isinstance(values, np.ndarray):
+            return values
         if coding.kind == "tokens":
             return encode_text(values, beat)
         if coding.kind == "images":

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from dlplatform.engine.errors import PredictionInputError
-from dlplatform.engine.image_arrays import Source
+from dlplatform.engine.image_arrays import Pixels, image_array, room
 from dlplatform.engine.images import ImageError, decode
 from dlplatform.engine.preprocessing import (
     MISSING,
     SPECIAL,
     UNKNOWN,
     Codes,
+    ColumnCoding,
     Floats,
     Inputs,
     Preprocessor,
@@ -57,8 +58,8 @@ class RequestRows:
         """Whether all are numbers and categories, which take the same time whatever they are."""
         return not self._others
 
-    def inputs(self, instances: Instances, source: Source = bytes) -> Inputs:
-        """Raises PredictionInputError, and EngineError for images that cannot be read."""
+    def inputs(self, instances: Instances) -> Inputs:
+        """Raises PredictionInputError."""
         for row, instance in enumerate(instances):
             self._check_names(row, instance)
         # One column after the other, in the order of the model: of several faults the same one is told as for a table.
@@ -66,14 +67,16 @@ class RequestRows:
         others = {each.column.name: values[each.column.name] for each in self._others}
         return self._preprocessor.assembled(
             self._encoded_numbers(values, len(instances)), self._encoded_categories(values, len(instances)), others,
-            len(instances), source=source,
+            len(instances),
         )  # fmt: skip
 
-    def _values(self, coding: Any, instances: Instances) -> list[Any]:
+    def _values(self, coding: ColumnCoding, instances: Instances) -> Any:
         name, type_ = coding.column.name, coding.column.type
+        if type_ == "image":
+            return _pixels(coding, instances)
         return [parse_value(row, name, type_, each.get(name)) for row, each in enumerate(instances)]
 
-    def _encoded_numbers(self, values: dict[str, list[Any]], rows: int) -> Floats:
+    def _encoded_numbers(self, values: dict[str, Any], rows: int) -> Floats:
         """(n, D) as `encode_numbers` gives for each column."""
         columns = [values[each.column.name] for each in self._numbers]
         if not columns:
@@ -86,7 +89,7 @@ class RequestRows:
         ]
         return np.concatenate(parts, axis=1)
 
-    def _encoded_categories(self, values: dict[str, list[Any]], rows: int) -> Codes:
+    def _encoded_categories(self, values: dict[str, Any], rows: int) -> Codes:
         """(n, C) as `encode_category` gives for each column."""
         codes = np.zeros((rows, len(self._codes)), np.int32)
         for column, (coding, known) in enumerate(self._codes):
@@ -110,16 +113,34 @@ class RequestRows:
                 raise PredictionInputError(row, name, "missing_column", message)
 
 
-def parse_value(row: int, name: str, type_: str, value: Any) -> float | str | bytes | None:
-    """A JSON value as it is stored for its column type: a float (NaN for missing), a string, an image's bytes, or
-    None.
+def _pixels(coding: ColumnCoding, instances: Instances) -> Pixels:
+    """(n, channels, side, side), black where there is no image. Each is decoded once: to see whether it is one is most of
+    the work."""
+    name = coding.column.name
+    array = room((len(instances), coding.channels, coding.side, coding.side))
+    for row, instance in enumerate(instances):
+        content = _image_content(row, name, instance.get(name))
+        if content is not None:
+            try:
+                array[row] = image_array(decode(content), coding.channels, coding.side)
+            except ImageError as error:
+                raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
+    return array
 
-    Raises PredictionInputError with a code of wrong_type, bad_number, bad_datetime or bad_image.
+
+def _image_content(row: int, name: str, value: Any) -> bytes | None:
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, bytes) else _from_base64(row, name, value)
+
+
+def parse_value(row: int, name: str, type_: str, value: Any) -> float | str | None:
+    """A JSON value as it is stored for its column type: a float (NaN for missing), a string or None.
+
+    Raises PredictionInputError with a code of wrong_type, bad_number or bad_datetime.
     """
     if value is None:
         return None if type_ in STRING_LIKE else math.nan
-    if type_ == "image":
-        return _parse_image(row, name, value)
     if type_ in STRING_LIKE:
         return _parse_string(row, name, value)
     if type_ == "datetime":
@@ -133,18 +154,6 @@ def _parse_string(row: int, name: str, value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise PredictionInputError(row, name, "wrong_type", f"The column {name!r} takes a string.")
-
-
-def _parse_image(row: int, name: str, value: Any) -> bytes | None:
-    """The bytes of an image that can be decoded."""
-    if value == "":
-        return None
-    content = value if isinstance(value, bytes) else _from_base64(row, name, value)
-    try:
-        decode(content)
-    except ImageError as error:
-        raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
-    return content
 
 
 def _from_base64(row: int, name: str, value: Any) -> bytes:
