@@ -3,6 +3,7 @@
 import json
 import struct
 from base64 import b64encode
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_a_version_compression_images_and_basic_credentials(inference, client, v
     prediction_log.buffer.flush()
     record = PredictionRecord.objects.get()
     assert record.propensity is None, "it was named, not chosen"
-    assert record.instances[0]["picture"].startswith("sha256:")
+    assert record.instances[0]["picture"] == "object:" + sha256(b"\x89PNG").hexdigest()
     prefixed = triton.InferenceServerClient(inference.address.removeprefix("http://") + "/lab")
     assert prefixed.is_model_ready("screening", headers=dict(basic))
     prefixed.close()
@@ -166,6 +167,47 @@ def test_refusals_are_in_the_protocols_words(inference, client, auth, deployment
         assert answer.status_code == 400 and list(answer.json()) == ["error"], answer.text
     assert inference.client.get("/v2/models/screening/infer", headers=dict(auth)).status_code == 405
     assert inference.client.get("/v2/else", headers=dict(auth)).json() == {"error": "Not found."}
+
+
+def test_the_repository_and_its_statistics_are_told_to_who_may_ask(
+    inference, client, auth, deployment, stranger, stubs
+):
+    stubs.answers |= {row.version_id: classes for row in deployment.variants.all()}
+    told = eventually(
+        lambda: [
+            found
+            for found in [client.get_model_repository_index(headers=dict(auth))]
+            if [one["state"] for one in found] == ["READY", "READY"]
+        ]
+    )[0]
+    assert [(one["name"], one["version"]) for one in told] == [("screening", "1"), ("screening", "2")]
+    length = tensor("length", [1.0], "FP32")
+    for _ in range(3):
+        client.infer("screening", [length], headers=dict(auth))
+    client.infer("screening", [length], model_version="2", headers=dict(auth))
+    with pytest.raises(InferenceServerException):
+        client.infer("screening", [tensor("colour", [b"\xff"], "BYTES")], headers=dict(auth))
+    for stats in (
+        client.get_inference_statistics(headers=dict(auth)),
+        client.get_inference_statistics("screening", headers=dict(auth)),
+    ):
+        counts = {one["version"]: one["inference_stats"]["success"]["count"] for one in stats["model_stats"]}
+        assert counts == {"1": 3, "2": 1}
+        assert all(one["inference_stats"]["success"]["ns"] > 0 for one in stats["model_stats"])
+    only = client.get_inference_statistics("screening", "2", headers=dict(auth))["model_stats"]
+    assert [one["version"] for one in only] == ["2"]
+    foreign = {"Authorization": f"Bearer {key_of(stranger)}"}
+    assert client.get_model_repository_index(headers=dict(foreign)) == []
+    assert client.get_inference_statistics(headers=dict(foreign)) == {"model_stats": []}
+    for asked, status in (
+        (lambda: client.get_inference_statistics("screening", headers=dict(foreign)), "404"),
+        (lambda: client.get_model_repository_index(), "401"),
+        (lambda: client.load_model("screening", headers=dict(auth)), "400"),
+        (lambda: client.unload_model("screening", headers=dict(auth)), "400"),
+    ):
+        with pytest.raises(InferenceServerException) as refused:
+            asked()
+        assert refused.value.status() == status, refused.value
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 import random
 import time
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -102,6 +103,11 @@ class Answering:
         if not found.active:
             raise Conflict(f"“{found.name}” is archived and does not answer.", code="archived")
         return found
+
+    def served_of(self, deployments: Iterable[UUID]) -> list[Served]:
+        """What answers now of these, without those that are archived or not served yet."""
+        found = (self._watcher.served.get(one) for one in deployments)
+        return [one for one in found if one is not None and one.active]
 
     async def _look(self) -> None:
         try:

@@ -51,7 +51,7 @@ class InferenceServer:
         self.rate = RateLimit(settings.SERVE_KEY_RATE)
 
         self.protocol = InferenceProtocol(
-            self.answering, self.gate, self.rate, self.models, self._is_ready, self._tell_shadows
+            self.answering, self.gate, self._threads, self.rate, self.models, self._is_ready, self._tell_shadows
         )
         self.openai = OpenAIApi(self.answering, self.gate, self._threads, self.rate, self.models, self._tell_shadows)
 

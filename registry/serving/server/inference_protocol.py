@@ -6,9 +6,11 @@ https://github.com/kserve/open-inference-protocol, with Triton's binary tensors.
 import base64
 import math
 import re
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
+from uuid import UUID
 
 import numpy as np
 import orjson
@@ -16,7 +18,8 @@ from rest_framework.exceptions import APIException
 
 from registry.serving.batching import Rows
 
-from .answering import MOST_ROWS, Answer, Answering
+from . import repository
+from .answering import MOST_ROWS, Answer, Answering, parsed
 from .deployments import Served, ServedVariant
 from .errors import NotFoundHere, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of
@@ -28,12 +31,20 @@ PATH = re.compile(r"(?:/([A-Za-z0-9_-]{1,60}))?/v2(/.*)?")
 MODEL = re.compile(r"/models/([^/]{1,200})(?:/versions/([^/]{1,20}))?(?:/(ready|infer))?/?")
 LENGTH = b"inference-header-content-length"
 DATATYPES = {"number": "FP64", "integer": "INT64", "boolean": "BOOL"}  # BYTES for all other columns
-EXTENSIONS = ["binary_tensor_data", "parameters"]
+STATISTICS = re.compile(r"/models(?:/([^/]{1,200})(?:/versions/([^/]{1,20}))?)?/stats/?")
+LOADING = re.compile(r"/repository/models/[^/]{1,200}/(?:load|unload)/?")
+EXTENSIONS = ["binary_tensor_data", "parameters", "model_repository", "statistics"]
 
 
 class BadTensor(APIException):
     status_code = 400
     default_code = "invalid"
+
+
+class NotByProtocol(APIException):
+    status_code = 400
+    default_code = "not_supported"
+    default_detail = "What is served is what is deployed: deploy a version, or archive the deployment."
 
 
 class NotReady(APIException):
@@ -60,10 +71,12 @@ class InferenceProtocol:
     """Answers everything below `/v2`, and below `/{organization}/v2`."""
 
     def __init__(
-        self, answering: Answering, gate: Gate[Permit], rate: RateLimit, models: Models, ready: Any, tell_shadows: Any
-    ) -> None:
+        self, answering: Answering, gate: Gate[Permit], threads: Executor, rate: RateLimit, models: Models, ready: Any,
+        tell_shadows: Any,
+    ) -> None:  # fmt: skip
         self._answering = answering
         self._gate = gate
+        self._lists: Gate[tuple[UUID, ...]] = Gate(threads, repository.to_ask)
         self._rate = rate
         self._models = models
         self._ready = ready
@@ -91,10 +104,44 @@ class InferenceProtocol:
         elif path == "/health/ready":
             ready = self._ready()
             await send_json(send, 200 if ready else 503, {"ready": ready})
+        elif path.rstrip("/") == "/repository/index":
+            require_post(scope)
+            served = await self._visible(scope, organization)
+            told = parsed(await body_of(receive) or b"{}")
+            wanted = isinstance(told, dict) and told.get("ready") is True
+            await send_json(send, 200, repository.index(served, self._models, ready_only=wanted))
+        elif LOADING.fullmatch(path) is not None:
+            require_post(scope)
+            bearer_of(dict(scope["headers"]))
+            raise NotByProtocol
+        elif (matched := STATISTICS.fullmatch(path)) is not None:
+            await self._statistics(scope, send, organization, matched)
         elif (matched := MODEL.fullmatch(path)) is not None:
             await self._model(scope, receive, send, organization, matched)
         else:
             raise NotFoundHere
+
+    async def _visible(self, scope: dict[str, Any], organization: str | None) -> list[Served]:
+        """What is served of all that the caller may ask."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        target = Target("", query.get("organization", [organization])[-1])
+        ids = await self._lists.admitted(bearer_of(dict(scope["headers"])), target)
+        return self._answering.served_of(ids)
+
+    async def _statistics(
+        self, scope: dict[str, Any], send: Any, organization: str | None, matched: re.Match[str]
+    ) -> None:
+        if matched[1] is None:
+            served = await self._visible(scope, organization)
+        else:
+            query = parse_qs(scope["query_string"].decode("latin-1"))
+            target = Target(matched[1], query.get("organization", [organization])[-1])
+            permit = await self._gate.admitted(bearer_of(dict(scope["headers"])), target)
+            served = [(await self._asked(permit, matched[2])).served]
+        told = repository.statistics(served, self._answering.metrics)
+        if matched[2] is not None:
+            told["model_stats"] = [line for line in told["model_stats"] if line["version"] == matched[2]]
+        await send_json(send, 200, told)
 
     async def _model(
         self, scope: dict[str, Any], receive: Any, send: Any, organization: str | None, matched: re.Match[str]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ HELD = (
 )
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the library's: a folder through which processes add up, set before it is imported
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass
+class Answered:
+    """What a variant has answered: how many requests in how many seconds together, and how many failed."""
+
+    count: int = 0
+    seconds: float = 0.0
+    failed: int = 0
 
 
 class Metrics:
@@ -102,13 +112,31 @@ class Metrics:
 
     def text(self) -> bytes:
         """Of this process; of all of them where several share the port."""
+        return generate_latest(self._all())
+
+    def by_variant(self) -> dict[str, Answered]:
+        """By the variant's id, as `text` tells it."""
+        found: dict[str, Answered] = {}
+        for family in self._all().collect():
+            for sample in family.samples:
+                variant = sample.labels.get("variant", "")
+                told = found.setdefault(variant, Answered())
+                if sample.name == "dlplatform_inference_seconds_count":
+                    told.count += int(sample.value)
+                elif sample.name == "dlplatform_inference_seconds_sum":
+                    told.seconds += sample.value
+                elif sample.name == "dlplatform_inference_requests_total" and sample.labels["error"]:
+                    told.failed += int(sample.value)
+        return found
+
+    def _all(self) -> CollectorRegistry:
         folder = os.environ.get(SHARED)
         if folder is None:
-            return generate_latest(self._registry)
+            return self._registry
         _forget_the_dead(Path(folder))
         registry = CollectorRegistry()
         MultiProcessCollector(registry, folder)
-        return generate_latest(registry)
+        return registry
 
 
 def _forget_the_dead(folder: Path) -> None:
