@@ -79,7 +79,8 @@ def tensor(name, values, kind, binary=True):
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_stock_client_asks_by_columns(client, auth, deployment, versions, stubs, binary):
     assert client.is_server_live() and eventually(client.is_server_ready)
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "parameters"]
+    told = client.get_server_metadata()["extensions"]
+    assert told == ["binary_tensor_data", "parameters", "model_repository", "statistics"]
     eventually(lambda: client.is_model_ready("screening", headers=dict(auth)))
     eventually(lambda: client.is_model_ready("screening", "2", headers=dict(auth)))
     assert not client.is_model_ready("other", headers=dict(auth))
