@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException
 from registry.serving import prediction_log, services
 from registry.serving.models import PredictionRecord
 from registry.serving.server import tensors
+from registry.serving.server.http import BODY_LIMIT
 from registry.serving.services import Wanted
 from tests import factories
 from tests.fixtures.inference import eventually
@@ -197,6 +198,18 @@ def test_the_repository_and_its_statistics_are_told_to_who_may_ask(
         assert all(one["inference_stats"]["success"]["ns"] > 0 for one in stats["model_stats"])
     only = client.get_inference_statistics("screening", "2", headers=dict(auth))["model_stats"]
     assert [one["version"] for one in only] == ["2"]
+    for path, ask in (
+        ("repository/index", inference.client.post),
+        ("models/stats", inference.client.get),
+        ("models/screening/stats", inference.client.get),
+        ("models/a%00b/stats", inference.client.get),
+    ):
+        for slug, statuses in (("a%00b", {404}), ("nowhere", {400}), ("lab", {200, 404})):
+            answer = ask(f"/v2/{path}?organization={slug}", headers=dict(auth))
+            assert answer.status_code in statuses or ("%00" in path and answer.status_code == 404), answer.text
+    big = inference.client.post("/v2/repository/index", content=b"x" * (BODY_LIMIT + 1), headers=dict(auth))
+    assert big.status_code == 413
+    assert inference.client.post("/v2/repository/index", content=b"{", headers=dict(auth)).status_code == 400
     foreign = {"Authorization": f"Bearer {key_of(stranger)}"}
     assert client.get_model_repository_index(headers=dict(foreign)) == []
     assert client.get_inference_statistics(headers=dict(foreign)) == {"model_stats": []}

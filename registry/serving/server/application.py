@@ -6,7 +6,6 @@ import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qs
 from uuid import UUID
 
 from django.conf import settings
@@ -22,7 +21,7 @@ from .answering import Answer, Answering, parsed, question_of
 from .errors import NotFoundHere, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
 from .generation import stream_text
-from .http import ClientGone, body_of, require_json, require_post, send_bytes, send_json
+from .http import ClientGone, body_of, organization_in, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
 from .metrics import Metrics
 from .models import Models
@@ -126,7 +125,7 @@ class InferenceServer:
         require_post(scope)
         headers = dict(scope["headers"])
         bearer = bearer_of(headers)
-        permit = await self.gate.admitted(bearer, Target(name, _organization(scope["query_string"])))
+        permit = await self.gate.admitted(bearer, Target(name, organization_in(scope)))
         self.rate.take(bearer)
         require_json(headers)
         rows, key = question_of(await body_of(receive))
@@ -166,10 +165,3 @@ class InferenceServer:
             await stream_text(send, receive, identifier, parsed(body), self.models)
         else:
             raise NotFoundHere
-
-
-def _organization(query: bytes) -> str | None:
-    """The slug in a query string, the last where there are more."""
-    if not query:
-        return None
-    return parse_qs(query.decode("latin-1"), keep_blank_values=True).get("organization", [None])[-1]

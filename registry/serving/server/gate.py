@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied, ValidationError
-from django.db import DatabaseError, close_old_connections
+from django.db import DatabaseError, DataError, close_old_connections
 from django.http import Http404
 from rest_framework.exceptions import NotAuthenticated, Throttled
 from rest_framework.exceptions import PermissionDenied as ScopeDenied
@@ -127,6 +127,8 @@ class Gate(Generic[Granted]):
                 return _Decision(self._decide(user, target), None, until, now)
             except REFUSALS as refused:
                 return _Decision(None, refused, until, now)
+            except DataError:  # a name that PostgreSQL knows no such text for; the database is not away
+                return _Decision(None, Http404(), until, now)
         finally:
             close_old_connections()
 
@@ -141,8 +143,6 @@ class Permit:
 
 def may_ask(user: User, target: Target) -> Permit:
     """For the deployment that the target means to a caller who may predict with it."""
-    if "\0" in target.name or "\0" in (target.organization or ""):
-        raise Http404
     found = find_deployment(user, target.name, target.organization)
     require(user, "predict", found)
     return Permit(found.pk, found.revision)

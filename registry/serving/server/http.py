@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import Future
 from typing import Any, TypeVar
+from urllib.parse import parse_qs
 
 import orjson
 from rest_framework.exceptions import MethodNotAllowed, UnsupportedMediaType
@@ -47,6 +48,14 @@ def require_json(headers: dict[bytes, bytes]) -> None:
     kind = headers.get(b"content-type", b"").decode("latin-1")
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType(kind)
+
+
+def organization_in(scope: dict[str, Any]) -> str | None:
+    """The slug that the address names with `?organization=`, the last where there are more."""
+    query: bytes = scope["query_string"]
+    if not query:
+        return None
+    return parse_qs(query.decode("latin-1"), keep_blank_values=True).get("organization", [None])[-1]
 
 
 async def unless_gone(answer: "Future[Result]", receive: Any) -> Result:

@@ -9,7 +9,6 @@ import re
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs
 from uuid import UUID
 
 import numpy as np
@@ -23,7 +22,7 @@ from .answering import MOST_ROWS, Answer, Answering, parsed
 from .deployments import Served, ServedVariant
 from .errors import NotFoundHere, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of
-from .http import JSON, ClientGone, Headers, body_of, require_post, send_bytes, send_json
+from .http import JSON, ClientGone, Headers, body_of, organization_in, require_post, send_bytes, send_json
 from .models import Models
 from .tensors import Array, BinaryTail, TensorError, encoded, output_of, packed, split, unpacked, values_of
 
@@ -123,9 +122,9 @@ class InferenceProtocol:
 
     async def _visible(self, scope: dict[str, Any], organization: str | None) -> list[Served]:
         """What is served of all that the caller may ask."""
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        target = Target("", query.get("organization", [organization])[-1])
-        ids = await self._lists.admitted(bearer_of(dict(scope["headers"])), target)
+        bearer = bearer_of(dict(scope["headers"]))
+        ids = await self._lists.admitted(bearer, Target("", organization_in(scope) or organization))
+        self._rate.take(bearer)
         return self._answering.served_of(ids)
 
     async def _statistics(
@@ -134,9 +133,9 @@ class InferenceProtocol:
         if matched[1] is None:
             served = await self._visible(scope, organization)
         else:
-            query = parse_qs(scope["query_string"].decode("latin-1"))
-            target = Target(matched[1], query.get("organization", [organization])[-1])
-            permit = await self._gate.admitted(bearer_of(dict(scope["headers"])), target)
+            bearer = bearer_of(dict(scope["headers"]))
+            permit = await self._gate.admitted(bearer, Target(matched[1], organization_in(scope) or organization))
+            self._rate.take(bearer)
             served = [(await self._asked(permit, matched[2])).served]
         told = repository.statistics(served, self._answering.metrics)
         if matched[2] is not None:
@@ -148,9 +147,7 @@ class InferenceProtocol:
     ) -> None:
         headers = dict(scope["headers"])
         bearer = bearer_of(headers)
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        slug = query.get("organization", [organization])[-1]
-        permit = await self._gate.admitted(bearer, Target(matched[1], slug))
+        permit = await self._gate.admitted(bearer, Target(matched[1], organization_in(scope) or organization))
         asked = await self._asked(permit, matched[2])
         if matched[3] == "infer":
             require_post(scope)
