@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .errors import DamagedEncoding
 from .windows import windows
-from .zstd import Bytes, compress, decompress
+from .zstd import Bytes, better_way, compress, decompress
 
 PREFIX = Struct("<BI")  # item width, number of items
 LENGTH = Struct("<I")
@@ -47,10 +47,10 @@ def group(data: Bytes, width: int, flags: int = 0) -> Bytes:
 def packed_plane(flat: Plane) -> Bytes:
     """Compressed, or as it is: then its length is that of the plane. Of a large one that shows nothing to gain in four
     windows, no more is tried: mantissas of weights are as good as random."""
-    sample = windows(flat.data)
-    if len(sample) < len(flat) and len(compress(sample)) >= len(sample):
+    sample, way = windows(flat.data), better_way(flat.data)
+    if len(sample) < len(flat) and len(compress(sample, way)) >= len(sample):
         return flat.data
-    packed = compress(flat.data)
+    packed = compress(flat.data, way) if len(sample) < len(flat) else compress(flat.data)
     return packed if len(packed) < len(flat) else flat.data
 
 

@@ -11,10 +11,11 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,9 +36,7 @@ from .safetensors_layout import PREFIX, SLICE, Region, fixed_slices, header_leng
 from .storages import CHUNK, DurableFileStorage, WriteBehind, delete_files, save_files, start_writing_back
 from .zstd import Bytes
 
-WAIT_SECONDS = 1.0
 SAMPLE = 256 * 1024
-PIECE = 256 * 1024
 
 _buffers = threading.local()
 
@@ -176,16 +175,8 @@ class Batch:
         """Two passes: hashes of the whole and of the parts, then encodings of those that the store has not yet."""
         with path.open("rb") as source, ThreadPoolExecutor(THREADS) as pool:
             before = _state(source.fileno())
-            whole = pool.submit(_hash_of, source.fileno(), 0, size)
-            ids = []
-            for region, sha256 in zip(
-                laid_out, ahead(pool, partial(_hash_of_region, source.fileno()), laid_out), strict=True
-            ):
-                ids.append(sha256)
-                self._beat(region.size)
-            while not wait([whole], WAIT_SECONDS).done:
-                self._beat(0)
-            identity = ObjectIdentity(whole.result(), size)
+            whole, ids = self._hashes(pool, source.fileno(), laid_out)
+            identity = ObjectIdentity(whole, size)
             if not self._has(identity.sha256):
                 parts = self._add_parts(pool, source.fileno(), laid_out, ids, like)
                 row = self._row(identity.sha256, size, COMPOSITE, 0)
@@ -194,6 +185,21 @@ class Batch:
             if _state(source.fileno()) != before:
                 raise OSError(f"{path.name} changed while it was being stored")
         return identity
+
+    def _hashes(self, pool: ThreadPoolExecutor, source: int, laid_out: list[Region]) -> tuple[str, list[str]]:
+        """SHA-256 of the whole and of every region. Each is read once: this thread hashes the whole, another one the
+        region meanwhile."""
+        whole, ids = hashlib.sha256(), []
+        buffers = cycle([memoryview(bytearray(max(region.size for region in laid_out))) for _ in range(2)])
+        last: Future[str] | None = None
+        for region in laid_out:
+            content = _fill(source, next(buffers)[: region.size], region.start)
+            if last is not None:
+                ids.append(last.result())
+            last = pool.submit(_hash_of, content)
+            whole.update(content)
+            self._beat(region.size)
+        return whole.hexdigest(), [*ids, last.result()] if last else ids
 
     def _add_parts(
         self, pool: ThreadPoolExecutor, source: int, laid_out: list[Region], ids: list[str], like: str | None
@@ -310,19 +316,8 @@ def _state(descriptor: int) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _hash_of_region(source: int, region: Region) -> str:
-    return _hash_of(source, region.start, region.size)
-
-
-def _hash_of(source: int, start: int, size: int) -> str:
-    """SHA-256 of a range of a file, by pieces that stay in the processor's cache."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, size)))
-    end = start + size
-    while start < end:
-        taken = _fill(source, piece[: end - start], start)
-        digest.update(taken)
-        start += len(taken)
-    return digest.hexdigest()
+def _hash_of(data: Bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read(source: int, region: Region) -> memoryview:

@@ -29,21 +29,28 @@ def _matches() -> zstandard.ZstdCompressionParameters:
     return zstandard.ZstdCompressionParameters.from_level(3, write_content_size=False, write_dict_id=False)
 
 
-def compress(data: Bytes) -> bytes:
-    """One frame. Which of the two ways is the smaller one is tried on a window of it."""
-    size = len(data)
-    if size <= 2 * PROBE:
-        return min(_frame(data, _entropy_only), _frame(data, _matches), key=len)
-    middle = memoryview(data)[size // 2 - PROBE // 2 : size // 2 + PROBE // 2]
-    return _frame(data, min((_entropy_only, _matches), key=lambda way: len(_frame(middle, way))))
+Way = Callable[[], zstandard.ZstdCompressionParameters]
 
 
-def _frame(data: Bytes, parameters: Callable[[], zstandard.ZstdCompressionParameters]) -> bytes:
+def better_way(data: Bytes) -> Way:
+    """Which of the two ways makes a window from the middle smaller; found once for data and samples of it."""
+    middle = memoryview(data)[max(len(data) - PROBE, 0) // 2 :][:PROBE]
+    return min((_entropy_only, _matches), key=lambda way: len(compress(middle, way)))
+
+
+def compress(data: Bytes, way: Way | None = None) -> bytes:
+    """One frame, made in the way that is given, or in the better one: all of a small object is tried in both ways."""
+    if way is None and len(data) <= 2 * PROBE:
+        return min(compress(data, _entropy_only), compress(data, _matches), key=len)
+    return bytes(_compressor(way or better_way(data)).compress(data))
+
+
+def _compressor(way: Way) -> zstandard.ZstdCompressor:
     """Compressors keep their tables, and serve one thread at a time."""
-    name = parameters.__name__
-    if not hasattr(_compressors, name):
-        setattr(_compressors, name, zstandard.ZstdCompressor(compression_params=parameters()))
-    return bytes(getattr(_compressors, name).compress(data))
+    if not hasattr(_compressors, way.__name__):
+        setattr(_compressors, way.__name__, zstandard.ZstdCompressor(compression_params=way()))
+    found: zstandard.ZstdCompressor = getattr(_compressors, way.__name__)
+    return found
 
 
 def decompress(payload: Bytes, size: int) -> bytes:
