@@ -11,6 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from rest_framework.exceptions import APIException, ErrorDetail, ValidationError
 
+from dlplatform.http_protocol import BODY
 from dlplatform.objects.store import IncomingFile
 
 BUFFER = 1024 * 1024
@@ -140,14 +141,23 @@ class DoubleBuffer:
 
     async def add(self, data: bytes) -> None:
         """Take some bytes; waits while both buffers are full. Raises what writing earlier ones raised."""
-        taken = 0
-        while taken < len(data):
-            count = min(len(data) - taken, BUFFER - self._used)
-            self._filling[self._used : self._used + count] = memoryview(data)[taken : taken + count]
-            self._used += count
-            taken += count
-            if self._used == BUFFER:
-                await self._swap()
+        left = memoryview(data)
+        while left:
+            space = self.space()
+            count = min(len(left), len(space))
+            space[:count] = left[:count]
+            left = left[count:]
+            await self.filled(count)
+
+    def space(self) -> memoryview:
+        """Where the next bytes go; never empty."""
+        return memoryview(self._filling)[self._used :]
+
+    async def filled(self, count: int) -> None:
+        """So many bytes have come into `space`; waits and raises as `add` does."""
+        self._used += count
+        if self._used == BUFFER:
+            await self._swap()
 
     async def finish(self) -> None:
         """Write what is left, and wait for it."""
@@ -168,18 +178,22 @@ class DoubleBuffer:
             await asyncio.wait([self._writing])  # awaited directly, a cancel would abandon the thread
 
 
-async def drain(receive: Any, body: Body) -> None:
+async def drain(request: ASGIRequest, receive: Any, body: Body) -> None:
     """The whole body into the file. Raises Broken when the client leaves or falls silent, and what writing raises."""
     loop = asyncio.get_running_loop()
     buffer = DoubleBuffer(body.write)
     try:
         async with asyncio.timeout(IDLE_SECONDS) as patience:
+
+            def heard() -> None:
+                patience.reschedule(loop.time() + IDLE_SECONDS)
+
             more = True
-            while more:
+            while more and not await _read(request, buffer, heard):
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Broken
-                patience.reschedule(loop.time() + IDLE_SECONDS)
+                heard()
                 await buffer.add(message.get("body", b""))
                 more = message.get("more_body", False)
             patience.reschedule(None)
@@ -188,3 +202,20 @@ async def drain(receive: Any, body: Body) -> None:
         raise Broken("No data came for a minute; send the file again.") from None
     finally:
         await buffer.let_go()
+
+
+async def _read(request: ASGIRequest, buffer: DoubleBuffer, heard: Callable[[], None]) -> bool:
+    """Take the rest of the body without messages; False where that is not to be had, or not yet."""
+    offered = request.scope.get("extensions", {}).get(BODY)
+    reader = offered() if offered else None
+    if reader is None:
+        return False
+    try:
+        while count := await reader.read_into(buffer.space()):
+            heard()
+            await buffer.filled(count)
+    except ConnectionResetError:
+        raise Broken from None
+    finally:
+        reader.close()
+    return True

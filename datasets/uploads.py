@@ -44,7 +44,7 @@ async def _receive_version(request: ASGIRequest, dataset: str, receive: Any) -> 
     incoming = IncomingFile(services.object_store(row.organization_id))
     try:
         body: Body = body_for(request, incoming)
-        await drain(receive, body)
+        await drain(request, receive, body)
         await asyncio.to_thread(body.close)
         stored = await in_thread(incoming.commit)
     except BaseException:

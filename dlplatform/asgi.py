@@ -5,10 +5,10 @@ from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "dlplatform.settings")
 
-from django.core.asgi import get_asgi_application
+import django
+from django.core.handlers.asgi import ASGIHandler
 
-django_application = get_asgi_application()
-django_application.chunk_size = 1024 * 1024  # files are sent in such pieces; Django would cut each of them into sixteen
+django.setup(set_prefix=False)
 
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.conf import settings
@@ -31,6 +31,10 @@ sockets = URLRouter(
 )
 
 
+class DjangoApplication(ASGIHandler):
+    chunk_size = 1024 * 1024  # files are sent in such pieces; Django would cut each of them into sixteen
+
+
 def with_static_files(wrapped: Any) -> ServeStaticASGI:
     """Static files straight from the packages they come in: nothing has to be collected before a start."""
     # Not `autorefresh`: it looks into one folder, and finds nothing of what the finders name.
@@ -46,7 +50,7 @@ def with_static_files(wrapped: Any) -> ServeStaticASGI:
 
 application = ProtocolTypeRouter(
     {
-        "http": with_static_files(UploadEndpoint(ModelUploads(HubUploads(BodyLimit(django_application))))),
+        "http": with_static_files(UploadEndpoint(ModelUploads(HubUploads(BodyLimit(DjangoApplication()))))),
         "websocket": sockets,
     }
 )

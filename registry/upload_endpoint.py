@@ -82,7 +82,7 @@ async def _receive_part(request: ASGIRequest, receive: Any, identifier: str, fil
         raise Broken(f"This part has {place.size:,} bytes, not {int(length):,}.")
     body = PartBody(place, None if there else uploads.staged(upload).part(place.file, place.offset))
     try:
-        await drain(receive, body)  # type: ignore[arg-type]
+        await drain(request, receive, body)  # type: ignore[arg-type]
         identity = await in_thread(lambda: _checked(body, wanted))
         part = await sync_to_async(uploads.note_part)(upload=upload, place=place, identity=identity)
     except BaseException:
@@ -143,7 +143,7 @@ async def _receive_model(request: ASGIRequest, receive: Any, identifier: str) ->
     incoming = files.part(0, 0)
     try:
         body = body_for(request, incoming)
-        await drain(receive, body)
+        await drain(request, receive, body)
         await asyncio.to_thread(body.close)
         identity = await in_thread(incoming.finish)
         answer = await sync_to_async(_answer)(user, model, name, identity, body.filename, request)

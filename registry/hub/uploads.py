@@ -94,7 +94,7 @@ async def _receive_object(request: ASGIRequest, receive: Any, oid: str) -> Answe
     incoming = IncomingFile(services.object_store(model.organization_id))
     body = ObjectBody(incoming, size)
     try:
-        await drain(receive, body)
+        await drain(request, receive, body)
         await in_thread(lambda: _store_object(model, body, oid))
     except BaseException:
         incoming.discard()
@@ -133,7 +133,7 @@ async def _receive_commit(request: ASGIRequest, receive: Any, namespace: str, na
         raise TooLarge
     with tempfile.TemporaryDirectory(prefix="commit-") as folder:
         body = CommitBody(Path(folder))
-        await drain(receive, body)  # type: ignore[arg-type]
+        await drain(request, receive, body)  # type: ignore[arg-type]
         await asyncio.to_thread(body.close)
         added = await in_thread(lambda: _stored(model, user, body, branch))
     version = await sync_to_async(_commit)(user, model, body, added, branch)

@@ -6,18 +6,10 @@ from typing import Any
 import uvicorn
 from django.conf import settings
 from django.core.management.base import BaseCommand
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from dlplatform.http_protocol import HttpProtocol
 
 MESSAGE_BYTES = 64 * 1024
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP for large bodies: what came is passed on as it is."""
-
-    def on_body(self, body: bytes) -> None:
-        if not self.cycle.body:
-            self.cycle.body = b""  # type: ignore[assignment]  # bytes plus nothing are themselves; a bytearray is two copies
-        super().on_body(body)
 
 
 class Command(BaseCommand):
@@ -31,7 +23,7 @@ class Command(BaseCommand):
             "dlplatform.asgi:application",
             host=settings.HOST,
             port=settings.PORT,
-            http=Protocol,
+            http=HttpProtocol,
             log_level="warning",
             access_log=False,
             server_header=False,

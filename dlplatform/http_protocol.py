@@ -1,0 +1,128 @@
+"""uvicorn's HTTP protocol, and a short way for large request bodies: from the socket into the buffers of who takes them.
+
+An ASGI message costs three copies and a turn of the event loop for every 256 kB. Whoever takes a large body may ask the
+scope's extension ``BODY`` for a reader instead, once the first message has come. It is offered where the length of the
+body is known; everywhere else, and on other servers, messages are all there is.
+"""
+
+import asyncio
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+BODY = "dlplatform.body"
+WORTH_READING = 1024 * 1024
+DISCARDED_AT_ONCE = 256 * 1024
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """HTTP for large bodies: what came is passed on as it is."""
+
+    _left = 0  # bytes of the present body that have not come yet
+
+    def on_headers_complete(self) -> None:
+        self._left = _length_of_body(self.headers)
+        cast(dict[str, Any], self.scope)["extensions"] = {BODY: self.body_reader}
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._left -= len(body)
+        if not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]  # bytes plus nothing are themselves; a bytearray is two copies
+        super().on_body(body)
+
+    def body_reader(self) -> "BodyReader | None":
+        """A reader of what is left of the present body; None when messages are as good, or hold some of it already."""
+        cycle = self.cycle
+        if self._left < WORTH_READING or cycle.body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        self.flow.pause_reading()
+        reader = BodyReader(self, self._left)
+        self.transport.set_protocol(reader)
+        return reader
+
+    def continue_after_body(self) -> None:
+        """Take the connection back from a reader. The parser waits for bytes that it will never see: a new one begins."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._left = 0
+        self.on_message_complete()
+        self.transport.set_protocol(self)
+        self.flow.read_paused = False
+        self.transport.resume_reading()
+
+
+class BodyReader(asyncio.BufferedProtocol):
+    """The rest of one request's body."""
+
+    def __init__(self, http: HttpProtocol, left: int) -> None:
+        self.left = left
+        self._http = http
+        self._transport = http.transport
+        self._buffer = memoryview(b"")
+        self._waiting: asyncio.Future[int] | None = None
+        self._lost = False
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Wait for bytes and count them; 0 at the end of the body. Raises ConnectionResetError when the client leaves."""
+        if self._lost:
+            raise ConnectionResetError
+        if not self.left:
+            return 0
+        self._buffer = buffer[: self.left]
+        self._waiting = asyncio.get_running_loop().create_future()
+        self._transport.resume_reading()
+        try:
+            return await self._waiting
+        finally:
+            self._waiting = None
+            if self.left and not self._lost:
+                self._transport.pause_reading()
+
+    def close(self) -> None:
+        """Nobody wants the rest any more: it is read and forgotten, so that the client comes to read its answer."""
+        if self.left and not self._lost:
+            self._buffer = memoryview(bytearray(DISCARDED_AT_ONCE))
+            self._transport.resume_reading()
+
+    # --- what the transport calls -------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer[: self.left]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.left -= nbytes
+        if self._waiting is not None:
+            self._transport.pause_reading()
+            if not self._waiting.done():
+                self._waiting.set_result(nbytes)
+        else:
+            self._http._unset_keepalive_if_required()
+        if not self.left:
+            self._http.continue_after_body()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(ConnectionResetError())
+        self._http.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._http.resume_writing()
+
+
+def _length_of_body(headers: list[tuple[bytes, bytes]]) -> int:
+    """The announced length in bytes; 0 when there is none, or a body in chunks, or several that contradict."""
+    named = dict(headers)
+    lengths = {value for name, value in headers if name == b"content-length"}
+    if b"transfer-encoding" in named or len(lengths) != 1:
+        return 0
+    (length,) = lengths
+    return int(length) if length.isdigit() else 0
