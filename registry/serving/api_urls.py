@@ -17,6 +17,7 @@ urlpatterns = [
         "deployments/<uuid:deployment>/requests/<uuid:request_id>/images/<str:sha256>",
         log_api.RequestImageView.as_view(),
     ),
+    path("deployments/<uuid:deployment>/shadows", log_api.ShadowsView.as_view()),
     path("deployments/<uuid:deployment>/feedback", log_api.FeedbackView.as_view()),
     path("deployments/<uuid:deployment>/predict", api.DeploymentPredictView.as_view()),
     *experiments,

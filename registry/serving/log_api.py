@@ -13,11 +13,11 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require
 from dlplatform.api import PagedView, documented
 
-from . import feedback, prediction_log
+from . import feedback, prediction_log, shadowing
 from .api import TAGS, the_deployment
 from .models import PredictionRecord, Variant
 from .request_views import logged_image
-from .serializers import FeedbackIn, FeedbackOut, PredictionRecordOut
+from .serializers import FeedbackIn, FeedbackOut, PredictionRecordOut, ShadowComparisonOut
 
 MOST_LABELS = 10_000
 RECORD = {
@@ -30,6 +30,11 @@ RECORD = {
         "variant": "77aa…", "version": "3b9f…", "milliseconds": 3.4, "error": "", "at": "2026-11-20T09:30:00Z",
         "predictions": [{"label": "benign", "probabilities": {"benign": 0.91, "malignant": 0.09}}],
     }],
+}  # fmt: skip
+
+SHADOW = {
+    "variant": "77aa…", "version": "3b9f…", "answered": 5210, "dropped": 3, "failed": 0, "classified": 1000,
+    "agreement": 0.984, "measured": 0, "mean_difference": None,
 }  # fmt: skip
 
 
@@ -88,6 +93,18 @@ class RequestImageView(APIView):
     )  # fmt: skip
     def get(self, request: Request, deployment: UUID, request_id: UUID, sha256: str) -> HttpResponse:
         return logged_image(the_deployment(request, deployment), request_id, sha256)
+
+
+class ShadowsView(APIView):
+    policy = {"GET": "read"}
+
+    @documented(
+        "Compare the shadows' answers with the live ones", answer=ShadowComparisonOut(many=True), example=(None, [SHADOW]),
+        tags=TAGS, description="Of every shadow that the deployment has now, as far as its log goes back.",
+    )  # fmt: skip
+    def get(self, request: Request, deployment: UUID) -> Response:
+        found = shadowing.comparisons_of(the_deployment(request, deployment))
+        return Response(ShadowComparisonOut(found, many=True).data)
 
 
 class FeedbackView(APIView):

@@ -206,6 +206,22 @@ class PredictionRecordOut(serializers.ModelSerializer):
         return ShadowRecordOut(self.context["shadows"].get(record.request_id, ()), many=True).data
 
 
+class ShadowComparisonOut(serializers.Serializer):
+    """How the answers of a shadow variant compare with the live ones; a `shadowing.Comparison`."""
+
+    variant = serializers.UUIDField(source="variant.pk")
+    version = serializers.UUIDField(source="variant.version_id")
+    answered = serializers.IntegerField(help_text="Copies that it answered, of the newest 10,000 in the log")
+    dropped = serializers.IntegerField(help_text="Copies that found too many others waiting")
+    failed = serializers.IntegerField(help_text="Copies at which it failed")
+    classified = serializers.IntegerField(help_text="Rows with a label from both, of its newest 1,000 answers")
+    agreement = serializers.FloatField(allow_null=True, help_text="Share of these with the same label, from 0 to 1")
+    measured = serializers.IntegerField(help_text="Numbers from both, of its newest 1,000 answers")
+    mean_difference = serializers.FloatField(
+        allow_null=True, help_text="Mean of their absolute differences, in the target's unit"
+    )
+
+
 @extend_schema_field(OpenApiTypes.ANY)
 class LabelField(serializers.Field):
     """A class as text, a number, or yes and no."""
