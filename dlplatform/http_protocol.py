@@ -1,11 +1,13 @@
 """uvicorn's HTTP protocol, and a short way for large request bodies: from the socket into the buffers of who takes them.
 
-An ASGI message costs three copies and a turn of the event loop for every 256 kB. Whoever takes a large body may ask the
-scope's extension ``BODY`` for a reader instead, once the first message has come. It is offered where the length of the
-body is known; everywhere else, and on other servers, messages are all there is.
+An ASGI message costs three copies and a turn of the event loop for every 256 kB. Whoever takes a large body may call the
+scope's extension ``BODY`` for a reader before he asks for a message. There is one where the length of the body is known
+and no message waits; everywhere else, and on other servers, messages are all there is.
 """
 
 import asyncio
+import weakref
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -19,11 +21,15 @@ DISCARDED_AT_ONCE = 256 * 1024
 class HttpProtocol(HttpToolsProtocol):
     """HTTP for large bodies: what came is passed on as it is."""
 
-    _left = 0  # bytes of the present body that have not come yet
+    _request = 0  # the number, on this connection, of the request that was parsed last
+    _left = 0  # bytes of its body that have not come yet
 
     def on_headers_complete(self) -> None:
+        self._request += 1
         self._left = _length_of_body(self.headers)
-        cast(dict[str, Any], self.scope)["extensions"] = {BODY: self.body_reader}
+        # Weak: a connection that its own scope holds would stay until the collector of cycles finds it.
+        offer = partial(_reader_for, weakref.ref(self), self._request)
+        cast(dict[str, Any], self.scope)["extensions"] = {BODY: offer}
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -32,25 +38,48 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.body = b""  # type: ignore[assignment]  # bytes plus nothing are themselves; a bytearray is two copies
         super().on_body(body)
 
-    def body_reader(self) -> "BodyReader | None":
-        """A reader of what is left of the present body; None when messages are as good, or hold some of it already."""
-        cycle = self.cycle
-        if self._left < WORTH_READING or cycle.body or cycle.disconnected or cycle.waiting_for_100_continue:
+    def body_reader(self, request: int) -> "BodyReader | None":
+        """A reader of what is left of a request's body; None when messages are as good, or hold some of it already.
+
+        Another request may have been parsed behind this one, whose body is complete then; and the parser may take for
+        complete what is not, as of a request to speak another protocol.
+        """
+        cycle, left = self.cycle, self._left
+        if request != self._request or not cycle.more_body or left < WORTH_READING:
             return None
+        if cycle.body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        self._left = 0
         self.flow.pause_reading()
-        reader = BodyReader(self, self._left)
+        reader = BodyReader(self, left)
         self.transport.set_protocol(reader)
         return reader
 
+    def wait_for_more(self) -> None:
+        """Give a client that still sends what nobody wants as long again as one that is silent after its answer."""
+        self._unset_keepalive_if_required()
+        if self.cycle.response_complete:
+            wait, end = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(wait, end)
+
     def continue_after_body(self) -> None:
-        """Take the connection back from a reader. The parser waits for bytes that it will never see: a new one begins."""
+        """Take the connection back from a reader. The parser waits for bytes that it will never see: a new one begins.
+
+        Nothing is read before the answer is out: a client that closes its side after the body would lose it.
+        """
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._left = 0
         self.on_message_complete()
         self.transport.set_protocol(self)
-        self.flow.read_paused = False
-        self.transport.resume_reading()
+        self.transport.pause_reading()
+        self.flow.read_paused = True
+        if self.cycle.response_complete:
+            self.flow.resume_reading()
+
+
+def _reader_for(http: "weakref.ref[HttpProtocol]", request: int) -> "BodyReader | None":
+    protocol = http()
+    return protocol.body_reader(request) if protocol is not None else None
 
 
 class BodyReader(asyncio.BufferedProtocol):
@@ -76,7 +105,7 @@ class BodyReader(asyncio.BufferedProtocol):
         try:
             return await self._waiting
         finally:
-            self._waiting = None
+            self._waiting, self._buffer = None, memoryview(b"")  # uvloop keeps a reader until the connection's next one
             if self.left and not self._lost:
                 self._transport.pause_reading()
 
@@ -98,8 +127,9 @@ class BodyReader(asyncio.BufferedProtocol):
             if not self._waiting.done():
                 self._waiting.set_result(nbytes)
         else:
-            self._http._unset_keepalive_if_required()
+            self._http.wait_for_more()
         if not self.left:
+            self._buffer = memoryview(b"")
             self._http.continue_after_body()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -86,12 +86,18 @@ async def _stream(pieces: Iterator[Bytes]) -> AsyncIterator[Bytes]:
     """The pieces; the next one is made in a thread while one is sent."""
     following = _next(pieces)
     try:
-        while (piece := await following) is not None:
+        while (piece := await _made(following)) is not None:
             following = _next(pieces)
             yield memoryview(piece)
     finally:
         await asyncio.wait([following])
         await asyncio.to_thread(pieces.close)  # type: ignore[attr-defined]
+
+
+async def _made(following: asyncio.Future[Bytes | None]) -> Bytes | None:
+    """Wait for a piece; awaited directly, a cancel would abandon the thread that makes it."""
+    await asyncio.wait([following])
+    return following.result()
 
 
 def _next(pieces: Iterator[Bytes]) -> asyncio.Future[Bytes | None]:

@@ -1,7 +1,9 @@
 """Bodies that are read from the socket into the taker's buffers, on both event loops that uvicorn may run on."""
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,8 +21,9 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 class Taker:
     """Takes what is posted and answers with the number of its bytes; any other request with "got"."""
 
-    def __init__(self, most: int = 1 << 40) -> None:
+    def __init__(self, most: int = 1 << 40, seconds: float = 0.0) -> None:
         self.most = most
+        self.seconds = seconds
         self.bodies: list[bytes] = []
         self.readers: list[bool] = []
         self.left = asyncio.Event()
@@ -35,7 +38,8 @@ class Taker:
         await send({"type": "http.response.body", "body": text})
 
     async def _taken(self, scope: dict[str, Any], receive: Any) -> bytes | None:
-        body, more, reader = bytearray(), True, None
+        await asyncio.sleep(self.seconds)  # as an endpoint looks whether somebody may send this
+        body, more, reader = bytearray(), True, scope["extensions"][BODY]()
         while more and reader is None:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -184,3 +188,61 @@ def test_what_nobody_wants_is_passed_over_and_the_next_request_is_answered(talk)
 
     talk(taker, client)
     assert taker.readers == [True]
+
+
+def test_a_request_is_not_given_the_body_of_the_one_behind_it(talk):
+    taker, body = Taker(seconds=0.2), os.urandom(LARGE)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(3) + b"abc" + post(len(body)))
+        await asyncio.sleep(0.1)
+        writer.write(body)
+        assert [await answer(reader) for _ in range(2)] == [b"3", str(len(body)).encode()]
+
+    talk(taker, client)
+    assert taker.bodies == [b"abc", body]
+
+
+def test_a_body_that_the_parser_passes_over_is_not_looked_for(talk):
+    """As of a request to go on in HTTP/2."""
+    taker = Taker()
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(LARGE, "Connection: Upgrade\r\nUpgrade: h2c\r\n"))
+        assert await answer(reader) == b"0"
+
+    talk(taker, client)
+    assert taker.readers == [False]
+
+
+def test_who_closes_his_side_after_the_body_is_answered(talk):
+    taker, body = Taker(), os.urandom(LARGE)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(len(body)) + body)
+        writer.write_eof()
+        assert await answer(reader) == str(len(body)).encode()
+
+    talk(taker, client)
+    assert taker.bodies == [body]
+
+
+def test_a_connection_that_has_ended_is_not_held(talk):
+    held: list[weakref.ref[Any]] = []
+
+    class Remembering(Taker):
+        async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+            held.append(scope["extensions"][BODY].args[0])
+            await super().__call__(scope, receive, send)
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(post(LARGE) + b"x" * LARGE)
+        await answer(reader)
+
+    gc.collect()
+    gc.disable()
+    try:
+        talk(Remembering(), client)
+        assert [http() for http in held] == [None]
+    finally:
+        gc.enable()
