@@ -15,11 +15,12 @@ from .errors import CorruptObject, DamagedEncoding, MissingObject
 from .index import COMPOSITE, Scope, with_all_it_needs
 from .models import StoredObject
 from .safetensors_layout import SLICE
-from .storages import read_range
+from .storages import announce, read_range
 from .zstd import Bytes
 
 THREADS = 2
 IN_FLIGHT = 3
+ANNOUNCED = 3  # leaves: what the disk reads meanwhile is in the page cache, and not in our memory
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -144,7 +145,15 @@ class Contents:
             yield self.leaf(self.parts[0][0], verify=False)
             return
         with ThreadPoolExecutor(1) as pool:
-            yield from ahead(pool, lambda part: self.leaf(part[0], verify=False), self.parts, in_flight=2)
+            yield from ahead(pool, lambda part: self.leaf(part[0], verify=False), self._announced(), in_flight=2)
+
+    def _announced(self) -> Iterator[tuple[str, int]]:
+        """The leaves, where the disk is told of each a little before it is read."""
+        for index, part in enumerate(self.parts):
+            if index + ANNOUNCED < len(self.parts):
+                for row in self._chain(self.parts[index + ANNOUNCED][0]):
+                    announce(self.storage, row.file, row.offset, row.stored_size)
+            yield part
 
 
 def ahead(

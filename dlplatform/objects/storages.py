@@ -149,6 +149,18 @@ def read_range(storage: Storage, name: str, offset: int, length: int) -> bytes:
         return bytes(source.read(length))
 
 
+def announce(storage: Storage, name: str, offset: int, length: int) -> None:
+    """Have the disk fetch bytes that will be read soon; where nothing can be fetched ahead, this does nothing."""
+    if not isinstance(storage, DurableFileStorage) or not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):  # who reads it will say so
+        descriptor = os.open(storage.path(name), os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
 def open_file(storage: Storage, name: str) -> IO[bytes]:
     """A file for reading and seeking. Raises FileNotFoundError."""
     return storage.open(name, "rb")
