@@ -76,10 +76,16 @@ def _part(source: IO[bytes], start: int, length: int) -> Iterator[bytes]:
 
 
 class PiecesResponse(StreamingHttpResponse):
-    """A stream whose pieces are sent from where they lie, without the copy that Django makes of each."""
+    """A stream whose pieces are sent from where they lie, without the copy that Django makes of each.
+
+    For who asks for pieces without an event loop, as a WSGI server does, they are bytes as ever.
+    """
 
     def make_bytes(self, value: Any) -> Any:
         return value
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(bytes, super().__iter__())
 
 
 async def _stream(pieces: Iterator[Bytes]) -> AsyncIterator[Bytes]:
