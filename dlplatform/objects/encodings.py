@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 from .deltas import delta, undo_delta
 from .errors import DamagedEncoding
-from .planes import group, ungroup
+from .planes import group, share_of_noise, ungroup
 from .windows import TRIED_WHOLE, windows
 from .zstd import Bytes, compress, decompress
 
 RAW, ZSTD, GROUPED, DELTA = "raw", "zstd", "grouped", "delta"
 WORTH_DECODING = 0.98  # an encoding that saves less is not worth the work of every later read
 WORTH_A_BASE = 0.9  # the same for a delta, which makes the object depend on another one
-LIKE_WEIGHTS = 0.5, 0.9  # what grouping leaves of numbers that are random but for their sign and exponent
+LIKE_NOISE = 0.5  # the share of planes that nothing shrinks in weights: their mantissas
 WORTH_CUTTING = 0.9  # the same for a large file, which is then kept in slices
 
 
@@ -36,16 +36,16 @@ def encode(data: Bytes, *, width: int = 1, base: Bytes | None = None) -> Encoded
     """The smallest encoding of ``data``; ``delta`` only when it takes at most 0.9 of the best that needs no base.
 
     ``width`` is the size of an item in bytes (4 for float32). ``base`` has the length of ``data``. What is larger
-    than 128 KiB is judged by four windows of 16 KiB before one encoding is made of the whole. Weights are told by what
-    grouping makes of them: where half of the bytes are as good as random, nothing longer than a byte repeats itself, and
-    no other codec is tried.
+    than 128 KiB is judged by four windows of 16 KiB before one encoding is made of the whole. Weights are told by
+    their planes: where half of these are as good as random, no item repeats itself, and nothing but grouping is tried.
     """
     if base is not None and len(base) != len(data):
         raise ValueError(f"the base has {len(base)} bytes, the object {len(data)}")
+    made: dict[str, Bytes] = {}
     if base is None and width > 1 and len(data) > TRIED_WHOLE:
-        grouped = group(data, width)
-        if LIKE_WEIGHTS[0] <= len(grouped) / len(data) <= LIKE_WEIGHTS[1]:
-            return Encoded(GROUPED, grouped)
+        made[GROUPED] = group(data, width)
+        if share_of_noise(made[GROUPED]) >= LIKE_NOISE and len(made[GROUPED]) <= WORTH_DECODING * len(data):
+            return Encoded(GROUPED, made[GROUPED])
     sample = windows(data, width)
     tried = _tried(sample, width)
     codec = min(tried, key=lambda name: len(tried[name]))
@@ -53,7 +53,9 @@ def encode(data: Bytes, *, width: int = 1, base: Bytes | None = None) -> Encoded
         changes = delta(data, base, width, most=WORTH_A_BASE * len(tried[codec]) * len(data) / max(len(sample), 1))
         if changes is not None:
             return Encoded(DELTA, changes)
-    payload = tried[codec] if len(sample) == len(data) else _tried(data, width, only=codec)[codec]
+    if len(sample) == len(data):
+        made = tried
+    payload = made[codec] if codec in made else _tried(data, width, only=codec)[codec]
     return Encoded(codec, payload) if len(payload) <= WORTH_DECODING * len(data) else Encoded(RAW, data)
 
 

@@ -44,6 +44,17 @@ def group(data: Bytes, width: int, flags: int = 0) -> Bytes:
     return out[:end].data
 
 
+def share_of_noise(payload: Bytes) -> float:
+    """The share of the planes that `group` kept as they are, from 0 to 1."""
+    tagged, items = PREFIX.unpack_from(payload)
+    width, position, kept = tagged & ~FLAGS, PREFIX.size, 0
+    for _ in range(width):
+        (length,) = LENGTH.unpack_from(payload, position)
+        kept += length == items
+        position += LENGTH.size + length
+    return kept / width
+
+
 def packed_plane(flat: Plane) -> Bytes:
     """Compressed, or as it is: then its length is that of the plane. Of a large one that shows nothing to gain in four
     windows, no more is tried: mantissas of weights are as good as random."""

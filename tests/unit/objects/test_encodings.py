@@ -262,3 +262,20 @@ def test_sparse_deltas_of_the_first_kind_are_still_read():
     changed = bytearray(2000)
     changed[7], changed[1007] = 5, 6
     assert bytes(decode(DELTA, first, size=2000, base=bytes(2000))) == changed
+
+
+@pytest.mark.parametrize("words", [20, 50, 200])
+def test_items_that_repeat_are_not_taken_for_weights(words):
+    """Weights from a codebook: their bytes are spread like those of weights, and whole items come again and again."""
+    generator = np.random.default_rng(0)
+    data = generator.integers(0, 2**32, words, dtype=np.uint32)[generator.integers(0, words, 100_000)].tobytes()
+    encoded = encode(data, width=4)
+    assert encoded.codec == ZSTD and len(encoded.payload) < 0.7 * len(group(data, 4))
+    assert bytes(decode(encoded.codec, encoded.payload, size=len(data))) == data
+
+
+@pytest.mark.parametrize(("kind", "most"), [(np.float32, 0.85), (np.float16, 0.86)])
+def test_weights_are_grouped(kind, most):
+    data = (np.random.default_rng(0).standard_normal(100_000) * 0.02).astype(kind).tobytes()
+    encoded = encode(data, width=np.dtype(kind).itemsize)
+    assert encoded.codec == GROUPED and len(encoded.payload) < most * len(data)
