@@ -1,8 +1,11 @@
-"""uvicorn's HTTP protocol, and a short way for large request bodies: from the socket into the buffers of who takes them.
+"""uvicorn's HTTP protocol, with a short way for large request bodies, or for small answers.
 
-An ASGI message costs three copies and a turn of the event loop for every 256 kB. Whoever takes a large body may call the
+Large bodies go from the socket into the buffers of who takes them. An ASGI message costs three copies and a turn of the event loop for every 256 kB. Whoever takes a large body may call the
 scope's extension ``BODY`` for a reader before he asks for a message. There is one where the length of the body is known
 and no message waits; everywhere else, and on other servers, messages are all there is.
+
+Small answers leave whole. Their head by itself wakes the client for nothing, and on a machine whose cores both are in a
+client and a server a wake-up takes as long as a small model (measured: a sixth of an answer's time).
 """
 
 import asyncio
@@ -16,6 +19,54 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 BODY = "dlplatform.body"
 WORTH_READING = 1024 * 1024
 DISCARDED_AT_ONCE = 256 * 1024
+
+
+class WholeAnswers(HttpToolsProtocol):
+    """HTTP for small answers: head and first part of the body leave in one write, as ASGI has it anyway."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(cast(Any, HoldingHeads(transport)))
+
+    def on_response_complete(self) -> None:
+        cast(HoldingHeads, self.transport).release()  # of an answer without a body
+        super().on_response_complete()
+
+
+class HoldingHeads:
+    """A transport that keeps the head of an answer back until there is more to write, or nothing more to come."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head = b""
+        for name in ("is_closing", "pause_reading", "resume_reading", "get_extra_info", "set_protocol"):
+            setattr(self, name, getattr(transport, name))  # called for each request: not through __getattr__
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif _is_head(data):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def release(self) -> None:
+        """Write what is kept back."""
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def close(self) -> None:
+        self.release()
+        self._transport.close()
+
+
+def _is_head(data: bytes) -> bool:
+    """Of a final answer: a client waits for 100 Continue."""
+    return data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 1")
 
 
 class HttpProtocol(HttpToolsProtocol):

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dlplatform.engine.errors import EngineError
-from dlplatform.engine.images import ImageError, decode
+from dlplatform.engine.images import ImageError, in_mode, upright
 
 DIRECTORY: Final = "images"
 MEMORY_BYTES: Final = 1 << 30  # beyond it the array lies in a file
@@ -58,13 +58,15 @@ def suggested_shape(values: Sequence[Any], source: Source) -> tuple[int, int]:
 
 
 def _is_grey(image: Image.Image) -> bool:
+    if image.mode == "L":
+        return True
     small = np.asarray(image.resize((min(image.width, 64), min(image.height, 64))), np.int16)
     return bool((np.ptp(small, axis=2) <= 2).all())
 
 
 def _decoded(value: Any, source: Source) -> Image.Image:
     try:
-        return decode(source(value))
+        return upright(source(value))
     except ImageError as error:
         named = f"The image {value[:12]}…" if isinstance(value, str) else "The image"
         raise EngineError("bad_data", f"{named} cannot be used: {error}") from error
@@ -74,10 +76,12 @@ def image_array(image: Image.Image, channels: int, size: int) -> Pixels:
     """(channels, size, size) pixels; the image is fitted inside and the rest is black."""
     scale = size / max(image.size)
     fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    plain = image.convert("L" if channels == 1 else "RGB")
+    plain = in_mode(image, "L" if channels == 1 else "RGB")
     if plain.size != fitted:
         plain = plain.resize(fitted, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    pixels = np.asarray(plain, np.uint8).reshape(fitted[1], fitted[0], channels).transpose(2, 0, 1)
+    pixels = np.frombuffer(plain.tobytes(), np.uint8).reshape(fitted[1], fitted[0], channels).transpose(2, 0, 1)
+    if fitted == (size, size):
+        return pixels
     array = np.zeros((channels, size, size), np.uint8)
     top, left = (size - fitted[1]) // 2, (size - fitted[0]) // 2
     array[:, top : top + fitted[1], left : left + fitted[0]] = pixels

@@ -1,7 +1,7 @@
 """Images from untrusted bytes: decoded with limits, upright, in plain RGB.
 
-Ingestion, training and prediction all read an image through `decode`, so that what a model sees never depends on
-the way by which the image came.
+Ingestion, training and prediction all read an image through `upright` or `decode`, so that what a model sees never depends
+on the way by which the image came.
 """
 
 from __future__ import annotations
@@ -30,6 +30,19 @@ def decode(content: bytes) -> Image.Image:
 
     Raises ImageError.
     """
+    return in_mode(upright(content), "RGB")
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image itself where it is that already; Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def upright(content: bytes) -> Image.Image:
+    """As `decode`, but grey (mode L) where the file is; in RGB it would be the same to the pixel.
+
+    Raises ImageError.
+    """
     if len(content) > MAXIMUM_BYTES:
         raise ImageError("too_large", f"The file has {len(content) >> 20} MB; {MAXIMUM_BYTES >> 20} are possible.")
     with warnings.catch_warnings():
@@ -49,7 +62,8 @@ def decode(content: bytes) -> Image.Image:
             )
             raise ImageError("too_large", sentence)
         try:
-            return _plain(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _plain(image)
         # Pillow's readers raise whatever their parser meets: EOFError, struct.error, IndexError and more.
         except Exception as error:
             raise ImageError("damaged", f"The image cannot be decoded: {str(error)[:200]}") from error
@@ -62,9 +76,15 @@ def _plain(image: Image.Image) -> Image.Image:
         return Image.alpha_composite(ground, layered).convert("RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _scaled(image)
-    return image.convert("RGB")
+    return _loaded(image) if image.mode == "L" else in_mode(_loaded(image), "RGB")
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """Decoded now: an opened file decodes when somebody looks at it, and only then is found to be damaged."""
+    image.load()
+    return image
 
 
 def _scaled(image: Image.Image) -> Image.Image:
     """Sixteen bits and more a pixel: to the full range of 16-bit values, as scanners write them."""
-    return image.convert("F").point(lambda value: value / 257).convert("L").convert("RGB")
+    return image.convert("F").point(lambda value: value / 257).convert("L")

@@ -16,7 +16,7 @@ import numpy as np
 
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.image_arrays import Pixels, image_array, room
-from dlplatform.engine.images import ImageError, decode
+from dlplatform.engine.images import ImageError, upright
 from dlplatform.engine.preprocessing import (
     MISSING,
     SPECIAL,
@@ -122,7 +122,7 @@ def _pixels(coding: ColumnCoding, instances: Instances) -> Pixels:
         content = _image_content(row, name, instance.get(name))
         if content is not None:
             try:
-                array[row] = image_array(decode(content), coding.channels, coding.side)
+                array[row] = image_array(upright(content), coding.channels, coding.side)
             except ImageError as error:
                 raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
     return array

@@ -60,10 +60,20 @@ class ResidualBlock(nn.Module):
         self.shortcut = None if plain else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        active = torch.relu(self.first_norm(inputs))
+        # In place: what is only cut off or added to needs no memory of its own, whose first touch costs as much as it does.
+        active = torch.relu_(self.first_norm(inputs))
         kept = inputs if self.shortcut is None else self.shortcut(active)
-        changed: Tensor = self.second(torch.relu(self.second_norm(self.first(active))))
-        return kept + changed
+        changed: Tensor = self.second(torch.relu_(self.second_norm(self.first(active))))
+        return changed.add_(kept)
+
+
+def _channels_together(state: Tensor) -> Tensor:
+    """The same (B, C, H, W) with the channels of a pixel side by side in memory, by which many rows are answered in two
+    thirds of the time. Only where nothing is learnt: the backward pass of group normalisation is not made for it (torch
+    2.13 crashes with frozen weights), and what is exported is laid out by who runs it."""
+    if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return state
+    return state.contiguous(memory_format=torch.channels_last)
 
 
 class Body(nn.Module):
@@ -109,10 +119,10 @@ class ResNet(Body):
         self.width = inputs
 
     def forward(self, pixels: Tensor) -> Tensor:
-        state = self.stem(pixels)
+        state = _channels_together(self.stem(pixels))
         for block in self.blocks:
             state = block(state)
-        return torch.relu(self.norm(state)).mean((2, 3))
+        return torch.relu_(self.norm(state)).mean((2, 3))
 
 
 class ChannelNorm(nn.Module):
@@ -202,6 +212,6 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         channels = (1, -1, 1, 1)
-        scaled = (pixels.to(self.mean.dtype) - self.mean.view(channels)) / self.deviation.view(channels)
+        scaled = (pixels.to(self.mean.dtype) - self.mean.view(channels)).div_(self.deviation.view(channels))
         seen: Tensor = self.body(scaled)
         return seen

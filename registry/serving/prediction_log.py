@@ -111,10 +111,12 @@ class RecordBuffer:
                 connection.close()
 
     def flush(self) -> int:
-        """Write what waits; how many were written. What the database does not take now waits on."""
+        """Write what waits; how many were written. What the database does not take now waits on, and so does what comes
+        meanwhile: writing on and on, a few records at a time, would cost as much as the models that answer."""
         written = 0
         with self._writing:
-            while batch := self._next():
+            waiting_now = len(self._waiting)
+            while written < waiting_now and (batch := self._next()):
                 waiting = sum(map(_size, batch))
                 try:
                     logged_images.keep(batch)

@@ -8,6 +8,8 @@ import uvicorn
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
+from dlplatform.http_protocol import WholeAnswers
+
 GRACE_SECONDS = 10
 APPLICATION = "registry.serving.server.process:application"
 
@@ -22,6 +24,8 @@ class Command(BaseCommand):
         uvicorn.run(
             APPLICATION,
             factory=True,
+            http=WholeAnswers,
+            ws="none",
             workers=settings.SERVE_PROCESSES,  # of several, uvicorn starts the dead again and passes signals on
             host=settings.HOST,
             port=settings.SERVE_PORT,

@@ -11,6 +11,7 @@ from rest_framework.exceptions import MethodNotAllowed, UnsupportedMediaType
 from .errors import JSON, TooLarge
 
 BODY_LIMIT = 16 * 1024 * 1024
+WATCHED_AFTER_SECONDS = 0.1  # until then nobody looks whether a client is still there
 Result = TypeVar("Result")
 Headers = list[tuple[bytes, bytes]]
 
@@ -61,19 +62,27 @@ def organization_in(scope: dict[str, Any]) -> str | None:
 async def unless_gone(answer: "Future[Result]", receive: Any) -> Result:
     """What a thread answers, while the client is there: a request that still waits is taken out when it leaves.
 
-    The body has been read, so what is received next is that the client has gone. Raises ClientGone.
+    The body has been read, so what is received next is that the client has gone. Most are answered before it is worth
+    looking. Raises ClientGone.
     """
     waiting = asyncio.wrap_future(answer)
-    leaving = asyncio.ensure_future(receive())
-    leaving.add_done_callback(lambda done: done.cancelled() or waiting.cancel())
+    leaving: list[asyncio.Future[Any]] = []
+
+    def watch() -> None:
+        leaving.append(asyncio.ensure_future(receive()))
+        leaving[0].add_done_callback(lambda done: done.cancelled() or waiting.cancel())
+
+    soon = asyncio.get_running_loop().call_later(WATCHED_AFTER_SECONDS, watch)
     try:
         return await waiting
     except asyncio.CancelledError:
-        if leaving.done() and not leaving.cancelled():
+        if any(one.done() and not one.cancelled() for one in leaving):
             raise ClientGone from None
         raise
     finally:
-        leaving.cancel()
+        soon.cancel()
+        for one in leaving:
+            one.cancel()
 
 
 async def send_json(send: Any, status: int, answer: Any, headers: Headers | None = None) -> None:
