@@ -64,7 +64,7 @@ def noise(shape: Sequence[int], share: float, like: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """As `torch.nn.Dropout`; ``rows`` is the dimension that holds the rows of the batch."""
+    """As `torch.nn.Dropout`; ``rows`` is the dimension that holds the rows of the batch, from the end where below 0."""
 
     def __init__(self, share: float, rows: int = 0) -> None:
         super().__init__()

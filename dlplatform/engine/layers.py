@@ -37,7 +37,7 @@ class GroupedLinear(nn.Module):
 class EnsembleLinear(nn.Module):
     """(G, M, B, in) → (G, M, B, out): a matrix for each group, scaled before and after for each member.
 
-    A single member needs no scales: its matrix can be anything already.
+    A single member needs no scales: its matrix can be anything already. It takes (G, B, in) and gives (G, B, out).
     """
 
     def __init__(self, groups: int, members: int, inputs: int, outputs: int, first: bool) -> None:
@@ -71,7 +71,7 @@ class EnsembleLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         if self.alone:
-            return torch.baddbmm(self.bias.squeeze(1), inputs.squeeze(1), self.weight).unsqueeze(1)
+            return torch.baddbmm(self.bias.squeeze(1), inputs, self.weight)
         scaled = inputs * self.before
         groups, members, rows, width = scaled.shape
         mixed = torch.bmm(scaled.reshape(groups, members * rows, width), self.weight)
@@ -79,7 +79,7 @@ class EnsembleLinear(nn.Module):
 
 
 class MemberLinear(nn.Module):
-    """(G, M, B, in) → (G, M, B, out), a matrix of its own for each member."""
+    """(G, M, B, in), or (G, B, in) of single members → (G, M, B, out), a matrix of its own for each member."""
 
     def __init__(self, groups: int, members: int, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -279,7 +279,7 @@ class RowNetwork(nn.Module):
             for index, (inputs, outputs) in enumerate(itertools.pairwise(widths))
         )
         self.head = MemberLinear(groups, members, widths[-1], shape.outputs)
-        self.dropout = Dropout(shape.dropout, rows=2)
+        self.dropout = Dropout(shape.dropout, rows=-2)
 
     @torch.no_grad()
     def initialise(self, statistics: Statistics, seed: int) -> None:
@@ -309,7 +309,8 @@ class RowNetwork(nn.Module):
         return torch.cat([linear, deep + linear.detach()], 1)
 
     def _deep(self, inputs: Tensor) -> Tensor:
-        state = inputs.unsqueeze(1)
+        """(G, B, in) → (G, M, B, outputs); a single member has no dimension of its own until the head gives it one."""
+        state = inputs if self.shape.members == 1 else inputs.unsqueeze(1)
         for layer in self.hidden:
             state = self.dropout(torch.relu(layer(state)))
         return self.head(state)  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ def test_scales_of_a_single_member_are_worked_into_its_matrix() -> None:
 
     layer.load_state_dict({**state, "before": before, "after": after})
 
-    torch.testing.assert_close(layer(inputs), scaled.unsqueeze(1) + state["bias"])
+    torch.testing.assert_close(layer(inputs[:, 0]), scaled + state["bias"][:, 0])
     assert layer.state_dict().keys() == {"weight", "bias"}
 
 
