@@ -1,9 +1,10 @@
 """Predictions of a small MLP and of a CNN over HTTP: the inference server as it is, with credentials and the prediction log,
 beside peers.
 
-The ceiling is an ASGI application on uvicorn that answers a constant. FastAPI and LitServe (batched) run an MLP written by
-hand, or the very network of the CNN on images that they decode with Pillow, without credentials and log; they are measured
-where they are installed: `pip install --target peers litserve`, then BENCHMARK_PEERS=peers. All take turns, round by round;
+The ceiling is an ASGI application on uvicorn that answers a constant. FastAPI, LitServe (batched) and `mlflow models serve` run
+an MLP written by hand, or the very network of the CNN on images that they decode with Pillow, without credentials and log;
+they are measured where they are installed: `pip install --target peers litserve mlflow`, then BENCHMARK_PEERS=peers (or
+peers:others). All take turns, round by round;
 the client has a process of its own on the same machine. Beside them stands what torch alone makes of 64 rows at a time.
 
     python -m benchmarks.serve [--short]
@@ -15,6 +16,7 @@ import importlib.util
 import io
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from .measuring import arguments, median, platform, quantile, report, spread, ta
 CONNECTIONS = (1, 8, 64)
 LIMIT_LITSERVE = 3.0  # times its requests a second, at 8 and 64 connections
 LIMIT_FASTAPI = 1.0  # at each
-PEERS = ("fastapi", "litserve")
+PEERS = ("fastapi", "litserve", "mlflow")
 BODY = orjson.dumps({"instances": [{"a": 0.5, "b": 0.7, "c": 3, "d": 4}]})
 SECONDS_TO_ANSWER = 20.0
 
@@ -132,14 +134,24 @@ def peer(name: str, case: str, package: Path, body: bytes) -> Iterator[Server]:
     path = os.pathsep.join(filter(None, [os.environ.get("BENCHMARK_PEERS"), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "benchmarks.serve_peers", name, str(port)]
     more = {"PYTHONPATH": path, "BENCHMARK_CASE": case, "BENCHMARK_PACKAGE": str(package)}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | more, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | more, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
-        server = Server(name, port, body=body)
+        server = as_asked(Server(name, port, body=body))
         wait_for(server)
         yield server
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # mlflow's command starts its server through a shell
         process.wait(20)
+
+
+def as_asked(server: Server) -> Server:
+    """mlflow has a path of its own and calls rows the records of a data frame."""
+    if server.name != "mlflow":
+        return server
+    body = orjson.dumps({"dataframe_records": orjson.loads(server.body)["instances"]})
+    return replace(server, path="/invocations", body=body)
 
 
 def wait_for(server: Server) -> None:
@@ -236,7 +248,7 @@ def torch_alone(package: Path, row: dict[str, Any], rows: int = 64) -> float:
 
 def main() -> None:
     short = arguments(__doc__).short
-    sys.path += [os.environ["BENCHMARK_PEERS"]] if "BENCHMARK_PEERS" in os.environ else []
+    sys.path += filter(None, os.environ.get("BENCHMARK_PEERS", "").split(os.pathsep))
     image = base64.b64encode(enlarged(digits()[0][0])).decode()
     with platform() as running, tempfile.TemporaryDirectory() as folder:
         compare(running, "mlp", BODY, Path(folder), short)

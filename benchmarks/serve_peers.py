@@ -1,7 +1,7 @@
 """What `benchmarks.serve` compares with: a server of its own each, with an MLP of the same size written by hand, or with the
 network in the folder BENCHMARK_PACKAGE for images (BENCHMARK_CASE=cnn).
 
-python -m benchmarks.serve_peers ceiling|fastapi|litserve PORT
+python -m benchmarks.serve_peers ceiling|fastapi|litserve|mlflow PORT
 """
 
 import base64
@@ -113,11 +113,20 @@ def run_litserve(port: int) -> None:
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
+def run_mlflow(port: int) -> None:
+    """By its own command, in this environment."""
+    from benchmarks.serve_mlflow import save
+
+    folder = Path(os.environ["BENCHMARK_PACKAGE"]).parent / f"mlflow {port}"
+    save(folder)
+    command = ["-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local"]
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it looks for uvicorn
+    os.execv(sys.executable, [sys.executable, *command, "--port", str(port)])
+
+
 if __name__ == "__main__":
     kind, at = sys.argv[1], int(sys.argv[2])
     if kind == "ceiling":
         uvicorn.run(constant, port=at, log_level="error", access_log=False)
-    elif kind == "fastapi":
-        run_fastapi(at)
     else:
-        run_litserve(at)
+        {"fastapi": run_fastapi, "litserve": run_litserve, "mlflow": run_mlflow}[kind](at)
