@@ -67,6 +67,10 @@ class Compiler:
         """End what is being compiled; whoever waits for it gets an EngineError."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
     def predictor(self, package: Path) -> Predictor:
         """What answers from a package: compiled if that is how it is to be run. Raises PackageError, EngineError."""
         predictor = Predictor(package)
@@ -107,7 +111,7 @@ class Compiler:
             try:
                 self._compile(package, path)
             except EngineError as error:
-                if not self._stopped.is_set():
+                if not self.stopped:
                     write_atomically(path.with_suffix(FAILED), to_json(error.payload()))
                 raise
             _tidy(self.folder, path, self._limit)
@@ -116,7 +120,7 @@ class Compiler:
     def _alone(self) -> Iterator[None]:
         """One compiles at a time on this machine: it takes a core and hundreds of megabytes."""
         with (self.folder / LOCK).open("ab") as lock:
-            while not self._stopped.is_set():
+            while not self.stopped:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
@@ -127,7 +131,7 @@ class Compiler:
 
     def _check_stopped(self) -> None:
         self._waiting()
-        if self._stopped.is_set():
+        if self.stopped:
             raise EngineError("not_compiled", "Compiling was stopped.")
 
     def _compile(self, package: Path, path: Path) -> None:
