@@ -1,4 +1,4 @@
-"""``python -m dlplatform.engine.compile_network PACKAGE TARGET THREADS``: compile a package's network for this machine.
+"""``python -m dlplatform.engine.compile_network PACKAGE TARGET THREADS PARENT``: compile a package's network for this machine.
 
 A process of its own and of the lowest priority: compiling takes tens of seconds of a core, in which torch's compiler holds
 Python's lock. It says what came of it as a line of JSON: nothing, or the code and the sentence of a failure.
@@ -28,15 +28,14 @@ from dlplatform.engine.programs import program
 
 NICE = 19
 PR_SET_PDEATHSIG = 1
-# What is compiled for one machine and one number of threads needs no choice at each call. Headers that were compiled before
-# would be there to be used again, which they are not in a folder that is thrown away.
-OPTIONS = {"aot_inductor.precompile_headers": False, "cpp.enable_kernel_profile": False}
+# Headers that were compiled before would save time when they are used again, which they are not in a folder that is thrown away.
+OPTIONS = {"aot_inductor.precompile_headers": False}
 
 
 def main() -> int:
     """0 when the target is there, else 1."""
-    source, target, threads = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    _give_way()
+    source, target, threads, parent = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:5])
+    _give_way(parent)
     torch.set_num_threads(threads)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
@@ -55,13 +54,15 @@ def main() -> int:
     return 1 if told else 0
 
 
-def _give_way() -> None:
+def _give_way(parent: int) -> None:
     """To whoever answers: of the processor, and of the memory when there is too little of it. It does not outlive who asked."""
     os.nice(NICE)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it has gone already
+        sys.exit(1)
 
 
 def compile_network(source: Path, target: Path) -> None:

@@ -153,7 +153,7 @@ class Compiler:
         command = [sys.executable, "-P", "-s", "-m", "dlplatform.engine.compile_network", str(package), str(target)]
         with (target.parent / "errors.txt").open("w+b") as errors:
             child = subprocess.Popen(
-                [*command, str(torch.get_num_threads())], env=_environment(target.parent), cwd=target.parent,
+                [*command, str(torch.get_num_threads()), str(os.getpid())], env=_environment(target.parent), cwd=target.parent,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
             )  # fmt: skip
             try:
@@ -245,7 +245,8 @@ def _raise_failed(path: Path, since: float) -> None:
 
 def _tidy(folder: Path, newest: Path, limit: int) -> None:
     """Remove the networks that were used the longest time ago until all are within the limit; never the newest."""
-    newest.with_suffix(FAILED).unlink(missing_ok=True)
+    for told in folder.glob("*" + FAILED):  # whoever waited has read it by now, or tries himself
+        told.unlink(missing_ok=True)
     found = sorted(((each.stat(), each) for each in folder.glob("*" + LIBRARY)), key=lambda one: one[0].st_mtime)
     total = sum(status.st_size for status, _ in found)
     for status, path in found:

@@ -15,7 +15,7 @@ from uuid import UUID
 from django.conf import settings
 
 from dlplatform.engine.compiling import FOLDER, Compiler
-from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.errors import EngineError
 from dlplatform.engine.predict import Predictor
 
 THREADS = 2  # one may wait for a child while another opens what was compiled before
@@ -69,19 +69,17 @@ class Compiling:
     def _work(self, version: UUID, predictor: Predictor) -> None:
         if self._predictors.get(version) is not predictor:
             return  # it went, or came back as another one, before its turn
+        before = predictor.run
         try:
             runner = self._compiler.runner(predictor.directory, predictor.network)
-            size = self._compiler.told(predictor.directory)["bytes"]
+            predictor.run = runner
+            self._swapped(version, predictor, self._compiler.told(predictor.directory)["bytes"])
         except EngineError as error:
             self._go_on(version, predictor, Told(EAGER, error.code, error.sentence), error.detail)
-        except (OSError, PackageError) as error:  # the disk is full, say
-            self._go_on(version, predictor, Told(EAGER, "not_compiled", f"{type(error).__name__}: {error}"), "")
-        except Exception as error:
-            logger.exception("version %s: compiling failed", version)
+        except Exception as error:  # the disk is full, say; nothing here may cost the version its answers
+            predictor.run = before
             self._go_on(version, predictor, Told(EAGER, "not_compiled", f"{type(error).__name__}: {error}"), "")
         else:
-            predictor.run = runner
-            self._swapped(version, predictor, size)
             self._tell(version, predictor, Told(COMPILED))
             logger.info("version %s answers compiled", version)
 
