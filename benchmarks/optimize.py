@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 import torch
 
 from dlplatform.engine import package
+from dlplatform.engine.compiling import Compiler
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.optimizing.plan import parse_plan
 from dlplatform.engine.optimizing.report import report as measured
+from dlplatform.engine.optimizing.report import serving_threads, threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant
@@ -36,8 +38,12 @@ from .measuring import report
 TIMES = 3.5
 POINTS = 0.5
 LIMIT = f"{TIMES} times as fast at 64 rows, {TIMES} times fewer bytes, {POINTS} points"
-KEPT: list[dict[str, Any]] = [{"passes": [each]} for each in
-                              ("onnx", "onnx-int8-dynamic", "onnx-int8-static", "bfloat16", "int8")]  # fmt: skip
+KEPT: list[dict[str, Any]] = [
+    {"passes": [each]}
+    for each in (
+        "onnx", "onnx-int8-dynamic", "onnx-int8-static", "torch-export", "torch-compile", "bfloat16", "int8",
+    )
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,14 @@ def measure(name: str, folder: Path, plans: list[dict[str, Any]], config: dict[s
 
 def one_plan(name: str, job: Path, loaded: package.Package, rows: Any, raw: dict[str, Any]) -> bool:
     plan = parse_plan(raw)
-    target = job / "variants" / plan.name.replace(" ", "")
+    target, compiler = job / "variants" / plan.name.replace(" ", ""), Compiler(job / "compiled")
     try:
-        make_variant(job / "output", loaded, plan, rows, target)
+        with threads(serving_threads()):
+            make_variant(job / "output", loaded, plan, rows, target, opened=compiler.predictor)
     except (BrokenPass, EngineError) as error:
         report("optimize", name, plan=plan.name, refused=str(error), limit=LIMIT, passes=False)
         return False
-    told = measured(job / "output", target, rows, POINTS)
+    told = measured(job / "output", target, rows, POINTS, compiler=compiler)
     size, quality = told["size"], told["quality"]
     faster = {batch: round(1 / each["ratio"][1], 2) for batch, each in told["latency"].items()}
     less = {batch: round(1 / each["work"][1], 2) for batch, each in told["latency"].items()}
@@ -133,7 +140,7 @@ def one_plan(name: str, job: Path, loaded: package.Package, rows: Any, raw: dict
         times_fewer_bytes=round(fewer, 2), times_fewer_compressed=round(
             size["parent"]["compressed"] / size["variant"]["compressed"], 2),
         load_milliseconds=[round(1000 * told["load"][side], 1) for side in ("parent", "variant")],
-        problems=[each["code"] for each in told["problems"]], limit=LIMIT, passes=good,
+        **({"compile": told["compile"]} if "compile" in told else {}), problems=[each["code"] for each in told["problems"]], limit=LIMIT, passes=good,
     )  # fmt: skip
     return good
 

@@ -1,6 +1,7 @@
 """Predictions of a small MLP and of a CNN over HTTP: the inference server as it is, with credentials and the prediction log,
 beside peers.
 
+Of the CNN a second deployment answers with the variant that `torch-compile` makes of it; the limits are judged by the first.
 The ceiling is an ASGI application on uvicorn that answers a constant. FastAPI, LitServe (batched) and `mlflow models serve` run
 an MLP written by hand, or the very network of the CNN on images that they decode with Pillow, without credentials and log;
 they are measured where they are installed: `pip install --target peers litserve mlflow`, then BENCHMARK_PEERS=peers (or
@@ -174,11 +175,39 @@ def deployed(running: Platform, name: str = "mlp", body: bytes = BODY) -> Server
     """A deployment of a model that was trained here, asked with an API key."""
     with running.client() as client:
         version = mlp(running, client) if name == "mlp" else cnn(running, client)
-        client.post("/deployments", json={"name": name, "variants": [{"version": version}]}).raise_for_status()
-        key = client.post("/api-keys", json={"name": f"benchmark {name}", "scopes": ["predict"]}).raise_for_status()
-    server = Server("ours", running.serve_port, f"/api/v1/deployments/{name}/predict", key.json()["key"], body)
+        return _deployed(running, client, name, version, body)
+
+
+def _deployed(
+    running: Platform, client: httpx.Client, name: str, version: str, body: bytes, title: str = "ours"
+) -> Server:
+    wanted = {"variants": [{"version": version}], "despite_problems": True, "reason": "to be measured"}
+    client.post("/deployments", json={"name": name, **wanted}).raise_for_status()
+    key = client.post("/api-keys", json={"name": f"benchmark {name}", "scopes": ["predict"]}).raise_for_status()
+    server = Server(title, running.serve_port, f"/api/v1/deployments/{name}/predict", key.json()["key"], body)
     wait_for(server)
     return server
+
+
+def compiled(running: Platform, server: Server) -> Server:
+    """What optimising the version of a deployment with `torch-compile` gives, deployed too, once it answers compiled."""
+    with running.client() as client:
+        plan = {"variants": [{"passes": ["torch-compile"]}]}
+        asked = client.post(f"/model-versions/{version_of(server)}/optimizations", json=plan).raise_for_status().json()
+        while asked["state"] not in ("succeeded", "failed", "cancelled"):
+            time.sleep(0.5)
+            asked = client.get(f"/optimizations/{asked['id']}").raise_for_status().json()
+        made = asked["variants"][0]["output_version"]
+        if made is None:
+            raise RuntimeError(str(asked))
+        found = _deployed(running, client, "compiled", made, server.body, "ours, compiled")
+    deadline = time.monotonic() + 300
+    told = f'runtime="compiled",version="{made}"}} 1.0'
+    while told not in httpx.get(f"http://127.0.0.1:{server.port}/metrics", trust_env=False).text:
+        if time.monotonic() > deadline:
+            raise RuntimeError("it was not compiled")
+        time.sleep(0.5)
+    return found
 
 
 def mlp(running: Platform, client: httpx.Client) -> str:
@@ -215,15 +244,20 @@ def _trained(running: Platform, client: httpx.Client, data: dict[str, Any], conf
 
 def package_of(running: Platform, server: Server, folder: Path) -> Path:
     """The files of the version that a deployment answers with, for peers that run the same network."""
-    headers = {"Authorization": f"Bearer {server.bearer}", "Content-Type": "application/json"}
-    url = f"http://127.0.0.1:{server.port}{server.path}"
-    version = httpx.post(url, content=server.body, headers=headers, trust_env=False).json()["version"]
+    version = version_of(server)
     with running.client() as client:
         for name in client.get(f"/model-versions/{version}").raise_for_status().json()["files"]:
             path = folder / version / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(client.get(f"/model-versions/{version}/files/{name}").raise_for_status().content)
     return folder / version
+
+
+def version_of(server: Server) -> str:
+    """The id of the version that a deployment answers with."""
+    headers = {"Authorization": f"Bearer {server.bearer}", "Content-Type": "application/json"}
+    url = f"http://127.0.0.1:{server.port}{server.path}"
+    return str(httpx.post(url, content=server.body, headers=headers, trust_env=False).json()["version"])
 
 
 def torch_alone(package: Path, row: dict[str, Any], rows: int = 64) -> float:
@@ -260,9 +294,10 @@ def compare(running: Platform, case: str, body: bytes, folder: Path, short: bool
     server = deployed(running, case, body)
     package = package_of(running, server, folder)
     alone = round(torch_alone(package, orjson.loads(body)["instances"][0]))
+    variants = [compiled(running, server)] if case == "cnn" else []
     names = ["ceiling", *(name for name in PEERS if importlib.util.find_spec(name))]
     with ExitStack() as stack:
-        servers = [server, *(stack.enter_context(peer(name, case, package, body)) for name in names)]
+        servers = [server, *variants, *(stack.enter_context(peer(name, case, package, body)) for name in names)]
         with multiprocessing.get_context("spawn").Pool(1) as client:
             for connections in CONNECTIONS:
                 told: dict[str, Any] = {one.name: ([], []) for one in servers}

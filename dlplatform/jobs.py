@@ -8,6 +8,7 @@ back from the dead is refused (`LeaseLost`).
 import logging
 import os
 import signal
+import socket
 import uuid
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -160,6 +161,15 @@ def connection() -> redis.Redis:
 
 def queue(name: str, client: redis.Redis | None = None) -> Queue:
     return Queue(name, connection=client or shared_connection(), serializer=JSONSerializer)
+
+
+def others_work() -> bool:
+    """Whether workers of other machines may take jobs too; also when Redis does not tell."""
+    try:
+        workers = Worker.all(connection=connection(), serializer=JSONSerializer)
+    except redis.RedisError:
+        return True
+    return any(worker.hostname != socket.gethostname() for worker in workers)
 
 
 def enqueue(job: Job) -> None:

@@ -370,5 +370,9 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": _read(env.str, "LOG_LEVEL", "WARNING")},
-    "loggers": {"axes": {"level": "ERROR"}, "dlplatform": {"level": "INFO"}},
+    "loggers": {
+        "axes": {"level": "ERROR"},
+        "dlplatform": {"level": "INFO"},
+        "registry.serving.server.compiling": {"level": "INFO"},
+    },
 }

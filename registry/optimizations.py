@@ -13,7 +13,9 @@ from dlplatform import jobs
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
-from dlplatform.engine.optimizing.plan import Plan, PlanError, parse_plan, unfit
+from dlplatform.engine.compiler import MISSING, compiler
+from dlplatform.engine.errors import EngineError
+from dlplatform.engine.optimizing.plan import COMPILE, Plan, PlanError, parse_plan, unfit
 
 from . import availability, graphs, own_code
 from .models import ModelVersion, Optimization, OptimizedVariant
@@ -93,6 +95,9 @@ def _checked_plans(version: ModelVersion, plans: Sequence[dict[str, Any]]) -> li
         architecture = {"architecture": "code"} if own_code.brings_code(version) else {"layers": 1}
         if reason := unfit(version.task, architecture, plan):
             raise _invalid(f"variants.{position}.passes", reason, "unfit")
+        if plan.keeping == COMPILE and compiler() is None and not jobs.others_work():
+            fix = EngineError("no_compiler", MISSING).next_step
+            raise _invalid(f"variants.{position}.passes", f"{MISSING} {fix}", "no_compiler")
         if plan in found:
             raise _invalid(f"variants.{position}", "This variant is asked for twice.", "unique")
         found.append(plan)

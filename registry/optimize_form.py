@@ -17,11 +17,15 @@ from .optimizations import DEFAULT_TOLERANCE, MOST_TOLERANCE
 MOST_DATA = 100
 LABELS = {
     "onnx": "ONNX", "onnx-int8-dynamic": "ONNX, 8 bits, scaled as it comes",
-    "onnx-int8-static": "ONNX, 8 bits, calibrated", "torch-export": "torch.export", "bfloat16": "16-bit weights", "int8": "8-bit weights",
+    "onnx-int8-static": "ONNX, 8 bits, calibrated", "torch-export": "torch.export",
+    "torch-compile": "torch.compile", "bfloat16": "16-bit weights", "int8": "8-bit weights",
     "structured": "Fewer units and channels", "sparse": "Sparse weights", "distil": "A smaller network, taught",
 }  # fmt: skip
 COMBINED = tuple(
-    (shape, keep) for shape in SHAPING if shape != SPARSE for keep in ("onnx", "onnx-int8-dynamic", "onnx-int8-static")
+    (shape, keep)
+    for shape in SHAPING
+    if shape != SPARSE
+    for keep in ("onnx", "onnx-int8-dynamic", "onnx-int8-static", "torch-compile")
 )
 FIRST = ("onnx", "onnx-int8-dynamic", "onnx-int8-static", "structured+onnx-int8-dynamic")
 

@@ -17,6 +17,8 @@ from django.db import connection, transaction
 from datasets.services import local_parts
 from datasets.services import object_store as dataset_store
 from dlplatform.engine import package
+from dlplatform.engine.compiling import FOLDER as COMPILED_FOLDER
+from dlplatform.engine.compiling import Compiler
 from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
@@ -43,6 +45,9 @@ class Optimizing:
     def __init__(self, optimization: Optimization) -> None:
         self.optimization = optimization
         self.version: ModelVersion = optimization.version
+        # What is compiled here to be measured is found again by the inference server of this machine.
+        self._compiler = Compiler(settings.CACHE_PATH / COMPILED_FOLDER, waiting=lambda: self.bench.beat(*self._told))
+        self._told = (0.0, "")
         self.bench = Workbench(optimization, (self.version,), optimization.dataset_version)
 
     def work(self) -> None:
@@ -96,10 +101,13 @@ class Optimizing:
         """Make it, or keep the reason why it cannot be."""
         plan, beat = parse_plan(variant.plan), self._beats(share)
         try:
-            make_variant(parent, loaded, plan, rows, folder, lambda done: beat(0.6 * done, plan.name))
-            told = report(
-                parent, folder, rows, self.optimization.tolerance, lambda done: beat(0.6 + 0.3 * done, "measuring")
+            make_variant(
+                parent, loaded, plan, rows, folder, lambda done: beat(0.6 * done, plan.name), self._compiler.predictor
             )
+            told = report(
+                parent, folder, rows, self.optimization.tolerance, lambda done: beat(0.6 + 0.3 * done, "measuring"),
+                self._compiler,
+            )  # fmt: skip
         except (BrokenPass, EngineError) as error:
             code = error.code if isinstance(error, EngineError) else "broken"
             fix = error.next_step if isinstance(error, EngineError) else "Nothing was kept. Choose another pass."
@@ -112,7 +120,12 @@ class Optimizing:
 
     def _beats(self, share: tuple[float, float]) -> Callable[[float, str], None]:
         first, each = share
-        return lambda done, phase: self.bench.beat(first + each * done, phase[:60])
+
+        def beat(done: float, phase: str) -> None:
+            self._told = (first + each * done, phase[:60])
+            self.bench.beat(*self._told)
+
+        return beat
 
     def _commit(self, variant: OptimizedVariant, plan: Plan, folder: Path, told: dict[str, Any]) -> None:
         made, parent = self.optimization, self.version

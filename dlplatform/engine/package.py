@@ -36,7 +36,7 @@ from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import Preprocessor
-from dlplatform.engine.runtime import EXPORTED, FILES, GRAPH, PROGRAM, runtime_of
+from dlplatform.engine.runtime import COMPILED, EXPORTED, FILES, GRAPH, PROGRAM, runtime_of
 from dlplatform.engine.shape_limits import check_limits
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
@@ -271,6 +271,8 @@ def verify(directory: Path) -> dict[str, Any]:
         _verify_graph(directory, description)
         return _with_whole_files(directory, description)
     header = read_header(directory / weights_file(description))
+    if runtime_of(description).kind == COMPILED and not _is_whole(description):
+        raise PackageError("Only a network of rows that is whole and of this platform can be compiled.")
     if runs_code(description):
         _shape(directory, description)  # which tensors there should be only its code knows
     else:
@@ -280,8 +282,13 @@ def verify(directory: Path) -> dict[str, Any]:
     return _with_whole_files(directory, description)
 
 
+def _is_whole(description: dict[str, Any]) -> bool:
+    """Whether the package is a network of rows, with all its weights, that this platform builds."""
+    return not (description["task"] == LANGUAGE or runs_code(description) or is_adapter(description))
+
+
 def _verify_graph(directory: Path, description: dict[str, Any]) -> None:
-    if description["task"] == LANGUAGE or runs_code(description) or is_adapter(description):
+    if not _is_whole(description):
         raise PackageError("Only a network of rows that is whole and of this platform can be a graph.")
     runtime, shape = runtime_of(description), _shape(directory, description)
     if runtime.kind == EXPORTED:

@@ -15,12 +15,19 @@ from dlplatform.engine.language import LanguageNetwork
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.request_rows import RequestRows
 from dlplatform.engine.runners import Runner, torch_runner, whole_runner
+from dlplatform.engine.runtime import COMPILED, runtime_of
 from dlplatform.engine.table import Table
 from dlplatform.engine.writer import Writer
 
 
 class Predictor:
-    """A loaded model package. Safe to share between threads that only predict."""
+    """A loaded model package. Safe to share between threads that only predict.
+
+    ``compiles``: whether the package wants its network compiled for this machine. Until somebody puts what was compiled in the
+    place of ``run``, which is one assignment and so disturbs nobody who asks, the network answers as it is.
+    """
+
+    compiles = False
 
     def __init__(self, directory: Path, images: Path | None = None, *, sandboxed: bool = False) -> None:
         """Verify and load a package. ``images``: where tables' images lie, as in a job directory. ``sandboxed``: this
@@ -29,6 +36,7 @@ class Predictor:
         Raises PackageError.
         """
         self._source: Source = source_in(images) if images else bytes
+        self.directory = Path(directory)
         self.writer: Writer | None = None
         self.network: Any = None
         loaded = self._loaded(Path(directory), sandboxed)
@@ -54,6 +62,7 @@ class Predictor:
             assert loaded.preprocessor.tokenizer is not None
             self.writer = Writer(loaded.network, loaded.preprocessor.tokenizer)
         else:
+            self.compiles = runtime_of(loaded.description).kind == COMPILED
             self.run = torch_runner(loaded.network, loaded.description)
         return loaded
 

@@ -21,13 +21,17 @@ MOST_ROWS: Final = 1 << 20
 
 
 def traced(network: nn.Module, example: tuple[Tensor, ...]) -> bytes:
-    """The file of a network whose inputs all begin with the rows. Raises whatever torch cannot trace with."""
+    """The file of a network's `program`. Raises what that does."""
+    content = io.BytesIO()
+    torch.export.save(program(network, example), content)
+    return content.getvalue()
+
+
+def program(network: nn.Module, example: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """A network whose inputs all begin with the rows, traced for any number of them. Raises whatever torch cannot trace with."""
     rows = torch.export.Dim("rows", min=1, max=MOST_ROWS)
     with torch.no_grad():
-        program = torch.export.export(network, example, dynamic_shapes=(tuple({0: rows} for _ in example),))
-    content = io.BytesIO()
-    torch.export.save(program, content)
-    return content.getvalue()
+        return torch.export.export(network, example, dynamic_shapes=(tuple({0: rows} for _ in example),))
 
 
 def check(path: Path, runtime: Runtime) -> None:

@@ -1,4 +1,5 @@
-"""How a package is to be run: by torch, with weights kept in so many bits or as a traced program, or as a graph by onnxruntime.
+"""How a package is to be run: by torch, with weights kept in so many bits, compiled, or as a traced program, or as a graph by
+onnxruntime.
 
 Torch-free.
 """
@@ -16,6 +17,7 @@ GRAPH: Final = "model.onnx"
 TORCH: Final = "torch"
 ONNX: Final = "onnx"
 EXPORTED: Final = "exported"
+COMPILED: Final = "compiled"
 PROGRAM: Final = "model.pt2"
 FILES: Final = {ONNX: GRAPH, EXPORTED: PROGRAM}  # of networks that are written down whole, not as weights
 FLOAT32: Final = "float32"
@@ -26,9 +28,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Runtime:
-    """``kind``: torch, onnx or exported (what torch.export traced). ``weights``: how a package for torch keeps its
-    matrices. Of a graph: its ``precision``, ``opset``, the SHA-256 of its file and the version of the ``program`` that it
-    was checked with; of a traced program the last two."""
+    """``kind``: torch, onnx, exported (what torch.export traced), or compiled (for the machine that it runs on; the package holds
+    the weights). ``weights``: how a package for torch keeps its matrices. Of a graph: its ``precision``, ``opset``, the SHA-256
+    of its file and the version of the ``program`` that it was checked with; of a traced program the last two."""
 
     kind: str = TORCH
     weights: str = FLOAT32
@@ -51,7 +53,7 @@ def runtime_of(description: dict[str, Any]) -> Runtime:
         runtime = Runtime(**raw)
     except TypeError as error:
         raise PackageError(f"{MODEL} does not say how the network is to be run.") from error
-    if not (_is_torch(runtime) or _is_graph(runtime) or _is_program(runtime)):
+    if not (_is_torch(runtime) or _is_graph(runtime) or _is_program(runtime) or runtime == Runtime(COMPILED)):
         raise PackageError(f"{MODEL} describes a way to run the network that does not exist here.")
     return runtime
 

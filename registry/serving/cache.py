@@ -43,14 +43,16 @@ class Held:
 class PredictorCache:
     """Predictors by version; the least recently used that is not pinned goes once all exceed ``budget`` bytes.
 
-    ``dropped`` is told of each that goes. One thread loads a version while others get further ones.
+    ``added`` is told of each predictor of this process that comes, ``dropped`` of each that goes. One thread loads a version while others get further ones.
     """
 
     def __init__(
-        self, budget: int, dropped: "Callable[[UUID, Predictor | ConfinedPredictor], None] | None" = None
-    ) -> None:
+        self, budget: int, dropped: "Callable[[UUID, Predictor | ConfinedPredictor], None] | None" = None,
+        added: Callable[[UUID, Predictor], None] = lambda version, predictor: None,
+    ) -> None:  # fmt: skip
         self._budget = budget
         self._dropped = dropped or _close
+        self._added = added
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._pinned: frozenset[UUID] = frozenset()
         self._lock = threading.Lock()
@@ -93,7 +95,19 @@ class PredictorCache:
             self._held[version_id] = held
             self._evict()
             self._loading.pop(version_id, None)
+            if isinstance(predictor, Predictor):
+                self._added(version_id, predictor)
         return predictor
+
+    def swapped(self, version_id: UUID, predictor: Predictor, more: int) -> None:
+        """Its network was put in the place of another, which took so many bytes more and answers at another pace."""
+        at_once = warm(predictor, predictor.description)
+        with self._lock:
+            held = self._held.get(version_id)
+            if held is not None and held.predictor is predictor:
+                held.at_once = at_once
+                held.size += more
+                self._evict()
 
     def _over(self, held: Held, base: ModelVersion) -> None:
         """An adapter takes the weights of its base from whoever has them already."""

@@ -83,7 +83,7 @@ def exported(network: RowNetwork) -> Any:
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                Answering(network).eval(), _example(network), dynamo=True, opset_version=OPSET, input_names=names,
+                Answering(network).eval(), example_of(network), dynamo=True, opset_version=OPSET, input_names=names,
                 output_names=[ANSWERS], dynamic_shapes=(dynamic,), verify=False, optimize=True,
             )  # fmt: skip
             model = program.model_proto  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def program_of(network: RowNetwork) -> bytes:
     """The file of the network as torch.export traces it. Raises EngineError ``not_exportable``."""
     with _quiet():
         try:
-            return traced(Answering(network).eval(), _example(network))
+            return traced(Answering(network).eval(), example_of(network))
         except Exception as error:  # whatever in the network cannot be traced
             sentence, fix = "The network cannot be traced by torch.export.", "Choose another pass."
             raise EngineError(
@@ -120,7 +120,8 @@ def _forget_sources(model: Any) -> None:
         node.doc_string = ""
 
 
-def _example(network: RowNetwork) -> tuple[Tensor, ...]:
+def example_of(network: RowNetwork) -> tuple[Tensor, ...]:
+    """Inputs as `Answering` takes them, to be traced with."""
     kinds = {1: torch.float32, 2: torch.uint8, 6: torch.int32}
     found = input_types(network.shape.inputs)
     return tuple(torch.ones(_ROWS, *rest, dtype=kinds[kind]) for kind, rest in found.values())

@@ -101,9 +101,9 @@ def median_interval(values: Array) -> list[float]:
     return [float(ordered[low]), float(np.median(ordered)), float(ordered[high])]
 
 
-def load_seconds(parent: Path, variant: Path) -> dict[str, float]:
+def load_seconds(parent: Path, variant: Path, opened: Callable[[Path], Predictor] = Predictor) -> dict[str, float]:
     """Seconds to read, check and open each, at the median of a few in turns; libraries are in memory already."""
-    times = in_turns([lambda: Predictor(parent), lambda: Predictor(variant)], seconds=0.0, least=LOADS, most=LOADS)
+    times = in_turns([lambda: Predictor(parent), lambda: opened(variant)], seconds=0.0, least=LOADS, most=LOADS)
     return {"parent": float(np.median(times[0][:, 0])), "variant": float(np.median(times[1][:, 0]))}
 
 

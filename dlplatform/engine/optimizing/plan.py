@@ -16,16 +16,18 @@ GRAPH: Final = "onnx"
 GRAPH_DYNAMIC: Final = "onnx-int8-dynamic"
 GRAPH_STATIC: Final = "onnx-int8-static"
 EXPORT: Final = "torch-export"
+COMPILE: Final = "torch-compile"
 HALF: Final = "bfloat16"
 BYTES: Final = "int8"
-KEEPING: Final = (GRAPH, GRAPH_DYNAMIC, GRAPH_STATIC, EXPORT, HALF, BYTES)
-EXACTLY: Final = (GRAPH, EXPORT)  # those that compute the same
+KEEPING: Final = (GRAPH, GRAPH_DYNAMIC, GRAPH_STATIC, EXPORT, COMPILE, HALF, BYTES)
+EXACTLY: Final = (GRAPH, EXPORT, COMPILE)  # those that compute the same
 GRAPHS: Final = {GRAPH: "float32", GRAPH_DYNAMIC: "int8-dynamic", GRAPH_STATIC: "int8-static"}
 PASSES: Final = {
     GRAPH: "The same numbers as a graph for onnxruntime: answers within 0.0001 of PyTorch's.",
     GRAPH_DYNAMIC: "A graph whose matrices are 8-bit numbers; what flows through it is scaled as it comes.",
     GRAPH_STATIC: "A graph of 8-bit numbers whose scales were fitted on training rows; also convolutions.",
     EXPORT: "The same numbers as a program that torch.export traced: the network without the Python around it.",
+    COMPILE: "The same weights; each machine that answers compiles the network for its processor, and answers meanwhile.",
     HALF: "Weights of 16 bits: half the bytes. Faster only where the processor computes with them.",
     BYTES: "Weights of 8 bits with a scale for each output: a quarter of the bytes. Computes as before.",
     STRUCTURED: "Whole units and channels are cut, those that matter least; then it learns on to recover.",

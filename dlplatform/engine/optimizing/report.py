@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from dlplatform.engine.compiling import Compiler
 from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.environment import choose_device, describe
 from dlplatform.engine.optimizing.measuring import latencies, load_seconds, sizes
@@ -29,15 +30,17 @@ QUALITY: Final = {"class": "accuracy", "labels": "right labels", "number": "R²"
 
 
 def report(
-    parent: Path, variant: Path, dataset: Dataset, tolerance: float, beat: Callable[[float], None] = lambda _: None
-) -> dict[str, Any]:
-    """JSON: rows, quality, agreement, difference, latency (seconds), load (seconds), size (bytes), machine, problems, notes.
+    parent: Path, variant: Path, dataset: Dataset, tolerance: float, beat: Callable[[float], None] = lambda _: None,
+    compiler: Compiler | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """JSON: rows, quality, agreement, difference, latency (seconds), load (seconds), size (bytes), machine, problems, notes;
+    of what ``compiler`` compiles also compile: {seconds, bytes}.
 
     ``problems`` are [{code: slower·bigger·worse, sentence}]; without any nothing speaks against the variant. Measured
     in turns with the parent. ``tolerance``: points that the quality may fall by.
     """
     with threads(serving_threads()):
-        return _report(parent, variant, dataset, tolerance, beat)
+        return _report(parent, variant, dataset, tolerance, beat, compiler)
 
 
 @contextmanager
@@ -57,9 +60,11 @@ def serving_threads() -> int:
 
 
 def _report(
-    parent: Path, variant: Path, dataset: Dataset, tolerance: float, beat: Callable[[float], None]
-) -> dict[str, Any]:
-    before, after = Predictor(parent), Predictor(variant)
+    parent: Path, variant: Path, dataset: Dataset, tolerance: float, beat: Callable[[float], None],
+    compiler: Compiler | None,
+) -> dict[str, Any]:  # fmt: skip
+    opened = compiler.predictor if compiler else Predictor
+    before, after = Predictor(parent), opened(variant)
     beat(0.1)
     found: dict[str, Any] = {
         "tolerance": tolerance,
@@ -69,7 +74,9 @@ def _report(
         "machine": {**describe(choose_device()), "threads": torch.get_num_threads()},
     }
     beat(0.3)
-    found["load"] = load_seconds(parent, variant)
+    found["load"] = load_seconds(parent, variant, opened)
+    if compiler and after.compiles:
+        found["compile"] = compiler.told(variant)
     beat(0.4)
     found["latency"] = latencies(before, after, dataset, lambda: beat(0.5))
     return found | {"problems": problems(found), "notes": notes(found)}
@@ -164,6 +171,11 @@ def problems(found: dict[str, Any]) -> list[dict[str, str]]:
 def notes(found: dict[str, Any]) -> list[str]:
     """What should be known besides."""
     told = []
+    if made := found.get("compile"):
+        told.append(
+            f"Compiling took {made['seconds']:.0f} s and gave {made['bytes']:,} bytes. Each machine that answers does it once, "
+            "beside, and answers as the parent does until then."
+        )
     low, change, _ = found["quality"]["change"]
     if low < -found["tolerance"] <= change:
         told.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,13 +12,13 @@ from dlplatform.engine.dataset import Dataset
 from dlplatform.engine.description import read_description
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.evaluation import baseline, measure
-from dlplatform.engine.optimizing.plan import EXACTLY, EXPORT, GRAPHS, KEEPING, Plan
+from dlplatform.engine.optimizing.plan import COMPILE, EXACTLY, EXPORT, GRAPHS, KEEPING, Plan
 from dlplatform.engine.optimizing.rows import actual, held_out, held_out_answers, inputs_at
 from dlplatform.engine.package import weights_file
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.runners import Array, Runner
-from dlplatform.engine.runtime import EXPORTED, runtime_of
+from dlplatform.engine.runtime import COMPILED, EXPORTED, ONNX, TORCH, runtime_of
 
 EXACT: Final = 1e-4  # how far answers of a graph may be from PyTorch's
 LEAST_AGREEMENT: Final = 0.9  # of answers after fewer bits with those before
@@ -29,19 +30,24 @@ SMALL: Final = 256 << 10
 _SAME: Final = ("format", "task", "target", "targets", "inputs", "output", "preprocessing")
 
 
+Opened = Callable[[Path], Predictor]
+
+
 class BrokenPass(Exception):
     """A pass whose result is not kept: a sentence says what is wrong with it."""
 
 
-def verified(parent: Path, variant: Path, plan: Plan, dataset: Dataset, before: Runner) -> Predictor:
+def verified(
+    parent: Path, variant: Path, plan: Plan, dataset: Dataset, before: Runner, opened: Opened = Predictor
+) -> Predictor:
     """The variant, read again from its files and found to answer as it must. Raises BrokenPass.
 
-    ``before`` is the network in float32 that was to be kept otherwise: the parent, or what a cut made of it.
+    ``before`` is the network in float32 that was to be kept otherwise: the parent, or what a cut made of it. ``opened``: what answers from a package; it may raise EngineError.
     """
     _check_description(read_description(parent), variant, plan)
     _check_size(parent, variant)
     try:
-        predictor = Predictor(variant)
+        predictor = opened(variant)
     except PackageError as error:
         raise BrokenPass(f"The result cannot be read again: {error}") from error
     rows = held_out(dataset)
@@ -66,8 +72,9 @@ def _check_description(parent: dict[str, Any], variant: Path, plan: Plan) -> Non
         if described.get(name) != parent.get(name):
             raise BrokenPass(f"The result says something else than its parent about {name}.")
     wanted = GRAPHS.get(plan.keeping or "", "")
-    kept = "float32" if wanted or plan.keeping in (None, EXPORT) else plan.keeping
-    if (runtime.precision, runtime.weights, runtime.kind == EXPORTED) != (wanted, kept, plan.keeping == EXPORT):
+    kept = "float32" if wanted or plan.keeping in (None, EXPORT, COMPILE) else plan.keeping
+    by_torch = {EXPORT: EXPORTED, COMPILE: COMPILED}.get(plan.keeping or "", TORCH)
+    if (runtime.precision, runtime.weights, runtime.kind) != (wanted, kept, ONNX if wanted else by_torch):
         raise BrokenPass("The result is not kept as the pass should keep it.")
 
 

@@ -18,25 +18,27 @@ from dlplatform.engine.network import RowNetwork, build_network
 from dlplatform.engine.optimizing import pruning
 from dlplatform.engine.optimizing.exporting import OPSET, exported, program_of
 from dlplatform.engine.optimizing.learning import student_of, teach
-from dlplatform.engine.optimizing.plan import DISTIL, EXPORT, GRAPHS, SPARSE, STRUCTURED, Plan, unfit
+from dlplatform.engine.optimizing.plan import COMPILE, DISTIL, EXPORT, GRAPHS, SPARSE, STRUCTURED, Plan, unfit
 from dlplatform.engine.optimizing.quantizing import quantized
 from dlplatform.engine.optimizing.rows import actual, calibration, held_out_answers
-from dlplatform.engine.optimizing.verifying import verified
+from dlplatform.engine.optimizing.verifying import Opened, verified
 from dlplatform.engine.package import Package
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.runners import TorchRunner
-from dlplatform.engine.runtime import EXPORTED, ONNX, Runtime
+from dlplatform.engine.runtime import COMPILED, EXPORTED, ONNX, Runtime
 from dlplatform.engine.tokens import FILE as TOKENIZER
 
 Beat = Callable[[float], None]
 
 
 def make_variant(
-    parent: Path, loaded: Package, plan: Plan, dataset: Dataset, folder: Path, beat: Beat = lambda _: None
-) -> Predictor:
+    parent: Path, loaded: Package, plan: Plan, dataset: Dataset, folder: Path, beat: Beat = lambda _: None,
+    opened: Opened = Predictor,
+) -> Predictor:  # fmt: skip
     """Write what a plan makes of a loaded package into a new ``folder``; what answers from there.
 
-    ``dataset``: see `rows.split_again`. Raises EngineError for what cannot be done, BrokenPass for a result that is not
+    ``dataset``: see `rows.split_again`. ``opened`` gives what answers from a package, compiled where it is to be (see
+    `compiling.Compiler.predictor`). Raises EngineError for what cannot be done, BrokenPass for a result that is not
     what it should be.
     """
     if reason := unfit(str(loaded.description["task"]), loaded.description["architecture"], plan):
@@ -48,7 +50,7 @@ def make_variant(
     described = _described(loaded.description, network, runtime, plan)
     extra = {TOKENIZER: (parent / TOKENIZER).read_bytes()} if (parent / TOKENIZER).is_file() else {}
     package.save_content(folder, described, content, "", {}, extra)
-    predictor = verified(parent, folder, plan, dataset, TorchRunner(network))
+    predictor = verified(parent, folder, plan, dataset, TorchRunner(network), opened)
     evaluation = evaluate(dataset, actual(dataset), held_out_answers(predictor.run, dataset), [])
     described["metrics"] = evaluation["metrics"]
     package.save_content(folder, described, content, model_card(described, evaluation), evaluation, extra)
@@ -94,6 +96,8 @@ def kept(network: RowNetwork, plan: Plan, dataset: Dataset) -> tuple[bytes, Runt
         return content, Runtime(
             EXPORTED, sha256=hashlib.sha256(content).hexdigest(), program=f"torch {torch.__version__}"
         )
+    if plan.keeping == COMPILE:
+        return package.weights_content(network.state_dict()), Runtime(COMPILED)
     weights = plan.keeping or "float32"
     tensors = compact.stored(network, network.state_dict(), weights)
     return package.weights_content(tensors), Runtime(weights=weights)

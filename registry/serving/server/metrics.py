@@ -62,6 +62,11 @@ class Metrics:
         )  # fmt: skip
         self._waiting = self._gauge("waiting", "Requests in queues", "livesum", ["queue"])
         self._held = {name: self._gauge(name, told, mode) for name, told, mode in HELD}
+        self._runtimes = self._gauge(
+            "compiled", "Versions that are to be compiled: how they answer, and why not compiled (as yet)", "livesum",
+            ["version", "runtime", "reason"],
+        )  # fmt: skip
+        self._told_runtimes: set[tuple[str, str, str]] = set()
         lost = "Records that the database did not take in time"
         self._lost = Counter("dlplatform_inference_log_lost", lost, registry=self._registry)
         self._told_lost = 0
@@ -107,8 +112,18 @@ class Metrics:
             ("log_backlog", prediction_log.buffer.waiting),
         ):
             self._held[name].set(value)
+        self._publish_runtimes(models)
         lost, self._told_lost = prediction_log.buffer.lost_ever - self._told_lost, prediction_log.buffer.lost_ever
         self._lost.inc(max(0, lost))
+
+    def _publish_runtimes(self, models: Any) -> None:
+        """How each version answers is a series of its own; one that held before becomes 0."""
+        now = {(str(version), each.runtime, each.reason) for version, each in models.compiling.told.items()}
+        for labels in self._told_runtimes - now:
+            self._runtimes.labels(*labels).set(0)
+        for labels in now:
+            self._runtimes.labels(*labels).set(1)
+        self._told_runtimes |= now
 
     def text(self) -> bytes:
         """Of this process; of all of them where several share the port."""

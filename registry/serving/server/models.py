@@ -13,6 +13,7 @@ from registry.serving.batching import Overloaded
 from registry.serving.cache import PredictorCache
 from registry.serving.confined import ConfinedPredictor
 
+from .compiling import Compiling
 from .queues import AnyPredictor, Queues
 from .quick import Quick
 
@@ -28,7 +29,8 @@ class Models:
     """
 
     def __init__(self, budget: int, observe: Callable[[int, float], None] = lambda rows, waited: None) -> None:
-        self.cache = PredictorCache(budget, self._let_go)
+        self.compiling = Compiling(lambda *swapped: self.cache.swapped(*swapped))
+        self.cache = PredictorCache(budget, self._let_go, self.compiling.add)
         self.live = Queues("live", self._get, observe=observe)
         self.quick = Quick(observe)
         self.shadow = Queues("shadow", self._get, give_way=lambda: self.live.torch_waiting > 0)
@@ -85,6 +87,7 @@ class Models:
 
     def _let_go(self, version: UUID, predictor: AnyPredictor) -> None:
         """Called when the cache drops one: a sandbox ends once it has answered what waits."""
+        self.compiling.remove(version)
         if isinstance(predictor, ConfinedPredictor):
             self.live.after_what_waits(version, predictor.close)
 
@@ -95,6 +98,7 @@ class Models:
     def close(self) -> None:
         """End all threads and sandboxes; what waits is answered first."""
         self._loaders.shutdown(wait=True, cancel_futures=True)
+        self.compiling.close()
         self.cache.clear()
         self.live.close()
         self.shadow.close()

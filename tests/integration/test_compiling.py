@@ -1,0 +1,107 @@
+"""A version that is compiled where it answers: made by a job, served as it is at first, swapped in, and left so when it fails."""
+
+import fcntl
+import os
+
+import pytest
+
+from dlplatform.engine.compiling import LOCK
+from dlplatform.engine.optimizing import measuring
+from dlplatform.engine.optimizing.report import serving_threads, threads
+from registry import optimizations
+from registry.jobs import optimize as work
+from registry.models import ModelVersion
+from registry.serving import cache, services
+from registry.serving.services import Wanted
+from tests.fixtures.inference import Inference, eventually
+from tests.integration.conftest import QUICK
+from tests.integration.test_inference_server import key_of
+from training.jobs import train
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ROW = {"length": 5.1, "width": 3.0, "colour": "red"}
+
+
+@pytest.fixture
+def version(queue_run, monkeypatch):
+    monkeypatch.setattr(measuring, "SECONDS", 0.05)
+    train(str(queue_run(QUICK).pk))
+    return ModelVersion.objects.select_related("model", "dataset_version__dataset").get()
+
+
+def says(inference, version, runtime, reason=""):
+    line = f'dlplatform_inference_compiled{{reason="{reason}",runtime="{runtime}",version="{version.pk}"}} 1.0'
+    return line in inference.client.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_it_answers_at_once_and_compiled_when_that_is_ready(
+    version, trainer, maintainer, viewer, inference, settings, monkeypatch, caplog
+):
+    asked = optimizations.request_optimization(actor=trainer, version=version, plans=[{"passes": ["torch-compile"]}])
+    with threads(serving_threads()):
+        work(str(asked.pk))
+        variant = asked.variants.get()
+        assert variant.error is None, variant.error
+        child = variant.output_version
+        assert set(child.tree) == set(version.tree) and variant.graph == ""  # nothing of this machine is in it
+        assert variant.report["compile"]["seconds"] > 0 and variant.report["agreement"] == 1.0
+        (made,) = (settings.CACHE_PATH / "compiled").glob("*.so")
+
+        # As on a machine where somebody else is still compiling it.
+        hidden = made.rename(made.with_suffix(".hidden"))
+        key = key_of(viewer)
+        with (made.parent / LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            deployment = services.create_deployment(
+                actor=maintainer, organization=version.model.organization, name="flowers",
+                variants=[Wanted(child.pk)], despite_problems=True, reason="it is measured in little time here",
+            )  # fmt: skip
+            inference.wait_for(deployment.pk, 1)
+            eventually(lambda: inference.client.get("/readyz").status_code == 200)
+            before = inference.ask("flowers", key, [ROW])
+            assert before.status_code == 200, before.text
+            assert says(inference, child, "eager", "compiling")
+            hidden.rename(made)
+        eventually(
+            lambda: inference.ask("flowers", key, [ROW]).status_code == 200 and says(inference, child, "compiled")
+        )
+        assert not says(inference, child, "eager", "compiling")
+        assert inference.server.models.ready(child.pk).run.__class__.__name__ == "CompiledRunner"
+        after = inference.ask("flowers", key, [ROW] * 40).json()["predictions"]
+        one = before.json()["predictions"][0]
+        assert len(after) == 40 and {each["label"] for each in after} == {one["label"]}
+        assert after[0]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-4)
+        assert inference.server.models.cache.sizes[child.pk] > made.stat().st_size
+        assert cache.loaded(child).predict([ROW])[0]["label"] == one["label"]  # whole datasets, uncompiled
+
+        made.unlink()
+        monkeypatch.setenv("CXX", "false")
+        with Inference() as other:
+            other.wait_for(deployment.pk, 1)
+            eventually(lambda: says(other, child, "eager", "not_compiled"), 120)
+            assert other.ask("flowers", key, [ROW]).json()["predictions"] == [one]
+        assert "answers uncompiled: The network could not be compiled." in caplog.text
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with Inference() as other:
+            other.wait_for(deployment.pk, 1)
+            eventually(lambda: says(other, child, "eager", "no_compiler"))
+            assert other.ask("flowers", key, [ROW]).json()["predictions"] == [one]
+    assert os.listdir(made.parent) and not list(made.parent.glob("work-*"))
+
+
+def test_without_a_compiler_it_is_refused_here_and_told_by_a_worker_elsewhere(version, trainer, api, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    address = f"/api/v1/model-versions/{version.pk}/optimizations"
+    answer = api(trainer).post(address, {"variants": [{"passes": ["torch-compile"]}]}, format="json")
+    assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "variants.0.passes"
+    assert "apt-get install g++" in answer.json()["errors"][0]["detail"]
+
+    monkeypatch.setattr("dlplatform.jobs.others_work", lambda: True)
+    plans = [{"passes": ["torch-compile"]}, {"passes": ["int8"]}]
+    asked = optimizations.request_optimization(actor=trainer, version=version, plans=plans)
+    work(str(asked.pk))
+    first, second = asked.variants.all()
+    assert first.output_version is None and first.error["code"] == "no_compiler"
+    assert "apt-get install g++" in first.error["next_step"]
+    assert second.output_version is not None
