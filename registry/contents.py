@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from dlplatform.engine import package
+from dlplatform.engine import package, safetensors_header
 from dlplatform.engine.description import MODEL
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.runtime import FILES, runtime_of
@@ -46,7 +46,7 @@ def recognise(directory: Path) -> Contents:
             "There are no weights among the files. Send a package (model.json and model.safetensors), a directory that "
             "save_pretrained wrote (config.json and *.safetensors), or a state_dict saved with safetensors."
         )
-    shapes = {name: package.read_header(path) for name, path in weights.items()}
+    shapes = {name: safetensors_header.read_header(path) for name, path in weights.items()}
     told = {"tensors": sum(map(len, shapes.values())), "parameters": _parameters(shapes)}
     if (directory / ADAPTER).is_file():
         adapter = _json(directory / ADAPTER)

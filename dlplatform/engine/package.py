@@ -8,13 +8,11 @@ promises before anything of their size is allocated.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 import safetensors
 import safetensors.torch
 import torch
@@ -37,6 +35,7 @@ from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import Preprocessor
 from dlplatform.engine.runtime import COMPILED, EXPORTED, FILES, GRAPH, PROGRAM, runtime_of
+from dlplatform.engine.safetensors_header import DTYPES, MAXIMUM_BYTES, read_header, require_tensors
 from dlplatform.engine.shape_limits import check_limits
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
@@ -53,14 +52,9 @@ LANGUAGE: Final = "language-model"
 BASE: Final = "base"
 CARD: Final = "README.md"
 EVALUATION: Final = "evaluation.json"
-MAXIMUM_BYTES: Final = 16 << 30
-MAXIMUM_HEADER: Final = 16 << 20
 _UNSAFE_SUFFIXES: Final = frozenset(
     {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".so", ".h5"}
 )
-_DTYPES: Final = {
-    torch.float32: ("F32", 4), torch.int64: ("I64", 8), torch.bfloat16: ("BF16", 2), torch.int8: ("I8", 1),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -278,7 +272,7 @@ def verify(directory: Path) -> dict[str, Any]:
     else:
         expected = _expected_tensors(directory, description)
         if not is_adapter(description):
-            _compare(expected, header)
+            require_tensors(expected, header, WEIGHTS)
     return _with_whole_files(directory, description)
 
 
@@ -326,65 +320,12 @@ def _require_weights(directory: Path, names: Sequence[str]) -> None:
         raise PackageError(f"The package has no {names[0]}.")
 
 
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Names, dtypes and shapes in a safetensors file, whose layout is checked against its size.
-
-    Raises PackageError.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start, first = file.read(8), file.read(1)
-        # The length of a good header may begin with the same bytes as a pickle; its JSON does not.
-        if first != b"{" and (start[:1] == b"\x80" or start[:2] == b"PK"):
-            raise PackageError(f"{path.name} is a pickle or a zip archive, not a safetensors file.")
-        if size > MAXIMUM_BYTES:
-            raise PackageError(f"{path.name} is larger than {MAXIMUM_BYTES >> 30} GB.")
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAXIMUM_HEADER, size - 8):
-            raise PackageError(f"{path.name} is not a whole safetensors file.")
-        raw = first + file.read(length - 1)
-    try:
-        header = orjson.loads(raw)
-        header.pop("__metadata__", None)
-        return _check_layout(header, size - 8 - length)
-    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise PackageError(f"The header of {path.name} is damaged.") from error
-
-
-def _check_layout(header: dict[str, Any], content: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Tensors must lie one after the other and fill the file."""
-    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        first, last = entry["data_offsets"]
-        shape = tuple(int(each) for each in entry["shape"])
-        if first != end or last < first or any(not 0 <= each <= MAXIMUM_BYTES for each in shape):
-            raise ValueError(name)
-        entries[name], end = (str(entry["dtype"]), shape), last
-    if end != content:
-        raise ValueError("size")
-    return entries
-
-
-def _compare(expected: dict[str, Tensor], found: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    for name in sorted(expected.keys() ^ found.keys()):
-        state = "is missing from" if name in expected else "is not expected in"
-        raise PackageError(f"The tensor {name[:200]!r} {state} {WEIGHTS}.")
-    for name, tensor in expected.items():
-        dtype, shape = found[name]
-        if dtype != _DTYPES[tensor.dtype][0] or shape != tuple(tensor.shape):
-            raise PackageError(
-                f"The tensor {name!r} is {dtype} {list(shape)}, but {MODEL} describes "
-                f"{_DTYPES[tensor.dtype][0]} {list(tensor.shape)}."
-            )
-
-
 def _expected_tensors(directory: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     """Tensors without memory, of the shapes the description promises. Raises PackageError."""
     with torch.device("meta"):
         network = _built(directory, description)
         tensors = compact.stored(network, network.state_dict(), runtime_of(description).weights)
-    total = sum(math.prod(tensor.shape) * _DTYPES[tensor.dtype][1] for tensor in tensors.values())
+    total = sum(math.prod(tensor.shape) * DTYPES[tensor.dtype][1] for tensor in tensors.values())
     if total > MAXIMUM_BYTES:
         raise PackageError(f"{MODEL} describes a network of {total >> 30} GB; the limit is {MAXIMUM_BYTES >> 30}.")
     return tensors

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 from safetensors.torch import load_file
 
-from dlplatform.engine import package
+from dlplatform.engine import safetensors_header
 from dlplatform.engine.durable import commit_directory, to_json
 from dlplatform.engine.run import run_job
 from tests.unit.engine.conftest import mixed_columns, read_spool
@@ -106,7 +106,7 @@ def test_what_trains_at_some_time_is_kept_whole(tuned: Callable[..., Path], fine
     parts = stopped(tuned, "table", finetune)
     held = load_file(newest(parts) / "state.safetensors")
     names = {name.removeprefix("model/") for name in held if name.startswith("model/")}
-    assert names == set(package.read_header(parts / "base" / "model.safetensors"))
+    assert names == set(safetensors_header.read_header(parts / "base" / "model.safetensors"))
     assert json.loads((newest(parts) / "state.json").read_text())["frozen"] == ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dlplatform.engine import package
+from dlplatform.engine import package, safetensors_header
 from dlplatform.engine.config import ConfigError, parse_config
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.predict import Predictor
@@ -100,7 +100,7 @@ def test_images_are_looked_at_by_any_architecture(job: Callable[..., Path], mode
     described = json.loads((output / "model.json").read_text())["architecture"]
     assert described["image_encoder"] == "transformers"
     assert described["image_transformer"]["config"]["image_size"] == 16
-    assert "running_mean" not in str(sorted(package.read_header(output / "model.safetensors")))
+    assert "running_mean" not in str(sorted(safetensors_header.read_header(output / "model.safetensors")))
 
 
 def test_images_are_learnt(job: Callable[..., Path]) -> None:
