@@ -93,10 +93,13 @@ class Compiler:
         return opened(path, network)
 
     def told(self, package: Path) -> dict[str, Any]:
-        """{seconds, bytes}: how long compiling took, and how large the result is. Raises OSError where there is none."""
+        """{seconds, bytes}: how long compiling took, where that is known, and how large the result is. Raises OSError where there
+        is none."""
         path = self._path(package)
-        told: dict[str, Any] = orjson.loads(path.with_suffix(TOLD).read_bytes())
-        return told | {"bytes": path.stat().st_size}
+        told: dict[str, Any] = {"bytes": path.stat().st_size}
+        with contextlib.suppress(OSError, orjson.JSONDecodeError):
+            told |= orjson.loads(path.with_suffix(TOLD).read_bytes())
+        return told
 
     def _path(self, package: Path) -> Path:
         return self.folder / (name_of(package, torch.get_num_threads()) + LIBRARY)

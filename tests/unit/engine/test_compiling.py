@@ -21,6 +21,7 @@ from dlplatform.engine.compiled import CompiledRunner, answers_alike, sample
 from dlplatform.engine.compiling import LOCK, Compiler, name_of
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.optimizing.exporting import Answering
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
 from dlplatform.engine.optimizing.report import notes, report, threads
 from dlplatform.engine.optimizing.verifying import BrokenPass, verified
@@ -140,6 +141,14 @@ def test_answers_are_compared_by_number_and_by_class(perceptron: Trained) -> Non
         lambda rows: network(rows) * np.nan,
     ):  # fmt: skip
         assert not answers_alike(wrong, network, rows)
+
+
+def test_a_plain_perceptron_is_traced_with_its_layers_once(perceptron: Trained) -> None:
+    network = perceptron.loaded.network
+    names = set(Answering(network).state_dict())
+    assert {"plain.0.weight", "network.encoder.center"} < names
+    assert not any(name.startswith(("network.hidden", "network.head")) for name in names)
+    assert "hidden.0.weight" in network.state_dict()  # which is as it was
 
 
 # --- what a package may say --------------------------------------------------------------------------------
