@@ -245,6 +245,16 @@ def test_who_waited_takes_the_reason_of_who_failed(variant: Path, tmp_path: Path
         assert str(waiting.result()) == "It did not fit."
 
 
+def test_a_folder_that_cannot_be_used_or_is_somebody_elses_is_a_reason_too(variant: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EngineError, match="cannot be used"):
+        Compiler(tmp_path / "file").predictor(variant)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(EngineError, match="somebody else"):
+        Compiler(tmp_path / "link").predictor(variant)
+
+
 def test_the_oldest_go_when_the_folder_is_full(tmp_path: Path) -> None:
     for age, name in enumerate(["new", "used", "old"]):
         (tmp_path / f"{name}.so").write_bytes(b"x" * 100)
