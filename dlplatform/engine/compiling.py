@@ -36,7 +36,7 @@ from dlplatform.engine.predict import Predictor
 
 FOLDER: Final = "compiled"  # in the folder of caches
 FORMAT: Final = 1  # of what is compiled: another one when the same weights are compiled otherwise
-SECONDS: Final = 600.0  # that compiling may take
+SECONDS: Final = 1800.0  # that compiling may take: whoever answers has the processor first
 LIMIT: Final = 2 << 30  # bytes of all compiled networks
 LOOK: Final = 0.2
 LIBRARY, TOLD, FAILED, WORK, LOCK = ".so", ".json", ".failed", "work-", "compiling.lock"
@@ -83,6 +83,13 @@ class Compiler:
 
         Raises EngineError: no_compiler, not_compiled, compiled_differs.
         """
+        try:
+            return self._runner(package, network)
+        except OSError as error:  # the disk is full, say
+            raise EngineError("not_compiled", f"The folder of compiled networks cannot be used: {error}") from error
+
+    def _runner(self, package: Path, network: RowNetwork) -> CompiledRunner:
+        _own_folder(self.folder)
         path = self._path(package)
         if path.is_file():
             with contextlib.suppress(EngineError):  # made by other code than this, or damaged
@@ -93,17 +100,19 @@ class Compiler:
         return opened(path, network)
 
     def told(self, package: Path) -> dict[str, Any]:
-        """{seconds, bytes}: how long compiling took, and how large the result is. Raises OSError where there is none."""
+        """{seconds, bytes}: how long compiling took, where that is known, and how large the result is. Raises OSError where there
+        is none."""
         path = self._path(package)
-        told: dict[str, Any] = orjson.loads(path.with_suffix(TOLD).read_bytes())
-        return told | {"bytes": path.stat().st_size}
+        told: dict[str, Any] = {"bytes": path.stat().st_size}
+        with contextlib.suppress(OSError, orjson.JSONDecodeError):
+            told |= orjson.loads(path.with_suffix(TOLD).read_bytes())
+        return told
 
     def _path(self, package: Path) -> Path:
         return self.folder / (name_of(package, torch.get_num_threads()) + LIBRARY)
 
     def _make(self, package: Path, path: Path) -> None:
         began = time.time()
-        _own_folder(self.folder)
         with self._alone():
             if path.is_file():
                 return
@@ -112,7 +121,8 @@ class Compiler:
                 self._compile(package, path)
             except EngineError as error:
                 if not self.stopped:
-                    write_atomically(path.with_suffix(FAILED), to_json(error.payload()))
+                    with contextlib.suppress(OSError):  # written or not, the reason itself is told
+                        write_atomically(path.with_suffix(FAILED), to_json(error.payload()))
                 raise
             _tidy(self.folder, path, self._limit)
 
@@ -145,6 +155,8 @@ class Compiler:
             made = Path(work) / path.name
             self._run_child(package, made)
             made.chmod(0o600)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # a file with holes, after a power cut, would take down whoever runs it
             write_atomically(path.with_suffix(TOLD), to_json({"seconds": round(time.monotonic() - began, 3)}))
             made.replace(path)
         sync_directory(self.folder)

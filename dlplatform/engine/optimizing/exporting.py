@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -27,9 +28,9 @@ class Answering(nn.Module):
 
     def __init__(self, network: RowNetwork) -> None:
         super().__init__()
-        self.network = network
         self.names = list(input_types(network.shape.inputs))
         self.plain = _plain_layers(network) if _is_plain(network) else None
+        self.network = network if self.plain is None else _without_layers(network)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         given = dict(zip(self.names, inputs, strict=True))
@@ -59,6 +60,13 @@ def _batch(given: dict[str, Tensor], network: RowNetwork) -> Batch:
 def _is_plain(network: RowNetwork) -> bool:
     shape = network.shape
     return shape.architecture in ("mlp", "linear") and shape.groups == shape.members == 1
+
+
+def _without_layers(network: RowNetwork) -> RowNetwork:
+    """Its encoder and its statistics: the layers, which are in the plain ones already, would be written a second time."""
+    bare = copy.copy(network)
+    bare._modules = {"encoder": network.encoder}
+    return bare
 
 
 def _plain_layers(network: RowNetwork) -> nn.Sequential:

@@ -173,7 +173,7 @@ def notes(found: dict[str, Any]) -> list[str]:
     told = []
     if made := found.get("compile"):
         told.append(
-            f"Compiling took {made['seconds']:.0f} s and gave {made['bytes']:,} bytes. Each machine that answers does it once, "
+            f"Compiling took {made.get('seconds', 0):.0f} s and gave {made['bytes']:,} bytes. Each machine that answers does it once, "
             "beside, and answers as the parent does until then."
         )
     low, change, _ = found["quality"]["change"]

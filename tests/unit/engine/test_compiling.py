@@ -21,6 +21,7 @@ from dlplatform.engine.compiled import CompiledRunner, answers_alike, sample
 from dlplatform.engine.compiling import LOCK, Compiler, name_of
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.optimizing.exporting import Answering
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
 from dlplatform.engine.optimizing.report import notes, report, threads
 from dlplatform.engine.optimizing.verifying import BrokenPass, verified
@@ -142,6 +143,14 @@ def test_answers_are_compared_by_number_and_by_class(perceptron: Trained) -> Non
         assert not answers_alike(wrong, network, rows)
 
 
+def test_a_plain_perceptron_is_traced_with_its_layers_once(perceptron: Trained) -> None:
+    network = perceptron.loaded.network
+    names = set(Answering(network).state_dict())
+    assert {"plain.0.weight", "network.encoder.center"} < names
+    assert not any(name.startswith(("network.hidden", "network.head")) for name in names)
+    assert "hidden.0.weight" in network.state_dict()  # which is as it was
+
+
 # --- what a package may say --------------------------------------------------------------------------------
 
 
@@ -234,6 +243,16 @@ def test_who_waited_takes_the_reason_of_who_failed(variant: Path, tmp_path: Path
         compiler._path(variant).with_suffix(".failed").write_bytes(to_json(reason))
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert str(waiting.result()) == "It did not fit."
+
+
+def test_a_folder_that_cannot_be_used_or_is_somebody_elses_is_a_reason_too(variant: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(EngineError, match="cannot be used"):
+        Compiler(tmp_path / "file").predictor(variant)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(EngineError, match="somebody else"):
+        Compiler(tmp_path / "link").predictor(variant)
 
 
 def test_the_oldest_go_when_the_folder_is_full(tmp_path: Path) -> None:
