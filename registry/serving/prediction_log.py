@@ -89,11 +89,12 @@ class RecordBuffer:
                 time.sleep(AWAY_SECONDS)
 
     def flush(self) -> int:
-        """Write what waits; how many were written. What the database does not take now waits on."""
-        written = 0
+        """Write what waits; how many were written. What the database does not take now waits on, as what comes meanwhile
+        does: it makes a batch of its own."""
+        written, all_of_them = 0, self.waiting
         with self._writing:
             self._away = False
-            while batch := self._next():
+            while written < all_of_them and (batch := self._next()):
                 waiting = sum(record.size for record in batch)
                 try:
                     self._write(batch)
