@@ -135,8 +135,9 @@ def _missing(requests: set[str], patience: float = 60.0) -> set[str]:
         try:
             found = PredictionRecord.objects.filter(request_id__in=list(missing)).values_list("request_id", flat=True)
             missing -= {str(one) for one in found}
-        except DatabaseError:
+        except DatabaseError:  # it is being started again
             connection.close()
+            since = time.monotonic()
         if len(missing) != before:
             before, since = len(missing), time.monotonic()
         elif time.monotonic() - since > 5:
@@ -159,6 +160,8 @@ def cost(server: Server, case: str, rounds: int, ask: Callable[[int], list[float
             times = [1000 * one for one in ask(number)]
             p99[arm].append(quantile(times, 0.99))
             pooled[arm] += times
+    Deployment.objects.filter(name="mlp").update(sample_rate=1.0)
+    time.sleep(1.0)
     found = compared(p99["with"], p99["without"])
     report(
         "prediction_log", case, rounds=rounds, requests=len(pooled["with"]), cost=round(found["ratio"] - 1, 3),
