@@ -66,7 +66,7 @@ async def _asked(server: Server, per_second: float, duration: float, chance: ran
 
     def come() -> None:
         if free:
-            free.pop().ask(time.perf_counter())
+            free.popleft().ask(time.perf_counter())  # in rotation: the server closes those that rest for seconds
         else:
             waiting.append(time.perf_counter())
 

@@ -62,7 +62,7 @@ def bad_version(running: Platform, client: httpx.Client, data: str, name: str) -
 
 def main() -> None:
     short = arguments(__doc__).short
-    rounds, seconds = (5, 15.0) if short else (20, 30.0)
+    rounds, seconds = (4, 12.0) if short else (20, 30.0)
     with platform() as running, running.client() as client:
         slug = client.get("/me").json()["default_organization"]
         given = {"user": USERNAME, "role": "admin", "may_run_code": True}
