@@ -82,7 +82,7 @@ class Asking(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.buffer += data
         head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found or not _is_whole(head, body):
+        if not found or not is_whole(head, body):
             return
         if not head.startswith(b"HTTP/1.1 200"):
             self.ended.set_exception(RuntimeError(self.buffer[:300].decode()))
@@ -100,7 +100,8 @@ class Asking(asyncio.Protocol):
             self.ended.set_result(None)
 
 
-def _is_whole(head: bytes, body: bytes) -> bool:
+def is_whole(head: bytes, body: bytes) -> bool:
+    """Whether all of an answer is here."""
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             return len(body) >= int(line.partition(b":")[2])

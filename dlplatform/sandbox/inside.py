@@ -63,6 +63,7 @@ def _become(plan: Plan, failed: int) -> None:
         for number in (*FORWARDED, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
+        kernel.lower_priority(plan.nice)  # of the session that has just begun
         kernel.narrow_capabilities()
         if os.geteuid() == 0:
             os.setgroups([])

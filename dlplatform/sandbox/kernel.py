@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Final
 
 CLONE_NEWNS: Final = 0x00020000
@@ -86,6 +88,15 @@ def change_root(root: str) -> None:
 def die_with_parent(sent: int) -> None:
     """Forgotten by the kernel when a process changes its user, so that it has to be asked for again then."""
     _libc.prctl(PR_SET_PDEATHSIG, int(sent), 0, 0, 0)
+
+
+def lower_priority(nice: int) -> None:
+    """Let others go first. Linux may weigh whole sessions against each other and a process within its own alone, so that
+    the session of this process has to be lowered as well."""
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
 
 
 def hide_memory() -> None:

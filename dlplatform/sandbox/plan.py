@@ -23,6 +23,7 @@ class Plan:
 
     ``readable``: {name in `/job`: file or folder of this machine}. ``state``: a folder for the warden alone. ``user``:
     the number that the program runs under; where the warden is not root, its own. ``devices``: files of accelerators.
+    ``nice``: how far it and its warden let others go first, up to 19.
     """
 
     command: list[str]
@@ -34,6 +35,7 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     spool: str = ""
     devices: list[str] = field(default_factory=list)
+    nice: int = 0
     limits: Limits = field(default_factory=Limits)
 
     def write(self, path: Path) -> None:

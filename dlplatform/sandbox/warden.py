@@ -28,6 +28,7 @@ def run(plan: Plan) -> int:
     A limit that was passed, or that the program could not be confined and was not run, is written down in
     ``state/verdict.json`` as {"fault": …}.
     """
+    kernel.lower_priority(plan.nice)
     group = cgroups.make(Path(plan.state).parent.name[:60], plan.limits.memory, plan.limits.processes)
     try:
         fault, code = _watched(plan, group)

@@ -43,14 +43,17 @@ class Held:
 class PredictorCache:
     """Predictors by version; the least recently used that is not pinned goes once all exceed ``budget`` bytes.
 
-    ``added`` is told of each predictor of this process that comes, ``dropped`` of each that goes. One thread loads a version while others get further ones.
+    ``added`` is told of each predictor of this process that comes, ``dropped`` of each that goes. One thread loads a version
+    while others get further ones. ``yields`` says which versions' processes let all others go first.
     """
 
     def __init__(
         self, budget: int, dropped: "Callable[[UUID, Predictor | ConfinedPredictor], None] | None" = None,
+        yields: Callable[[UUID], bool] = lambda version: False,
         added: Callable[[UUID, Predictor], None] = lambda version, predictor: None,
     ) -> None:  # fmt: skip
         self._budget = budget
+        self._yields = yields
         self._dropped = dropped or _close
         self._added = added
         self._held: OrderedDict[UUID, Held] = OrderedDict()
@@ -87,7 +90,7 @@ class PredictorCache:
 
     def _load(self, version_id: UUID) -> Predictor | ConfinedPredictor:
         version = ModelVersion.objects.select_related("model", "base").get(pk=version_id)
-        predictor = loaded(version)
+        predictor = loaded(version, yields=self._yields(version_id))
         held = Held(predictor, version.size + _memory_of(predictor), warm(predictor, version.signature))
         if version.base is not None:
             self._over(held, version.base)
@@ -140,6 +143,13 @@ class PredictorCache:
     def _sizes(self) -> dict[UUID, int]:
         shared = {held.base: held.base_size for held in self._held.values() if held.base is not None}
         return shared | {version: held.size for version, held in self._held.items()}
+
+    def drop_yielding(self, but: Collection[UUID]) -> None:
+        """Let go of the processes that let others go first, but those of these versions."""
+        with self._lock:
+            for version, held in list(self._held.items()):
+                if isinstance(held.predictor, ConfinedPredictor) and held.predictor.yields and version not in but:
+                    self._let_go(version)
 
     def clear(self) -> None:
         with self._lock:
@@ -200,15 +210,16 @@ def _memory_of(predictor: Predictor | ConfinedPredictor) -> int:
     return PROCESS_BYTES if isinstance(predictor, ConfinedPredictor) else 0
 
 
-def loaded(version: ModelVersion) -> Predictor | ConfinedPredictor:
-    """A predictor in this process; in a sandbox where the model is built by code of its own. Raises PackageError."""
+def loaded(version: ModelVersion, *, yields: bool = False) -> Predictor | ConfinedPredictor:
+    """A predictor in this process; in a sandbox where the model is built by code of its own, of the lowest priority if it
+    ``yields``. Raises PackageError."""
     graphs.require_ours(version)
     folder = package_directory(version)
     if not own_code.brings_code(version):
         return Predictor(folder)
     if not own_code.is_trusted(version):
         raise PackageError("its code is not the code that a run here was launched with, and is not run.")
-    return ConfinedPredictor(version.pk, folder)
+    return ConfinedPredictor(version.pk, folder, yields)
 
 
 def package_directory(version: ModelVersion) -> Path:

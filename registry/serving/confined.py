@@ -25,6 +25,7 @@ LOAD_SECONDS, ANSWER_SECONDS = 60.0, 25.0
 MOST_ANSWER = 64 * MIB
 FOREVER = 10 * 365 * 86_400.0
 THREADS = 2
+LOWEST = 19  # of the priorities of processes
 
 
 class ConfinedPredictor:
@@ -32,8 +33,10 @@ class ConfinedPredictor:
 
     writer = None
 
-    def __init__(self, key: UUID, package: Path) -> None:
-        """Raises PackageError when the model cannot be loaded there."""
+    def __init__(self, key: UUID, package: Path, yields: bool = False) -> None:
+        """``yields``: the sandbox lets all other processes go first. Raises PackageError when the model cannot be loaded
+        there."""
+        self.yields = yields
         root = settings.CACHE_PATH / "sandboxes"
         root.mkdir(parents=True, exist_ok=True)
         self._directory = Path(tempfile.mkdtemp(dir=root))
@@ -42,6 +45,7 @@ class ConfinedPredictor:
         try:
             self._sandbox, self._process = self._started(key, package)
             self._expect(LOAD_SECONDS)
+            self._ready = time.monotonic()
         except BaseException:
             self.close()
             raise
@@ -54,6 +58,7 @@ class ConfinedPredictor:
             work=str(work), state=str(self._directory / STATE), user=user,
             readable={name: str(path) for name, path in readable.items()},
             environment=environment(THREADS),
+            nice=LOWEST if self.yields else 0,
             limits=Limits(memory=settings.SANDBOX_MEMORY_MB * MIB, disk=256 * MIB, seconds=FOREVER,
                           processes=settings.SANDBOX_PROCESSES),
         )  # fmt: skip
@@ -69,6 +74,11 @@ class ConfinedPredictor:
     def alive(self) -> bool:
         """Whether the model still answers."""
         return self._sandbox.poll() is None
+
+    @property
+    def lived(self) -> float:
+        """Seconds since it was ready."""
+        return time.monotonic() - self._ready
 
     def predict(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Predictions for rows, in order. Raises PredictionInputError for rows, PackageError for the code."""

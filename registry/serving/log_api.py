@@ -34,7 +34,7 @@ RECORD = {
 
 SHADOW = {
     "variant": "77aa…", "version": "3b9f…", "answered": 5210, "dropped": 3, "failed": 0, "classified": 1000,
-    "agreement": 0.984, "measured": 0, "mean_difference": None,
+    "agreement": 0.984, "measured": 0, "mean_difference": None, "resting": "",
 }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ limits of memory or volume are reached) stays in its row as the SHA-256 of its t
 import base64
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -18,6 +17,7 @@ from django.db.models import Sum
 
 from dlplatform.objects.store import ObjectStore
 
+from .log_entries import Sent
 from .models import LoggedImage
 
 STORAGE = "datasets"  # an image of a dataset that is sent to a model is stored once
@@ -25,15 +25,6 @@ STORED = "object:"
 MEGABYTE = 1_000_000
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """An image as it was sent: the row's position, the column, and base64 or a data URL."""
-
-    position: int
-    name: str
-    text: str
 
 
 class WithImages(Protocol):

@@ -1,21 +1,19 @@
 """The prediction log: records are gathered in memory and written in bulk, off the path of the request.
 
-What a killed process loses is what it gathered since the last writing: at most SECONDS of traffic. While the database does
-not answer, up to MOST records are held, and further ones are lost and counted. Stopping in good order writes all.
+A thread hands them on every SECONDS to a process that writes (`log_process`), or writes itself where there is none. What a
+killed process loses is what it gathered since, and while the last batch was written. While the database does not answer, up
+to MOST records are held, and further ones are lost and counted. Stopping in good order writes all.
 """
 
 import atexit
-import json
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 from uuid import UUID
 
-import orjson
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, connection
 from django.utils import timezone
@@ -23,53 +21,32 @@ from django.utils import timezone
 from . import logged_images
 from .experiments.holding import needed_since
 from .experiments.models import SupersededLabel
+from .log_entries import COLUMNS, Entry, line_of, told
+from .log_process import WriterProcess
 from .models import Deployment, Feedback, LoggedImage, PredictionRecord, Variant
 
-SECONDS = 1.0
+SECONDS = 0.25  # small batches: each takes a core for some milliseconds alone
+AWAY_SECONDS = 1.0  # between two tries to write
 MOST = 10_000
 BATCH = 500
 MOST_IMAGES = 64 << 20  # characters of images that wait; further ones are kept as hashes
 
-ESCAPES = (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r"), ("\0", ""))
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Entry:
-    """A record before it is in the database, with the columns of `PredictionRecord`: the model's own objects take ten
-    times as long to make, in the path of the request."""
-
-    request_id: UUID
-    deployment_id: UUID
-    variant_id: UUID
-    role: str
-    revision: int
-    propensity: float | None
-    key: str
-    instances: list[dict[str, Any]]
-    predictions: list[dict[str, Any]] | None
-    milliseconds: float
-    error: str
-    at: datetime
-    organization_id: UUID | None = None
-    images: tuple[logged_images.Sent, ...] = ()  # of its rows, which name them by hash until they are stored
-
-
-COLUMNS = tuple(field.name for field in fields(Entry))[:-2]
 
 
 class RecordBuffer:
     """Records on their way to the database. ``thread`` False leaves the writing to whoever calls `flush`."""
 
-    def __init__(self, thread: bool = True) -> None:
+    def __init__(self, thread: bool = True, process: WriterProcess | None = None) -> None:
         self._waiting: deque[Entry] = deque()
         self._writes = thread
+        self._process = process
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._full = threading.Event()
         self._started = False
         self._of_images = 0
+        self._away = False
         self.lost = 0  # since it was last told
         self.lost_ever = 0
 
@@ -95,11 +72,10 @@ class RecordBuffer:
             self._full.set()
 
     def _take_images(self, record: Entry) -> None:
-        size = _size(record)
-        if self._of_images + size > MOST_IMAGES:
+        if self._of_images + record.size > MOST_IMAGES:
             record.images = ()
         else:
-            self._of_images += size
+            self._of_images += record.size
 
     def _work(self) -> None:
         while True:
@@ -109,21 +85,23 @@ class RecordBuffer:
                 self.flush()
             finally:
                 connection.close()
+            if self._away:
+                time.sleep(AWAY_SECONDS)
 
     def flush(self) -> int:
-        """Write what waits; how many were written. What the database does not take now waits on, and so does what comes
-        meanwhile: writing on and on, a few records at a time, would cost as much as the models that answer."""
-        written = 0
+        """Write what waits; how many were written. What the database does not take now waits on, as what comes meanwhile
+        does: it makes a batch of its own."""
+        written, all_of_them = 0, self.waiting
         with self._writing:
-            waiting_now = len(self._waiting)
-            while written < waiting_now and (batch := self._next()):
-                waiting = sum(map(_size, batch))
+            self._away = False
+            while written < all_of_them and (batch := self._next()):
+                waiting = sum(record.size for record in batch)
                 try:
-                    logged_images.keep(batch)
-                    _write(batch)
+                    self._write(batch)
                 except DatabaseError as error:
                     logger.warning("%d records of predictions wait: %s", len(batch), error)
                     self._put_back(batch)
+                    self._away = True
                     break
                 for record in batch:
                     record.images = ()
@@ -132,6 +110,17 @@ class RecordBuffer:
                 written += len(batch)
             self._tell_lost()
         return written
+
+    def _write(self, batch: list[Entry]) -> None:
+        if self._process is None or not self._process.wrote(batch):
+            store(batch)  # a second time perhaps, which is noticed
+
+    def drain(self) -> None:
+        """Write what waits, before this process ends."""
+        self.flush()
+        if self._process is not None:
+            with self._writing:
+                self._process.close()
 
     def _next(self) -> list[Entry]:
         with self._lock:
@@ -148,8 +137,10 @@ class RecordBuffer:
             logger.error("%d records of predictions were lost: the database did not take them in time", lost)
 
 
-def _size(record: Entry) -> int:
-    return sum(len(image.text) for image in record.images)
+def store(batch: list[Entry]) -> None:
+    """Write records and their images. Those that are there already are left as they are. Raises DatabaseError."""
+    logged_images.keep(batch)
+    _write(batch)
 
 
 def _write(batch: list[Entry]) -> None:
@@ -157,44 +148,23 @@ def _write(batch: list[Entry]) -> None:
     try:
         _copy(batch)
     except (IntegrityError, DataError):
-        living = set(
-            Deployment.objects.filter(pk__in={row.deployment_id for row in batch}).values_list("pk", flat=True)
-        )
-        _write_singly([row for row in batch if row.deployment_id in living])
+        _write_singly(_possible(batch))
+
+
+def _possible(batch: list[Entry]) -> list[Entry]:
+    """Without the records of deployments that are gone, and those that another writer wrote before it died."""
+    living = set(Deployment.objects.filter(pk__in={row.deployment_id for row in batch}).values_list("pk", flat=True))
+    same = PredictionRecord.objects.filter(request_id__in={row.request_id for row in batch})
+    written = set(same.values_list("request_id", "variant_id"))
+    return [row for row in batch if row.deployment_id in living and (row.request_id, row.variant_id) not in written]
 
 
 def _copy(batch: list[Entry]) -> None:
-    """By COPY: building objects of the ORM's statements costs a process that answers ten times as much."""
-    rows = "".join(map(_line, batch))
+    """By COPY: building objects of the ORM's statements costs ten times as much."""
+    rows = "".join(line_of(told(record)) for record in batch)
     statement = f"COPY {PredictionRecord._meta.db_table} ({', '.join(COLUMNS)}) FROM STDIN"
     with connection.cursor() as wrapped, connection.wrap_database_errors, wrapped.cursor.copy(statement) as copy:
         copy.write(rows)
-
-
-def _line(record: Entry) -> str:
-    """A record as a line of COPY's text format, in the order of COLUMNS."""
-    values = (
-        str(record.request_id), str(record.deployment_id), str(record.variant_id), record.role, record.revision,
-        record.propensity, _escaped(record.key), _json(record.instances),
-        None if record.predictions is None else _json(record.predictions), record.milliseconds, _escaped(record.error),
-        record.at.isoformat(),
-    )  # fmt: skip
-    return "\t".join("\\N" if value is None else str(value) for value in values) + "\n"
-
-
-def _json(value: Any) -> str:
-    try:
-        return _escaped(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
-    except TypeError:  # a number of more digits than orjson knows
-        return _escaped(json.dumps(value))
-
-
-def _escaped(text: str) -> str:
-    """For COPY; without NUL, which PostgreSQL cannot hold in a text."""
-    for character, escape in ESCAPES:
-        if character in text:
-            text = text.replace(character, escape)
-    return text
 
 
 def _write_singly(records: Collection[Entry]) -> None:
@@ -205,13 +175,13 @@ def _write_singly(records: Collection[Entry]) -> None:
             logger.error("the record of request %s is not kept: %s", record.request_id, error)
 
 
-buffer = RecordBuffer()
+buffer = RecordBuffer(process=WriterProcess())
 
 
 def drain() -> None:
     """Write what waits, before the process ends."""
     try:
-        buffer.flush()
+        buffer.drain()
     finally:
         connection.close()
 

@@ -220,6 +220,9 @@ class ShadowComparisonOut(serializers.Serializer):
     mean_difference = serializers.FloatField(
         allow_null=True, help_text="Mean of their absolute differences, in the target's unit"
     )
+    resting = serializers.CharField(
+        help_text="When its process is tried again that ended again and again, as a sentence; else empty"
+    )
 
 
 @extend_schema_field(OpenApiTypes.ANY)

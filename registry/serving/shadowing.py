@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db.models import Count, Q
 
+from . import client
 from .models import Deployment, PredictionRecord, Variant
 
 COUNTED = 10_000  # copies of a shadow, the newest first
@@ -17,7 +18,7 @@ class Comparison:
     """Of one shadow: its copies in the log, and how the newest of its answers compare with the live ones, row by row.
 
     ``same`` of ``classified`` rows have the same label (or labels); ``distance`` is the sum of the absolute differences
-    of ``measured`` rows' numbers.
+    of ``measured`` rows' numbers. ``resting``: when its process is started again, if it ended again and again.
     """
 
     variant: Variant
@@ -28,6 +29,7 @@ class Comparison:
     same: int = 0
     measured: int = 0
     distance: float = 0.0
+    resting: str = ""
 
     def compare(self, live: Mapping[str, Any], shadow: Mapping[str, Any]) -> None:
         """Count one row."""
@@ -65,7 +67,9 @@ def comparisons_of(deployment: Deployment) -> list[Comparison]:
     """Of every shadow that is in the deployment now."""
     shadows = Variant.objects.filter(deployment=deployment, removed_at=None, role=Variant.Role.SHADOW)
     found = [Comparison(variant) for variant in shadows.select_related("version__model")]
+    rests = client.resting() if found else {}
     for comparison in found:
+        comparison.resting = rests.get(str(comparison.variant.version_id), "")
         _count(comparison)
         _compare(comparison)
     return found

@@ -61,7 +61,7 @@ def test_a_shadow_answers_beside_and_is_compared(api, web, viewer, deployment, v
     url = f"/api/v1/deployments/{deployment.pk}/shadows"
     assert api(viewer).get(url).json() == [{
         "variant": str(compared.variant.pk), "version": str(versions[1].pk), "answered": 1, "dropped": 0, "failed": 0,
-        "classified": 0, "agreement": None, "measured": 2, "mean_difference": 2.5,
+        "classified": 0, "agreement": None, "measured": 2, "mean_difference": 2.5, "resting": "",
     }]  # fmt: skip
     assert api(factories.UserFactory()).get(url).status_code == 404
     shown = web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()

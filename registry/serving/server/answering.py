@@ -19,7 +19,7 @@ from dlplatform.api import Conflict
 from dlplatform.parsers import StrictJSONParser
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.prediction_log import Entry
+from registry.serving.log_entries import Entry
 from registry.serving.serializers import DeploymentPredictIn
 
 from .deployments import Served, ServedVariant

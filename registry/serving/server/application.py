@@ -14,7 +14,7 @@ from rest_framework.exceptions import NotAuthenticated
 
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.client import SECRET_HEADER, shared_secret
+from registry.serving.client import RESTING_PATH, SECRET_HEADER, shared_secret
 
 from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
@@ -42,7 +42,7 @@ class InferenceServer:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="database")
         self.metrics = Metrics()
-        self.models = Models(settings.SERVE_MEMORY_MB * 1024**2, self.metrics.batch)
+        self.models = Models(settings.SERVE_MEMORY_MB * 1024**2, self.metrics.batch, self.metrics.process_ended)
         self.watcher = Watcher(self.models, lambda: self.metrics.publish(self))
         self.answering = Answering(self.models, self.watcher, self._threads, self.metrics)
         self.shadows = Shadows(self.models, self.metrics)
@@ -104,6 +104,9 @@ class InferenceServer:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
         elif (matched := openai_api.PATH.fullmatch(path)) is not None:
             await self.openai(scope, receive, send, matched[1], matched[2])
+        elif path == RESTING_PATH:
+            _require_secret(scope)
+            await send_json(send, 200, {str(version): told for version, told in self.models.rests.told().items()})
         elif path.startswith("/internal/"):
             await self._internal(scope, receive, send)
         else:
@@ -144,9 +147,7 @@ class InferenceServer:
 
     async def _internal(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """What the web process asks for a caller whom it has let in."""
-        headers = dict(scope["headers"])
-        if not hmac.compare_digest(headers.get(SECRET, b"").decode("latin-1"), shared_secret()):
-            raise NotAuthenticated
+        _require_secret(scope)
         matched = INTERNAL.fullmatch(scope["path"])
         if matched is None:
             raise NotFoundHere
@@ -165,3 +166,10 @@ class InferenceServer:
             await stream_text(send, receive, identifier, parsed(body), self.models)
         else:
             raise NotFoundHere
+
+
+def _require_secret(scope: dict[str, Any]) -> None:
+    """Raises NotAuthenticated for who is not a process of this installation."""
+    given = dict(scope["headers"]).get(SECRET, b"").decode("latin-1")
+    if not hmac.compare_digest(given, shared_secret()):
+        raise NotAuthenticated

@@ -20,6 +20,7 @@ HELD = (
     ("deployments", "Deployments that are served", "livemax"),
     ("unloadable_models", "Deployed models that cannot be loaded", "livemax"),
     ("loading_models", "Deployed models that are being loaded", "livesum"),
+    ("resting_shadows", "Shadows whose process ended again and again and is not started yet", "livesum"),
     ("log_backlog", "Records that wait for the database", "livesum"),
 )
 SHARED = "PROMETHEUS_MULTIPROC_DIR"  # the library's: a folder through which processes add up, set before it is imported
@@ -53,6 +54,10 @@ class Metrics:
             "dlplatform_inference_shadow_copies", "Copies for shadows by what became of them: error, dropped, or empty",
             [*labels, "error"], registry=self._registry,
         )  # fmt: skip
+        self._ends = Counter(
+            "dlplatform_inference_process_ends", "How often the process of a model with code of its own ended of itself",
+            ["version"], registry=self._registry,
+        )  # fmt: skip
         self._rows = Histogram(
             "dlplatform_inference_batch_rows", "Rows that were run together", buckets=ROWS, registry=self._registry
         )
@@ -71,6 +76,7 @@ class Metrics:
         self._lost = Counter("dlplatform_inference_log_lost", lost, registry=self._registry)
         self._told_lost = 0
         self._told: dict[tuple[Any, Any, str], tuple[Any, Any]] = {}
+        self._told_copies: dict[tuple[Any, Any, str], Any] = {}
 
     def _gauge(self, name: str, told: str, mode: Any, labels: Sequence[str] = ()) -> Gauge:
         return Gauge(f"dlplatform_inference_{name}", told, labels, registry=self._registry, multiprocess_mode=mode)
@@ -91,7 +97,16 @@ class Metrics:
 
     def copied(self, deployment: Any, variant: Any, error: str) -> None:
         """A copy for a shadow came to its end."""
-        self._copies.labels(str(deployment), str(variant), error).inc()
+        told = self._told_copies.get((deployment, variant, error))
+        if told is None:
+            told = self._told_copies[deployment, variant, error] = self._copies.labels(
+                str(deployment), str(variant), error
+            )
+        told.inc()
+
+    def process_ended(self, version: Any) -> None:
+        """A sandbox is no more, and nobody had ended it."""
+        self._ends.labels(str(version)).inc()
 
     def batch(self, rows: int, waited: float) -> None:
         """So many rows were begun together."""
@@ -109,6 +124,7 @@ class Metrics:
             ("deployments", sum(one.active for one in list(watcher.served.values()))),
             ("unloadable_models", len(watcher.unloadable)),
             ("loading_models", len(watcher.loading)),
+            ("resting_shadows", len(models.rests.told())),
             ("log_backlog", prediction_log.buffer.waiting),
         ):
             self._held[name].set(value)

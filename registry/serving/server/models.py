@@ -16,6 +16,7 @@ from registry.serving.confined import ConfinedPredictor
 from .compiling import Compiling
 from .queues import AnyPredictor, Queues
 from .quick import Quick
+from .resting import Resting, Rests
 
 LOAD_SECONDS = 25.0  # that a request waits for its model
 RETRY_SECONDS = 10.0
@@ -25,21 +26,35 @@ class Models:
     """Predictors by version, and the queues in front of them: ``live`` for answers, ``shadow`` for copies of requests.
     ``quick`` runs what is too small to go to another thread.
 
-    A copy never waits in a queue for answers, and its thread for torch begins nothing while an answer waits.
+    A copy never waits in a queue for answers, and its thread for torch begins nothing while an answer waits. The sandbox of
+    a shadow has the lowest priority, and rests when it ends again and again. Threads have no priorities here: one that
+    waits for a core while it holds Python's lock would hold up all others.
+
+    ``ended`` is told of each process of a model that ended of itself.
     """
 
-    def __init__(self, budget: int, observe: Callable[[int, float], None] = lambda rows, waited: None) -> None:
+    def __init__(
+        self, budget: int, observe: Callable[[int, float], None] = lambda rows, waited: None,
+        ended: Callable[[UUID], None] = lambda version: None,
+    ) -> None:  # fmt: skip
+        self.rests = Rests()
         self.compiling = Compiling(lambda *swapped: self.cache.swapped(*swapped))
-        self.cache = PredictorCache(budget, self._let_go, self.compiling.add)
+        self.cache = PredictorCache(
+            budget, self._let_go, lambda version: version in self.rests.shadows, self.compiling.add
+        )
+        self._tell_ended = ended
         self.live = Queues("live", self._get, observe=observe)
         self.quick = Quick(observe)
         self.shadow = Queues("shadow", self._get, give_way=lambda: self.live.torch_waiting > 0)
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="loading")
+        self._ending = ThreadPoolExecutor(1, thread_name_prefix="ending")
         self._loading: dict[UUID, Future[AnyPredictor]] = {}
         self._failed: dict[UUID, tuple[Future[AnyPredictor], float]] = {}
         self._lock = threading.Lock()
 
     def _get(self, version: UUID) -> AnyPredictor:
+        if self.cache.ready(version) is None and (resting := self.rests.refusal(version)):
+            raise resting
         close_old_connections()
         try:
             return self.cache.get(version)
@@ -62,6 +77,8 @@ class Models:
             coming = self._loading.get(version)
             if coming is not None:
                 return coming
+            if resting := self.rests.refusal(version):
+                return _failed(resting)
             coming = self._loading[version] = self._loaders.submit(self._get, version)
         coming.add_done_callback(lambda done: self._ended(version, done))
         return coming
@@ -73,6 +90,8 @@ class Models:
             self._failed.pop(version, None)
             if not loading.cancelled() and loading.exception() is not None:
                 self._failed[version] = (loading, time.monotonic())
+                if not isinstance(loading.exception(), Resting):
+                    self.rests.ended(version, 0.0)
 
     async def loaded(self, version: UUID) -> AnyPredictor:
         """The predictor, waited for. Raises Overloaded when that takes too long, and what loading does."""
@@ -86,10 +105,23 @@ class Models:
             raise Overloaded from None
 
     def _let_go(self, version: UUID, predictor: AnyPredictor) -> None:
-        """Called when the cache drops one: a sandbox ends once it has answered what waits."""
+        """Called when the cache drops one: a sandbox ends once it has answered what waits, and in a thread, for its files
+        may be many."""
         self.compiling.remove(version)
-        if isinstance(predictor, ConfinedPredictor):
-            self.live.after_what_waits(version, predictor.close)
+        if not isinstance(predictor, ConfinedPredictor):
+            return
+        if not predictor.alive:
+            self._tell_ended(version)
+            self.rests.ended(version, predictor.lived)
+        self.live.after_what_waits(version, lambda: self._end(predictor))
+
+    def _end(self, predictor: ConfinedPredictor) -> None:
+        self._ending.submit(predictor.close)
+
+    def follow_shadows(self, versions: Collection[UUID]) -> None:
+        """These answer nobody. One that has become more gets a process of full priority before it answers."""
+        self.rests.follow(versions)
+        self.cache.drop_yielding(self.rests.shadows)
 
     def pin(self, versions: Collection[UUID]) -> None:
         """These stay in memory whatever the budget says."""
@@ -102,3 +134,10 @@ class Models:
         self.cache.clear()
         self.live.close()
         self.shadow.close()
+        self._ending.shutdown(wait=True)
+
+
+def _failed(error: Exception) -> "Future[AnyPredictor]":
+    done: Future[AnyPredictor] = Future()
+    done.set_exception(error)
+    return done

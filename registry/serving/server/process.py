@@ -1,5 +1,6 @@
 """One process of the inference server, as uvicorn makes it: by a fresh interpreter where there are several."""
 
+import gc
 import os
 import signal
 import sys
@@ -21,7 +22,10 @@ def application() -> Any:
     from .application import InferenceServer
 
     warm_up()
-    return InferenceServer()
+    server = InferenceServer()
+    gc.collect()
+    gc.freeze()  # or full collections, which records that wait bring about, look at all this again: hundreds of milliseconds
+    return server
 
 
 def warm_up() -> None:

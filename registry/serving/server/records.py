@@ -6,8 +6,7 @@ from uuid import UUID
 from django.utils import timezone
 
 from registry.serving.batching import Rows
-from registry.serving.logged_images import Sent
-from registry.serving.prediction_log import Entry
+from registry.serving.log_entries import Entry, Sent
 
 from .deployments import Served, ServedVariant
 

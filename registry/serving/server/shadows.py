@@ -14,6 +14,7 @@ from .errors import code_of
 from .metrics import Metrics
 from .models import Models
 from .records import record_of
+from .resting import Resting
 
 DROPPED = PredictionRecord.DROPPED
 
@@ -30,7 +31,7 @@ class Copy:
 
 
 class Shadows:
-    """Hands copies on and keeps what came of them. A copy that finds a full queue, or no model yet, is dropped."""
+    """Hands copies on and keeps what came of them. A copy that finds a full queue, or no model yet, or one that rests, is dropped."""
 
     def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
@@ -54,16 +55,14 @@ class Shadows:
     def _without_model(self, copy: Copy) -> None:
         loading = self._models.load(copy.variant.version)
         failed = loading.exception() if loading.done() and not loading.cancelled() else None
-        self._keep(copy, None, code_of(failed) if isinstance(failed, Exception) else DROPPED)
+        self._keep(copy, None, _error_of(failed) if failed else DROPPED)
 
     def _ended(self, copy: Copy, asked: "Future[Rows]") -> None:
         error = asked.exception()
         if error is None:
             self._keep(copy, asked.result(), "")
-        elif isinstance(error, Overloaded):
-            self._keep(copy, None, DROPPED)
         else:
-            self._keep(copy, None, code_of(error) if isinstance(error, Exception) else "error")
+            self._keep(copy, None, _error_of(error))
 
     def _keep(self, copy: Copy, predictions: Rows | None, error: str) -> None:
         """Without the rows, which are in the live record."""
@@ -73,3 +72,9 @@ class Shadows:
             prediction_log.buffer.add(
                 record_of(copy.served, copy.variant, copy.request_id, [], predictions, milliseconds, error)
             )
+
+
+def _error_of(error: BaseException) -> str:
+    if isinstance(error, Overloaded | Resting):
+        return DROPPED
+    return code_of(error) if isinstance(error, Exception) else "error"

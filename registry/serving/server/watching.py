@@ -80,6 +80,7 @@ class Watcher:
                 self._follow(stamps())
             finally:
                 close_old_connections()
+            self._models.follow_shadows(self._only_shadows())
             for coming in list(self.coming.values()):
                 self._advance(coming)
             self._load_beside()
@@ -149,6 +150,12 @@ class Watcher:
                     self.unloadable.pop(version, None)
                 else:
                     self._tell_unloadable(state, version, self._models.load(version), "the others answer")
+
+    def _only_shadows(self) -> set[UUID]:
+        """Versions that answer nobody, and will not when what is coming is there."""
+        states = [*self.served.values(), *(one.state for one in self.coming.values())]
+        answering = {one.version for state in states if state.active for one in state.live.values()}
+        return set().union(*(state.versions for state in states)) - answering
 
     def _needed(self) -> set[UUID]:
         states = [*self.served.values(), *(one.state for one in self.coming.values())]

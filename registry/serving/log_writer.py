@@ -1,0 +1,111 @@
+"""``python -m registry.serving.log_writer``: the process that writes the prediction log of one inference server.
+
+Its first line in is the address of the database, each further one a batch of records (`log_entries.packed`). A line out
+answers each: ``{}`` once all are in the database, or ``{"away": "…"}``. It yields to those who answer, and it ends when
+nobody can send any more, after what was sent has been written: the death of the inference server ends no writing.
+
+What is rare (images, a record that PostgreSQL refuses) is done by `prediction_log.store`, for which alone Django is loaded:
+without it the process is a third as large.
+"""
+
+import os
+import signal
+import sys
+from typing import IO, Any
+
+import orjson
+import psycopg
+
+from registry.serving.log_entries import COLUMNS, line_of, unpacked
+
+NICE = 10  # it still gets a tenth of a core that others fill
+TABLE = "serving_predictionrecord"
+STATEMENT = f"COPY {TABLE} ({', '.join(COLUMNS)}) FROM STDIN"
+
+
+class Writer:
+    """Writes batches over one connection, which is made anew when it breaks."""
+
+    def __init__(self, address: dict[str, Any]) -> None:
+        self._address = address
+        self._connection: psycopg.Connection | None = None
+        self._with_django = False
+
+    def write(self, told: dict[str, Any]) -> dict[str, str]:
+        """The answer to a batch. A connection may have broken long ago: then a fresh one tries again."""
+        if told["images"]:
+            return self._stored(told)
+        rows = "".join(map(line_of, told["records"])).encode()
+        for last in (self._connection is None, True):
+            try:
+                self._copy(rows)
+            except (psycopg.IntegrityError, psycopg.DataError):
+                return self._stored(told)
+            except psycopg.Error as error:
+                self._disconnect()
+                if last:
+                    return {"away": str(error)}
+            else:
+                return {}
+        raise AssertionError("the last try answers")
+
+    def _copy(self, rows: bytes) -> None:
+        if self._connection is None:
+            self._connection = psycopg.connect(**self._address, autocommit=True)
+        with self._connection.cursor() as cursor, cursor.copy(STATEMENT) as copy:
+            copy.write(rows)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+    def _stored(self, told: dict[str, Any]) -> dict[str, str]:
+        self._set_up()
+        from django.db import DatabaseError, connection
+
+        from registry.serving import prediction_log
+
+        batch = [unpacked(one, told["images"].get(str(at))) for at, one in enumerate(told["records"])]
+        try:
+            prediction_log.store(batch)
+        except DatabaseError as error:
+            return {"away": str(error)}
+        finally:
+            connection.close()
+        return {}
+
+    def _set_up(self) -> None:
+        if not self._with_django:
+            import django
+            from django.conf import settings
+
+            settings.DATABASES["default"]["NAME"] = self._address["dbname"]
+            django.setup()
+            self._with_django = True
+
+
+def main() -> None:
+    """Write until nobody can send any more."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # who stops everything stops who sends, and that ends us
+        signal.signal(number, signal.SIG_IGN)
+    os.nice(NICE)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever is printed must not mix with the answers
+    batches = sys.stdin.buffer
+    writer = Writer(orjson.loads(batches.readline()))
+    for line in batches:
+        if not line.endswith(b"\n"):  # the sender died amid it
+            break
+        _say(answers, writer.write(orjson.loads(line)))
+
+
+def _say(answers: IO[bytes], told: dict[str, str]) -> None:
+    try:
+        answers.write(orjson.dumps(told) + b"\n")
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

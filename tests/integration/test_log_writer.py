@@ -1,0 +1,186 @@
+"""The process that writes the prediction log: what it writes, and that neither its death nor its sender's loses a record."""
+
+import base64
+import os
+import select
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from uuid import uuid4
+
+import psutil
+import pytest
+from django.db import DatabaseError, connection, transaction
+from django.utils import timezone
+
+from registry.serving import log_process, log_writer, prediction_log
+from registry.serving.log_entries import Entry, Sent, packed
+from registry.serving.models import LoggedImage, PredictionRecord
+from tests import factories
+from tests.fixtures.inference import eventually
+
+pytestmark = pytest.mark.django_db(transaction=True)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(200))
+ODD = 'a\\b\t"c"\r\n\\N ü'
+
+
+@pytest.fixture
+def deployment(organization):
+    made = factories.DeploymentFactory(organization=organization, name="screening")
+    factories.VariantFactory(deployment=made, version__model__organization=organization)
+    return made
+
+
+@pytest.fixture
+def entry(deployment):
+    variant = deployment.variants.get()
+
+    def made(**more):
+        values = {
+            "request_id": uuid4(), "deployment_id": deployment.pk, "variant_id": variant.pk, "role": "live",
+            "revision": 3, "propensity": 0.25, "key": "", "instances": [{"x": 1.5}], "predictions": [{"label": "a"}],
+            "milliseconds": 1.25, "error": "", "at": timezone.now(), "organization_id": deployment.organization_id,
+        }  # fmt: skip
+        return Entry(**values | more)
+
+    return made
+
+
+@pytest.fixture
+def process():
+    made = log_process.WriterProcess()
+    yield made
+    made.close()
+
+
+def kept():
+    return set(PredictionRecord.objects.values_list("request_id", flat=True))
+
+
+def test_records_are_written_as_they_are_by_a_process_that_yields(process, entry, deployment):
+    odd = entry(key=ODD, predictions=None, error="invalid", propensity=None)
+    odd.instances = [{ODD: ODD, "many": 10**30, "y": -0.5, "z": True, "none": None}]
+    assert process.wrote([odd, entry()])
+    found = PredictionRecord.objects.get(request_id=odd.request_id)
+    for name in prediction_log.COLUMNS:
+        assert getattr(found, name) == getattr(odd, name), name
+    writer = psutil.Process(process._process.pid)
+    assert writer.nice() == log_writer.NICE
+    password = connection.settings_dict["PASSWORD"]
+    assert password and password not in " ".join(writer.cmdline()), "others see the arguments"
+
+    text = base64.b64encode(PNG).decode()
+    pictured = entry(instances=[{"many": 10**30, "picture": "sha256:…"}], images=(Sent(0, "picture", text),))
+    orphan = entry(deployment_id=uuid4())
+    nul = entry(predictions=[{"text": "a\0b"}])
+    good = entry()
+    assert process.wrote([pictured, orphan, nul, good]), "a record that cannot be written costs no other"
+    assert kept() >= {pictured.request_id, good.request_id} and not kept() & {orphan.request_id, nul.request_id}
+    row = PredictionRecord.objects.get(request_id=pictured.request_id).instances[0]
+    assert row == {"many": 10**30, "picture": f"object:{sha256(PNG).hexdigest()}"}
+    assert LoggedImage.objects.get().deployment == deployment
+
+
+def test_what_is_sent_again_is_there_once(process, entry):
+    batch = [entry() for _ in range(3)]
+    assert process.wrote(batch) and process.wrote([*batch, entry()])
+    assert PredictionRecord.objects.count() == 4
+    prediction_log.store([*batch, entry()])
+    assert PredictionRecord.objects.count() == 5
+
+
+def test_a_writer_that_dies_or_hangs_loses_nothing_and_is_started_again(process, entry, monkeypatch, caplog):
+    buffer = prediction_log.RecordBuffer(thread=False, process=process)
+    added = []
+
+    def add():
+        added.append(entry())
+        buffer.add(added[-1])
+
+    add()
+    assert buffer.flush() == 1
+    first = process._process.pid
+    os.kill(first, signal.SIGKILL)
+    add()
+    assert buffer.flush() == 1 and process._process is None, "written by this process, without waiting"
+    assert "is started again" in caplog.text
+    add()
+    assert buffer.flush() == 1 and process._process is None, "not at once: it may die each time"
+    process._not_before = 0.0
+    add()
+    assert buffer.flush() == 1 and process._process.pid != first
+    monkeypatch.setattr(log_process, "ANSWER_SECONDS", 0.2)
+    os.kill(process._process.pid, signal.SIGSTOP)
+    add()
+    assert buffer.flush() == 1 and process._process is None
+    assert kept() == {one.request_id for one in added} and PredictionRecord.objects.count() == 5
+
+
+def test_records_wait_while_the_database_does_not_answer(process, entry, monkeypatch):
+    buffer = prediction_log.RecordBuffer(thread=False, process=process)
+    buffer.add(entry())
+    real = log_process._address
+    monkeypatch.setattr(
+        log_process, "_address", lambda: real().replace(connection.settings_dict["NAME"].encode(), b"no")
+    )
+    assert buffer.flush() == 0 and buffer.waiting == 1
+    with pytest.raises(DatabaseError, match='"no"'):
+        process.wrote([entry()])
+    monkeypatch.undo()
+    process.close()
+    process._not_before = 0.0
+    assert buffer.flush() == 1 and process._process is not None
+
+
+def test_a_broken_connection_is_made_anew(process, entry):
+    assert process.wrote([entry()])
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE query LIKE 'COPY serving%' AND datname = current_database()"
+        )
+        assert cursor.fetchall() == [(True,)]
+    assert process.wrote([entry()]) and PredictionRecord.objects.count() == 2
+
+
+SENDER = """
+import os, sys, django
+django.setup()
+from django.conf import settings
+settings.DATABASES["default"]["NAME"] = sys.argv[1]
+from registry.serving import log_process
+process = log_process.WriterProcess()
+log_process._wait, real = lambda pipe, event, deadline: (event == log_process.select.POLLIN and print("sent", flush=True),
+    real(pipe, event, deadline)), log_process._wait
+process._asked(sys.stdin.buffer.readline())
+"""
+
+
+def waits_for_lock(cursor):
+    cursor.execute(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'serving_predictionrecord'::regclass"
+    )
+    return cursor.fetchone()[0]
+
+
+def test_what_was_sent_is_written_though_the_sender_is_killed(entry):
+    """The sender dies while PostgreSQL holds the writing up, and its last batch is there all the same, once."""
+    batch = [entry(), entry()]
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "dlplatform.settings"}
+    sender = subprocess.Popen(
+        [sys.executable, "-c", SENDER, connection.settings_dict["NAME"]], env=environment, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE serving_predictionrecord IN ACCESS EXCLUSIVE MODE")
+        sender.stdin.write(packed(batch))
+        sender.stdin.flush()
+        assert select.select([sender.stdout], [], [], 30)[0] and sender.stdout.readline() == b"sent\n"
+        eventually(lambda: waits_for_lock(cursor))
+        (writer,) = psutil.Process(sender.pid).children()
+        sender.kill()
+        sender.communicate()
+        writer.terminate()  # who stops everything sends it this too
+    eventually(lambda: kept() == {one.request_id for one in batch})
+    eventually(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE)
