@@ -27,7 +27,7 @@ PASSES: Final = {
     GRAPH_DYNAMIC: "A graph whose matrices are 8-bit numbers; what flows through it is scaled as it comes.",
     GRAPH_STATIC: "A graph of 8-bit numbers whose scales were fitted on training rows; also convolutions.",
     EXPORT: "The same numbers as a program that torch.export traced: the network without the Python around it.",
-    COMPILE: "The same weights; each machine that answers compiles the network for its processor, and answers meanwhile.",
+    COMPILE: "The same weights; each machine that answers compiles the network for its processor, and answers as before until then.",
     HALF: "Weights of 16 bits: half the bytes. Faster only where the processor computes with them.",
     BYTES: "Weights of 8 bits with a scale for each output: a quarter of the bytes. Computes as before.",
     STRUCTURED: "Whole units and channels are cut, those that matter least; then it learns on to recover.",
