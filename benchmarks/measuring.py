@@ -65,7 +65,8 @@ def median(values: Sequence[float], digits: int = 3) -> float:
 
 def compared(ones: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
     """Ones beside others, round by round: the median of the ratios, and where it lies in 19 of 20 draws of these rounds
-    (bootstrap). Few rounds, or a machine that others use, make that wide: then a small difference cannot be told."""
+    (bootstrap). Few rounds, or a machine that others use, make that wide: then a small difference cannot be told. What is
+    to be shown small passes with the upper end."""
     ratios = [one / other for one, other in zip(ones, others, strict=True)]
     chance = random.Random(len(ratios))
     drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))

@@ -169,7 +169,7 @@ def cost(server: Server, case: str, rounds: int, ask: Callable[[int], list[float
         cost_of_nothing=compared(p99["without again"], p99["without"]),
         p99_ms={arm: median(times) for arm, times in p99.items()},
         p50_ms={arm: round(quantile(times, 0.5), 3) for arm, times in pooled.items()},
-        **more, limit=f"{LIMIT_COST:.0%}", passes=found["ratio"] - 1 <= LIMIT_COST,
+        **more, limit=f"{LIMIT_COST:.0%}", passes=found["interval"][1] - 1 <= LIMIT_COST,
     )  # fmt: skip
 
 

@@ -211,7 +211,7 @@ def _memory_of(predictor: Predictor | ConfinedPredictor) -> int:
 
 
 def loaded(version: ModelVersion, *, yields: bool = False) -> Predictor | ConfinedPredictor:
-    """A predictor in this process; in a sandbox where the model is built by code of its own, of the lowest priority if it
+    """A predictor in this process; in a sandbox where the model is built by code of its own, of low priority if it
     ``yields``. Raises PackageError."""
     graphs.require_ours(version)
     folder = package_directory(version)

@@ -25,7 +25,8 @@ LOAD_SECONDS, ANSWER_SECONDS = 60.0, 25.0
 MOST_ANSWER = 64 * MIB
 FOREVER = 10 * 365 * 86_400.0
 THREADS = 2
-LOWEST = 19  # of the priorities of processes
+NICE = 10  # of one that yields: the lowest priority would not even load it on a machine that is full
+PATIENCE = 5  # times as long it may load then
 
 
 class ConfinedPredictor:
@@ -44,7 +45,7 @@ class ConfinedPredictor:
         self._rest = b""
         try:
             self._sandbox, self._process = self._started(key, package)
-            self._expect(LOAD_SECONDS)
+            self._expect(LOAD_SECONDS * (PATIENCE if yields else 1))
             self._ready = time.monotonic()
         except BaseException:
             self.close()
@@ -58,7 +59,7 @@ class ConfinedPredictor:
             work=str(work), state=str(self._directory / STATE), user=user,
             readable={name: str(path) for name, path in readable.items()},
             environment=environment(THREADS),
-            nice=LOWEST if self.yields else 0,
+            nice=NICE if self.yields else 0,
             limits=Limits(memory=settings.SANDBOX_MEMORY_MB * MIB, disk=256 * MIB, seconds=FOREVER,
                           processes=settings.SANDBOX_PROCESSES),
         )  # fmt: skip

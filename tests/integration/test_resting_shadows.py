@@ -1,4 +1,4 @@
-"""A shadow whose process ends again and again is started more and more rarely, at the lowest priority, and says so."""
+"""A shadow whose process ends again and again is started more and more rarely, at a low priority, and says so."""
 
 import threading
 import time
@@ -120,15 +120,15 @@ def test_rests_grow_to_a_minute_and_a_steady_life_ends_them():
     assert rests.refusal(version) is None
 
 
-def test_a_sandbox_that_yields_has_the_lowest_priority(tmp_path, settings, monkeypatch):
+def test_a_sandbox_that_yields_has_a_low_priority(tmp_path, settings, monkeypatch):
     """The warden and the program, each in the session of its own."""
     settings.CACHE_PATH = tmp_path
     loading = threading.Event()
 
     def expect(self, seconds):
         first = eventually(lambda: psutil.Process(self._process.pid).children(recursive=True)[1:])
-        nice = eventually(lambda: [one.nice() for one in first] == [confined.LOWEST] * len(first))
-        assert nice and psutil.Process(self._process.pid).nice() == confined.LOWEST
+        nice = eventually(lambda: [one.nice() for one in first] == [confined.NICE] * len(first))
+        assert nice and psutil.Process(self._process.pid).nice() == confined.NICE
         loading.set()
 
     monkeypatch.setattr(ConfinedPredictor, "_expect", expect)

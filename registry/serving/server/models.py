@@ -27,7 +27,7 @@ class Models:
     ``quick`` runs what is too small to go to another thread.
 
     A copy never waits in a queue for answers, and its thread for torch begins nothing while an answer waits. The sandbox of
-    a shadow has the lowest priority, and rests when it ends again and again. Threads have no priorities here: one that
+    a shadow has a low priority, and rests when it ends again and again. Threads have no priorities here: one that
     waits for a core while it holds Python's lock would hold up all others.
 
     ``ended`` is told of each process of a model that ended of itself.
