@@ -8,7 +8,7 @@ import pytest
 
 from dlplatform.engine.errors import PackageError, PredictionInputError
 from registry.serving import cache
-from registry.serving.server.quick import Quick
+from registry.serving.server.quick import LONELY_TURNS, Quick
 
 ONE, OTHER = uuid4(), uuid4()
 
@@ -42,7 +42,10 @@ def asked(*requests, at_once=100, leaving=()):
 
     async def run():
         quick = Quick(lambda rows, waited: ran.append(rows))
-        answers = [quick.ask(ONE, model, [{"x": value} for value in rows], at_once) for rows in requests]
+        answers = [
+            asyncio.ensure_future(quick.ask(ONE, model, [{"x": value} for value in rows], at_once)) for rows in requests
+        ]
+        await asyncio.sleep(0)
         for position in leaving:
             answers[position].cancel()
         return await asyncio.gather(*answers, return_exceptions=True)
@@ -80,12 +83,59 @@ def test_between_two_batches_the_loop_does_other_things():
 
     async def run():
         quick = Quick(lambda rows, waited: order.append(rows))
-        answers = [quick.ask(ONE, Echo(), [{"x": 1}], 1) for _ in range(2)]
+        answers = [asyncio.ensure_future(quick.ask(ONE, Echo(), [{"x": 1}], 1)) for _ in range(2)]
+        await asyncio.sleep(0)
         asyncio.get_running_loop().call_soon(order.append, "other")
         await asyncio.gather(*answers)
 
     asyncio.run(run())
     assert order == [1, "other", 1]
+
+
+def test_who_comes_alone_again_and_again_is_answered_in_the_same_turn_until_somebody_comes_too():
+    model, waits = Echo(), []
+
+    async def turns_of(quick, value):
+        """How many turns of the loop an answer took."""
+        turns = []
+
+        async def count():
+            while True:
+                turns.append(1)
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        await quick.ask(ONE, model, [{"x": value}], 9)
+        counting.cancel()
+        await asyncio.sleep(0)
+        return len(turns)
+
+    async def run():
+        quick = Quick(lambda rows, waited: waits.append(rows))
+        alone = [await turns_of(quick, 1) for _ in range(LONELY_TURNS + 2)]
+        together = await asyncio.gather(*(quick.ask(ONE, model, [{"x": value}], 9) for value in (1, 2, 3)))
+        await asyncio.sleep(0)
+        return alone, together, await turns_of(quick, 4)
+
+    alone, together, after = asyncio.run(run())
+    assert alone[0] > 0 and alone[-1] == 0 and sorted(alone, reverse=True) == alone
+    assert together == [[{"value": 1}], [{"value": 2}], [{"value": 3}]]
+    assert model.calls[len(alone) :] == [[1], [2, 3], [4]] and after > 0
+    assert sum(waits) == len(alone) + 4
+
+
+def test_who_comes_alone_hears_what_is_wrong():
+    async def run():
+        quick = Quick(lambda rows, waited: None)
+        for _ in range(LONELY_TURNS):
+            await quick.ask(ONE, Echo(), [{"x": 1}], 9)
+            await asyncio.sleep(0)
+        for wrong, error in (("bad", PredictionInputError), ("crash", RuntimeError)):
+            with pytest.raises(error):
+                await quick.ask(ONE, Echo(), [{"x": wrong}], 9)
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
 
 
 def test_versions_are_not_mixed():
