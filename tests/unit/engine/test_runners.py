@@ -36,7 +36,7 @@ def made(inputs, *, kind="class", groups=1, members=1, architecture="mlp", categ
     network = build_network(shape)
     parts = tuple(np.arange(group, ROWS, 2) for group in range(groups))
     network.initialise(fit_statistics(inputs, sizes, Split(parts, parts), 4, None), 7)
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 @pytest.mark.parametrize("kind", ["class", "labels", "numbers"])
