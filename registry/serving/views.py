@@ -28,7 +28,7 @@ from registry.examples import example_images
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
-from . import feedback, prediction_log, predictions, services, shadowing
+from . import client, feedback, prediction_log, predictions, services, shadowing
 from .assignment import shares
 from .client import Unusable
 from .experiments.holding import holder_of, name_of
@@ -85,6 +85,12 @@ def _with_shares(deployment: Deployment, variants: list[Variant]) -> None:
         variant.share = of_keys.get(str(variant.pk), 0.0)  # type: ignore[attr-defined]
 
 
+def _with_runtimes(variants: list[Variant]) -> None:
+    found = client.runtimes() if variants else {}
+    for variant in variants:
+        variant.runtime = found.get(str(variant.version_id), "")  # type: ignore[attr-defined]
+
+
 @require_http_methods(["GET", "HEAD", "POST"])
 def deployment_new(request: HttpRequest) -> HttpResponse:
     organization = organization_of(request)
@@ -119,6 +125,7 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
     found = deployment_or_404(request, deployment)
     variants = list(Variant.objects.filter(deployment=found, removed_at=None).select_related("version__model"))
     _with_shares(found, variants)
+    _with_runtimes(variants)
     can_deploy = may(request.user, "deploy", found)
     in_it = {row.version_id for row in variants}
     choices = candidates(request.user, found) if can_deploy else []  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ import fcntl
 import os
 
 import pytest
+from django.urls import reverse
 
 from dlplatform.engine.compiling import LOCK
 from dlplatform.engine.optimizing import measuring
@@ -12,6 +13,7 @@ from registry import optimizations
 from registry.jobs import optimize as work
 from registry.models import ModelVersion
 from registry.serving import cache, services
+from registry.serving import client as serving_client
 from registry.serving.services import Wanted
 from tests.fixtures.inference import Inference, eventually
 from tests.integration.conftest import QUICK
@@ -36,7 +38,7 @@ def says(inference, version, runtime, reason=""):
 
 @pytest.mark.slow
 def test_it_answers_at_once_and_compiled_when_that_is_ready(
-    version, trainer, maintainer, viewer, inference, settings, monkeypatch, caplog
+    version, trainer, maintainer, viewer, web, inference, settings, monkeypatch, caplog
 ):
     asked = optimizations.request_optimization(actor=trainer, version=version, plans=[{"passes": ["torch-compile"]}])
     with threads(serving_threads()):
@@ -62,11 +64,15 @@ def test_it_answers_at_once_and_compiled_when_that_is_ready(
             before = inference.ask("flowers", key, [ROW])
             assert before.status_code == 200, before.text
             assert says(inference, child, "eager", "compiling")
+            page = reverse("deployment", args=[deployment.pk])
+            assert "being compiled</span>" in web(viewer).get(page).content.decode()
             hidden.rename(made)
         eventually(
             lambda: inference.ask("flowers", key, [ROW]).status_code == 200 and says(inference, child, "compiled")
         )
         assert not says(inference, child, "eager", "compiling")
+        assert '<span class="tag">compiled</span>' in web(viewer).get(page).content.decode()
+        assert inference.client.get("/internal/runtimes").status_code == 401
         assert inference.server.models.ready(child.pk).run.__class__.__name__ == "CompiledRunner"
         after = inference.ask("flowers", key, [ROW] * 40).json()["predictions"]
         one = before.json()["predictions"][0]
@@ -86,6 +92,8 @@ def test_it_answers_at_once_and_compiled_when_that_is_ready(
         with Inference() as other:
             other.wait_for(deployment.pk, 1)
             eventually(lambda: says(other, child, "eager", "no_compiler"))
+            monkeypatch.setattr(serving_client, "_client", lambda: other.client)
+            assert "Not compiled: There is no C++ compiler" in web(viewer).get(page).content.decode()
             assert other.ask("flowers", key, [ROW]).json()["predictions"] == [one]
     assert os.listdir(made.parent) and not list(made.parent.glob("work-*"))
 

@@ -14,7 +14,7 @@ from rest_framework.exceptions import NotAuthenticated
 
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.client import RESTING_PATH, SECRET_HEADER, shared_secret
+from registry.serving.client import RESTING_PATH, RUNTIMES_PATH, SECRET_HEADER, shared_secret
 
 from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
@@ -104,9 +104,10 @@ class InferenceServer:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
         elif (matched := openai_api.PATH.fullmatch(path)) is not None:
             await self.openai(scope, receive, send, matched[1], matched[2])
-        elif path == RESTING_PATH:
+        elif path in (RESTING_PATH, RUNTIMES_PATH):
             _require_secret(scope)
-            await send_json(send, 200, {str(version): told for version, told in self.models.rests.told().items()})
+            told = self.models.rests.told() if path == RESTING_PATH else self.models.compiling.told
+            await send_json(send, 200, {str(version): str(each) for version, each in told.items()})
         elif path.startswith("/internal/"):
             await self._internal(scope, receive, send)
         else:

@@ -33,6 +33,11 @@ class Told:
     reason: str = ""
     sentence: str = ""
 
+    def __str__(self) -> str:
+        if self.runtime == COMPILED:
+            return "compiled"
+        return "being compiled" if self.reason == COMPILING else f"not compiled: {self.sentence}"
+
 
 class Compiling:
     """``swapped`` is told of every predictor whose network was swapped, with the bytes that this took."""
