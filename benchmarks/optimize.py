@@ -20,11 +20,12 @@ import torch
 
 from dlplatform.engine import package
 from dlplatform.engine.compiling import Compiler
+from dlplatform.engine.environment import serving_threads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.optimizing.plan import parse_plan
 from dlplatform.engine.optimizing.report import report as measured
-from dlplatform.engine.optimizing.report import serving_threads, threads
+from dlplatform.engine.optimizing.report import threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant

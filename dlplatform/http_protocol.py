@@ -27,6 +27,9 @@ class WholeAnswers(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(cast(Any, HoldingHeads(transport)))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Whoever asks for another protocol gets his answer by this one; there is nothing for an operator to install."""
+
     def on_response_complete(self) -> None:
         cast(HoldingHeads, self.transport).release()  # of an answer without a body
         super().on_response_complete()
@@ -47,7 +50,7 @@ class HoldingHeads:
     def write(self, data: bytes) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head + data)
+            self._transport.write(b"".join((head, data)))
         elif _is_head(data):
             self._head = data
         else:
@@ -66,7 +69,12 @@ class HoldingHeads:
 
 def _is_head(data: bytes) -> bool:
     """Of a final answer: a client waits for 100 Continue."""
-    return data.startswith(b"HTTP/1.1 ") and data.endswith(b"\r\n\r\n") and not data.startswith(b"HTTP/1.1 1")
+    return (
+        isinstance(data, bytes)
+        and data.startswith(b"HTTP/1.1 ")
+        and data.endswith(b"\r\n\r\n")
+        and not data.startswith(b"HTTP/1.1 1")
+    )
 
 
 class HttpProtocol(HttpToolsProtocol):

@@ -20,9 +20,10 @@ from dlplatform.engine import package
 from dlplatform.engine.compiling import FOLDER as COMPILED_FOLDER
 from dlplatform.engine.compiling import Compiler
 from dlplatform.engine.dataset import Dataset
+from dlplatform.engine.environment import serving_threads
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
-from dlplatform.engine.optimizing.report import report, serving_threads, threads
+from dlplatform.engine.optimizing.report import report, threads
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.verifying import BrokenPass
 from dlplatform.engine.optimizing.work import make_variant

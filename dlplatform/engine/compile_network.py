@@ -57,8 +57,12 @@ def main() -> int:
 def _give_way(parent: int) -> None:
     """To whoever answers: of the processor, and of the memory when there is too little of it. It does not outlive who asked."""
     os.nice(NICE)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    for weight, value in (
+        ("autogroup", str(NICE)),
+        ("oom_score_adj", "1000"),
+    ):  # Linux may weigh sessions, and this is one
+        with contextlib.suppress(OSError):
+            Path("/proc/self", weight).write_text(value)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it has gone already

@@ -8,11 +8,13 @@ torch/csrc/inductor/aoti_runtime/interface.h and aoti_torch/c/shim.h, which torc
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class CompiledNetwork:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError, RuntimeError for what cannot be opened."""
-        self._library = _FREE(str(path))
+        self._library = _loaded(path)
         self._run = self._library.AOTInductorModelContainerRun
         self._run.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p, c_void_p]
         self._delete = self._library.AOTInductorModelContainerDelete
@@ -86,6 +88,16 @@ class CompiledNetwork:
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
             self._delete(self._handle)
+
+
+def _loaded(path: Path) -> Any:
+    """By a name of its own: for a name that was opened before, the system gives what the file was then."""
+    once = path.with_suffix(f".{uuid4().hex}.opening")
+    os.link(path, once)
+    try:
+        return _FREE(str(once))
+    finally:
+        once.unlink()
 
 
 def _tensor(array: Array) -> int | None:

@@ -89,6 +89,15 @@ class Compiler:
             raise EngineError("not_compiled", f"The folder of compiled networks cannot be used: {error}") from error
 
     def _runner(self, package: Path, network: RowNetwork) -> CompiledRunner:
+        found = self.found(package, network)
+        if found is not None:
+            return found
+        path = self._path(package)
+        self._make(package, path)
+        return opened(path, network)
+
+    def found(self, package: Path, network: RowNetwork) -> CompiledRunner | None:
+        """What was compiled earlier, if it is good. Raises EngineError, OSError for a folder that cannot be used."""
         _own_folder(self.folder)
         path = self._path(package)
         if path.is_file():
@@ -96,8 +105,7 @@ class Compiler:
                 os.utime(path)
                 return opened(path, network)
             path.unlink(missing_ok=True)
-        self._make(package, path)
-        return opened(path, network)
+        return None
 
     def told(self, package: Path) -> dict[str, Any]:
         """{seconds, bytes}: how long compiling took, where that is known, and how large the result is. Raises OSError where there

@@ -76,6 +76,12 @@ def pin_threads(job_dir: Path, config: TrainingConfig, recorded: int | None, pro
     return threads
 
 
+def serving_threads() -> int:
+    """Those of torch where a model answers: half the cores, four at most. Its threads wait for each other, and one that shares
+    its core with the Python around it makes a small model ten times as slow (measured on two cores)."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+
+
 def _free_cores() -> int:
     """Cores that nobody uses now: a thread waiting for a busy core slows all the others down."""
     cores = len(os.sched_getaffinity(0))

@@ -29,6 +29,10 @@ NICE = 10  # of one that yields: the lowest priority would not even load it on a
 PATIENCE = 5  # times as long it may load then
 
 
+class ProcessEnded(PackageError):
+    """The process of the model is no more, or has been ended as it did not answer."""
+
+
 class ConfinedPredictor:
     """As `dlplatform.engine.predict.Predictor`, with the model in a sandbox. Safe to share between threads."""
 
@@ -103,7 +107,7 @@ class ConfinedPredictor:
             self._process.stdin.write(question)
             self._process.stdin.flush()
         except (BrokenPipeError, OSError):
-            raise PackageError(self._how_it_ended()) from None
+            raise ProcessEnded(self._how_it_ended()) from None
         return self._expect(ANSWER_SECONDS)
 
     def _expect(self, seconds: float) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class ConfinedPredictor:
             if not chunk or len(self._rest) > MOST_ANSWER:
                 told = self._how_it_ended() if ready else f"Its code did not answer within {seconds:.0f} s."
                 self._sandbox.kill()
-                raise PackageError(told)
+                raise ProcessEnded(told)
             self._rest += chunk
         line, _, self._rest = self._rest.partition(b"\n")
         return _read(line)

@@ -65,8 +65,12 @@ def told(record: Entry) -> tuple[Any, ...]:
 def _json(value: Any) -> str:
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # a number of more digits than orjson knows
+    except TypeError:  # a number of more digits than orjson knows, or more levels
+        pass
+    try:
         return json.dumps(value)
+    except (RecursionError, TypeError, ValueError):  # no model reads such rows: the record without them
+        return "[]"
 
 
 def line_of(columns: Sequence[Any]) -> str:

@@ -20,6 +20,7 @@ from django.db import DatabaseError, connection
 from .log_entries import Entry, packed
 
 ANSWER_SECONDS = 20.0  # longer than PostgreSQL takes for a batch; what is silent then is ended
+WITH_IMAGES_SECONDS = 120.0  # for a slow object store, and for Django to be loaded first
 RESTART_SECONDS = 5.0  # at the least between two starts
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class WriterProcess:
         except TypeError:
             return False
         try:
-            answer = self._asked(line)
+            answer = self._asked(line, WITH_IMAGES_SECONDS if any(one.images for one in batch) else ANSWER_SECONDS)
         except (Gone, OSError) as error:
             self._end(error)
             return False
@@ -54,10 +55,10 @@ class WriterProcess:
             raise DatabaseError(answer["away"])
         return True
 
-    def _asked(self, line: bytes) -> dict[str, str]:
+    def _asked(self, line: bytes, seconds: float = ANSWER_SECONDS) -> dict[str, str]:
         process = self._process or self._started()
         assert process.stdin is not None and process.stdout is not None
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + seconds
         _send(process.stdin.fileno(), line, deadline)
         answer = b""
         while not answer.endswith(b"\n"):
@@ -127,4 +128,4 @@ def _wait(pipe: int, event: int, deadline: float) -> None:
     waiting = select.poll()
     waiting.register(pipe, event)
     if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise Gone(f"it did not answer within {ANSWER_SECONDS:.0f} s")
+        raise Gone("it did not answer in time")

@@ -103,6 +103,9 @@ class RecordBuffer:
                     self._put_back(batch)
                     self._away = True
                     break
+                except Exception:  # one batch that nobody foresaw must not end the log
+                    logger.exception("%d records of predictions cannot be written", len(batch))
+                    self._lose(len(batch))
                 for record in batch:
                     record.images = ()
                 with self._lock:  # what is stored, or will not be, waits no more
@@ -130,11 +133,16 @@ class RecordBuffer:
         with self._lock:
             self._waiting.extendleft(reversed(batch))
 
+    def _lose(self, records: int) -> None:
+        with self._lock:
+            self.lost += records
+            self.lost_ever += records
+
     def _tell_lost(self) -> None:
         with self._lock:
             lost, self.lost = self.lost, 0
         if lost:
-            logger.error("%d records of predictions were lost: the database did not take them in time", lost)
+            logger.error("%d records of predictions were lost: the database did not take them, or not in time", lost)
 
 
 def store(batch: list[Entry]) -> None:

@@ -7,8 +7,9 @@ import pytest
 from django.urls import reverse
 
 from dlplatform.engine.compiling import LOCK
+from dlplatform.engine.environment import serving_threads
 from dlplatform.engine.optimizing import measuring
-from dlplatform.engine.optimizing.report import serving_threads, threads
+from dlplatform.engine.optimizing.report import threads
 from registry import optimizations
 from registry.jobs import optimize as work
 from registry.models import ModelVersion

@@ -184,3 +184,29 @@ def test_what_was_sent_is_written_though_the_sender_is_killed(entry):
         writer.terminate()  # who stops everything sends it this too
     eventually(lambda: kept() == {one.request_id for one in batch})
     eventually(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_rows_nested_too_deeply_and_what_nobody_foresaw_end_no_log(entry, monkeypatch, caplog):
+    deep = []
+    for _ in range(1020):
+        deep = [deep]
+    kept_rows, shown = entry(), entry(instances=[{"x": deep}])
+    buffer = prediction_log.RecordBuffer(thread=False)
+    for one in (kept_rows, shown):
+        buffer.add(one)
+    assert buffer.flush() == 2
+    assert PredictionRecord.objects.get(request_id=shown.request_id).instances == []
+
+    def surprised(batch):
+        raise RuntimeError("nobody foresaw it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_log, "store", surprised)
+        buffer.add(entry(images=(Sent(0, "picture", "abcd"),)))
+        assert buffer.flush() == 1
+    assert buffer.lost_ever == 1 and buffer.waiting == 0 and buffer._of_images == 0
+    assert "1 records of predictions cannot be written" in caplog.text
+    last = entry()
+    buffer.add(last)
+    assert buffer.flush() == 1
+    assert kept() == {kept_rows.request_id, shown.request_id, last.request_id}

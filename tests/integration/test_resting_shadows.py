@@ -136,3 +136,38 @@ def test_a_sandbox_that_yields_has_a_low_priority(tmp_path, settings, monkeypatc
     package.mkdir()
     ConfinedPredictor(uuid4(), package, yields=True).close()
     assert loading.is_set()
+
+
+def test_shadows_that_hang_while_they_load_hold_up_no_live_model(stubs, versions, inference):  # noqa: F811
+    live, shadow = versions
+    let_go = threading.Event()
+    stubs.loads[shadow.pk] = let_go.wait
+    models = inference.server.models
+    models.follow_shadows({shadow.pk, uuid4()})
+    try:
+        hanging = [models.load(version) for version in sorted(models.rests.shadows, key=lambda one: one != shadow.pk)]
+        assert models.load(live.pk).result(20) is models.ready(live.pk)
+        assert not any(one.done() for one in hanging)
+    finally:
+        let_go.set()
+
+
+def test_only_an_end_of_a_process_makes_a_shadow_rest_and_its_reason_is_told(stubs, versions, inference):  # noqa: F811
+    version = versions[1].pk
+    models = inference.server.models
+    models.follow_shadows({version})
+
+    def fail(error):
+        def raised():
+            raise error
+
+        stubs.loads[version] = raised
+        models._failed.clear()
+        with pytest.raises(type(error)):
+            models.load(version).result(20)
+
+    fail(PackageError("model.safetensors is damaged"))
+    assert models.rests.refusal(version) is None
+    fail(confined.ProcessEnded("Its code did not answer within 300 s."))
+    eventually(lambda: models.rests.refusal(version))
+    assert "ended once" in str(models.rests.refusal(version)) and "within 300 s" in str(models.rests.refusal(version))

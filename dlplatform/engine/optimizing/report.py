@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from dlplatform.engine.compiling import Compiler
 from dlplatform.engine.dataset import Dataset
-from dlplatform.engine.environment import choose_device, describe
+from dlplatform.engine.environment import choose_device, describe, serving_threads
 from dlplatform.engine.optimizing.measuring import latencies, load_seconds, sizes
 from dlplatform.engine.optimizing.rows import actual, held_out, held_out_answers, inputs_at
 from dlplatform.engine.optimizing.verifying import agreement
@@ -52,11 +51,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(kept)
-
-
-def serving_threads() -> int:
-    """As many as the inference server lets a model take: half the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def _report(

@@ -171,6 +171,6 @@ class InferenceServer:
 
 def _require_secret(scope: dict[str, Any]) -> None:
     """Raises NotAuthenticated for who is not a process of this installation."""
-    given = dict(scope["headers"]).get(SECRET, b"").decode("latin-1")
-    if not hmac.compare_digest(given, shared_secret()):
+    given: bytes = dict(scope["headers"]).get(SECRET, b"")
+    if not hmac.compare_digest(given, shared_secret().encode()):
         raise NotAuthenticated

@@ -14,11 +14,11 @@ from uuid import UUID
 
 from django.conf import settings
 
+from dlplatform.engine.compiled import CompiledRunner
 from dlplatform.engine.compiling import FOLDER, Compiler
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.predict import Predictor
 
-THREADS = 2  # one may wait for a child while another opens what was compiled before
 COMPILED, EAGER, COMPILING = "compiled", "eager", "compiling"
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ class Compiling:
     def __init__(self, swapped: Callable[[UUID, Predictor, int], None]) -> None:
         self._swapped = swapped
         self._compiler = Compiler(settings.CACHE_PATH / FOLDER)
-        self._thread = ThreadPoolExecutor(THREADS, thread_name_prefix="compiling")
+        # What was compiled before is opened while a child compiles something else.
+        self._opening = ThreadPoolExecutor(1, thread_name_prefix="opening compiled")
+        self._making = ThreadPoolExecutor(1, thread_name_prefix="compiling")
         self._predictors: dict[UUID, Predictor] = {}
         self._told: dict[UUID, Told] = {}
         self._lock = threading.Lock()
@@ -57,7 +59,7 @@ class Compiling:
         with self._lock:
             self._predictors[version] = predictor
             self._told[version] = Told(EAGER, COMPILING)
-        self._thread.submit(self._work, version, predictor)
+        self._opening.submit(self._work, version, predictor, self._compiler.found)
 
     def remove(self, version: UUID) -> None:
         """It is not in memory any more."""
@@ -71,12 +73,16 @@ class Compiling:
         with self._lock:
             return dict(self._told)
 
-    def _work(self, version: UUID, predictor: Predictor) -> None:
+    def _work(self, version: UUID, predictor: Predictor, runner_of: Callable[..., CompiledRunner | None]) -> None:
+        """``runner_of``: the compiler's `found`, or its `runner`, which takes long."""
         if self._predictors.get(version) is not predictor:
             return  # it went, or came back as another one, before its turn
         before = predictor.run
         try:
-            runner = self._compiler.runner(predictor.directory, predictor.network)
+            runner = runner_of(predictor.directory, predictor.network)
+            if runner is None:
+                self._making.submit(self._work, version, predictor, self._compiler.runner)
+                return
             predictor.run = runner
             self._swapped(version, predictor, self._compiler.told(predictor.directory)["bytes"])
         except EngineError as error:
@@ -101,4 +107,5 @@ class Compiling:
     def close(self) -> None:
         """End what is being compiled, and the thread."""
         self._compiler.stop()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._opening.shutdown(wait=True, cancel_futures=True)
+        self._making.shutdown(wait=True, cancel_futures=True)

@@ -5,18 +5,19 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from uuid import UUID
 
 from django.db import close_old_connections
 
 from registry.serving.batching import Overloaded
 from registry.serving.cache import PredictorCache
-from registry.serving.confined import ConfinedPredictor
+from registry.serving.confined import ConfinedPredictor, ProcessEnded
 
 from .compiling import Compiling
 from .queues import AnyPredictor, Queues
 from .quick import Quick
-from .resting import Resting, Rests
+from .resting import Rests
 
 LOAD_SECONDS = 25.0  # that a request waits for its model
 RETRY_SECONDS = 10.0
@@ -47,6 +48,9 @@ class Models:
         self.quick = Quick(observe)
         self.shadow = Queues("shadow", self._get, give_way=lambda: self.live.torch_waiting > 0)
         self._loaders = ThreadPoolExecutor(2, thread_name_prefix="loading")
+        self._shadow_loader = ThreadPoolExecutor(
+            1, thread_name_prefix="loading shadows"
+        )  # one that hangs holds up no answer
         self._ending = ThreadPoolExecutor(1, thread_name_prefix="ending")
         self._loading: dict[UUID, Future[AnyPredictor]] = {}
         self._failed: dict[UUID, tuple[Future[AnyPredictor], float]] = {}
@@ -79,7 +83,8 @@ class Models:
                 return coming
             if resting := self.rests.refusal(version):
                 return _failed(resting)
-            coming = self._loading[version] = self._loaders.submit(self._get, version)
+            loaders = self._shadow_loader if version in self.rests.shadows else self._loaders
+            coming = self._loading[version] = loaders.submit(self._get, version)
         coming.add_done_callback(lambda done: self._ended(version, done))
         return coming
 
@@ -90,8 +95,8 @@ class Models:
             self._failed.pop(version, None)
             if not loading.cancelled() and loading.exception() is not None:
                 self._failed[version] = (loading, time.monotonic())
-                if not isinstance(loading.exception(), Resting):
-                    self.rests.ended(version, 0.0)
+                if isinstance(loading.exception(), ProcessEnded):
+                    self.rests.ended(version, 0.0, str(loading.exception()))
 
     async def loaded(self, version: UUID) -> AnyPredictor:
         """The predictor, waited for. Raises Overloaded when that takes too long, and what loading does."""
@@ -113,7 +118,8 @@ class Models:
         if not predictor.alive:
             self._tell_ended(version)
             self.rests.ended(version, predictor.lived)
-        self.live.after_what_waits(version, lambda: self._end(predictor))
+        answered = partial(self.shadow.after_what_waits, version, lambda: self._end(predictor))
+        self.live.after_what_waits(version, answered)
 
     def _end(self, predictor: ConfinedPredictor) -> None:
         self._ending.submit(predictor.close)
@@ -129,7 +135,8 @@ class Models:
 
     def close(self) -> None:
         """End all threads and sandboxes; what waits is answered first."""
-        self._loaders.shutdown(wait=True, cancel_futures=True)
+        for loaders in (self._loaders, self._shadow_loader):
+            loaders.shutdown(wait=True, cancel_futures=True)
         self.compiling.close()
         self.cache.clear()
         self.live.close()

@@ -31,12 +31,12 @@ def application() -> Any:
 def warm_up() -> None:
     """Pay for torch's lazy start before the first request does.
 
-    Half the cores are torch's, four at most: its threads wait for each other, and one that shares its core with the Python
-    around it makes a small model ten times as slow (measured on two cores). Python's threads change places every
-    millisecond, so that an answer does not wait for the writing of the log.
+    Python's threads change places every millisecond, so that an answer does not wait for what others do.
     """
     import torch
 
+    from dlplatform.engine.environment import serving_threads
+
     sys.setswitchinterval(0.001)
-    torch.set_num_threads(max(1, min(4, (os.cpu_count() or 1) // 2)))
+    torch.set_num_threads(serving_threads())
     torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(2, 2))

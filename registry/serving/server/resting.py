@@ -24,10 +24,12 @@ class Ends:
     count: int
     pause: float
     until: float
+    reason: str = ""  # why it did not start
 
     def __str__(self) -> str:
         times = "once" if self.count == 1 else f"{self.count} times in a row"
-        return f"its process ended {times}; it rests for {self.pause:.0f} s before it is started again"
+        told = f"its process ended {times}; it rests for {self.pause:.0f} s before it is started again"
+        return f"{told}. {self.reason}" if self.reason else told
 
 
 class Rests:
@@ -45,14 +47,14 @@ class Rests:
             self.shadows = frozenset(shadows)
             self._ends = {version: ends for version, ends in self._ends.items() if version in self.shadows}
 
-    def ended(self, version: UUID, lived: float) -> None:
-        """A process ended of itself, so many seconds after it was ready."""
+    def ended(self, version: UUID, lived: float, reason: str = "") -> None:
+        """A process ended of itself, so many seconds after it was ready, or did not become ready for a reason."""
         with self._lock:
             if version in self.shadows:
                 before = self._ends.get(version)
                 count = before.count + 1 if before and lived < STEADY_SECONDS else 1
                 pause = min(FIRST_SECONDS * 2.0 ** min(count - 1, 16), MOST_SECONDS)
-                self._ends[version] = Ends(count, pause, self._clock() + pause)
+                self._ends[version] = Ends(count, pause, self._clock() + pause, reason)
 
     def refusal(self, version: UUID) -> Resting | None:
         """Why it is not started now; None where it may be."""

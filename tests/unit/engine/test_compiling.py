@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -264,3 +265,15 @@ def test_the_oldest_go_when_the_folder_is_full(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["new.json", "new.so", "used.json", "used.so"]
     compiling._tidy(tmp_path, tmp_path / "new.so", 0)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["new.json", "new.so"]  # somebody is about to open it
+
+
+def test_a_file_that_was_replaced_is_opened_as_it_is_now(tmp_path: Path) -> None:
+    """The system remembers a library by the name that it was opened by."""
+    path = tmp_path / "network.so"
+    for number in (1, 2):
+        source, made = tmp_path / f"{number}.cc", tmp_path / f"{number}.so"
+        source.write_text(f'extern "C" int answer() {{ return {number}; }}')
+        subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(made)], check=True)
+        made.replace(path)
+        assert compiled._loaded(path).answer() == number
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["1.cc", "2.cc", "network.so"]
