@@ -25,6 +25,7 @@ from dlplatform.engine.grams import collect_grams
 from dlplatform.engine.merging import Recipe, merge_weights
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
+from dlplatform.engine.runners import TorchRunner
 from dlplatform.engine.table import Table
 
 from .measuring import arguments, median, report
@@ -119,7 +120,8 @@ def accuracy(package: Path, data: Digits) -> float:
 def grams_of(package: Path, data: Digits) -> dict[str, torch.Tensor]:
     predictor = Predictor(package)
     chosen = Digits(data.images[:INPUTS], data.classes[:INPUTS])
-    return collect_grams(predictor.network, lambda: predictor.predict_table(chosen.table()))
+    run = TorchRunner(predictor.network)
+    return collect_grams(predictor.network, lambda: run(predictor.encode(chosen.table())))
 
 
 def measure(seed: int, steps: int) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.grams import collect_grams
 from dlplatform.engine.merging import Grams, MergeConflict, Recipe, merge_weights
 from dlplatform.engine.predict import Predictor
+from dlplatform.engine.runners import TorchRunner
 from dlplatform.engine.table import Table
 from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.jobs import LeaseLost
@@ -148,7 +149,8 @@ class Merging:
         rows = Table({name: values for name, values in table.columns.items() if name in inputs}, table.rows)
         chosen = np.linspace(0, table.rows - 1, min(table.rows, GRAM_ROWS)).astype(np.int64)
         self.bench.beat(0.2, "collecting inputs")
-        return collect_grams(predictor.network, lambda: predictor.predict_table(rows.take(chosen)))
+        run = TorchRunner(predictor.network)  # a shorter way may leave out the layers that are watched
+        return collect_grams(predictor.network, lambda: run(predictor.encode(rows.take(chosen))))
 
     def _measured(self, side: Path, table: Table, fraction: float) -> dict[str, Any]:
         """Metrics on all labelled rows of the dataset version; empty where it lacks the target."""
