@@ -145,6 +145,10 @@ class Merging:
 
     def _grams(self, side: Path, table: Table) -> Grams:
         predictor = Predictor(side)
+        if predictor.writer is not None:
+            raise EngineError(
+                "bad_data", "RegMean takes what layers see from rows, of which a language model answers none."
+            )
         inputs = {column["name"] for column in predictor.description["inputs"]}
         rows = Table({name: values for name, values in table.columns.items() if name in inputs}, table.rows)
         chosen = np.linspace(0, table.rows - 1, min(table.rows, GRAM_ROWS)).astype(np.int64)
