@@ -156,6 +156,7 @@ class Compiler:
         """Into a folder beside, and renamed: there is a whole file or none."""
         if compiler() is None:
             raise EngineError("no_compiler", MISSING)
+        _check_names(Path(torch.__file__).parent, self.folder)
         began = time.monotonic()
         for left in self.folder.glob(WORK + "*"):  # by somebody who was killed: the lock is ours now
             shutil.rmtree(left, ignore_errors=True)
@@ -220,6 +221,14 @@ def _own_folder(folder: Path) -> None:
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
         raise EngineError("not_compiled", f"The folder {folder} belongs to somebody else.")
     folder.chmod(0o700)
+
+
+def _check_names(*folders: Path) -> None:
+    """torch does not quote what it tells the C++ compiler. Raises EngineError."""
+    for folder in folders:
+        if any(character.isspace() for character in str(folder)):
+            sentence = f"A network cannot be compiled with, or in, a folder that has a space in its name: {folder}."
+            raise EngineError("not_compiled", sentence)
 
 
 def _environment(work: Path) -> dict[str, str]:
