@@ -4,18 +4,16 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
-import uvloop
 
 from dlplatform.http_protocol import BODY, WORTH_READING, HttpProtocol
+from tests.fixtures.conversations import LOOPS, Talk, converse
 
 LARGE = 3 * WORTH_READING + 17
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Taker:
@@ -65,29 +63,10 @@ class Taker:
         return True
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def talk(request: pytest.FixtureRequest) -> Callable[[Taker, Talk], None]:
     """Run a server with this application, and a client's side of a conversation with it."""
-
-    async def conversation(application: Taker, client: Talk) -> None:
-        config = uvicorn.Config(application, port=0, http=HttpProtocol, lifespan="off", log_level="error")
-        server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(30):
-            await client(reader, writer)
-        writer.close()
-        server.should_exit = True
-        await serving
-
-    def run(application: Taker, client: Talk) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop if request.param == "uvloop" else None) as runner:
-            runner.run(conversation(application, client))
-
-    return run
+    return partial(converse, request.param, HttpProtocol)
 
 
 def post(length: int, more: str = "") -> bytes:

@@ -1,16 +1,15 @@
 """Answers whose head leaves with their body: what reaches the socket in one write, and that nothing is kept back for good."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
-import uvloop
 
 from dlplatform.http_protocol import HoldingHeads, WholeAnswers
+from tests.fixtures.conversations import LOOPS, Talk, converse
 
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
 
 
@@ -81,27 +80,9 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": told})
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def talk(request: pytest.FixtureRequest) -> Callable[[Talk], None]:
-    async def conversation(client: Talk) -> None:
-        config = uvicorn.Config(application, port=0, http=WholeAnswers, ws="none", lifespan="off", log_level="critical")
-        server = uvicorn.Server(config)
-        serving = asyncio.ensure_future(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(30):
-            await client(reader, writer)
-        writer.close()
-        server.should_exit = True
-        await serving
-
-    def run(client: Talk) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop if request.param == "uvloop" else None) as runner:
-            runner.run(conversation(client))
-
-    return run
+    return partial(converse, request.param, WholeAnswers, application)
 
 
 def ask(path: str, method: str = "GET", more: str = "") -> bytes:
