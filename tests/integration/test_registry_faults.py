@@ -131,8 +131,8 @@ for number in range(100_000):
 )
 
 
-def killed_after(program, *arguments, seconds):
-    """Run a program and kill it a while after it has begun; the lines that it printed."""
+def killed_after(program, *arguments, seconds, answers=0):
+    """Run a program and kill it a while after it has begun and printed `answers` lines; the lines that it printed."""
     environment = os.environ | {
         "DJANGO_SETTINGS_MODULE": "dlplatform.settings", "SECRET_KEY": "x",
         "DATABASE_URL": _address_of_the_test_database(), "PYTHONPATH": str(ROOT),
@@ -140,9 +140,10 @@ def killed_after(program, *arguments, seconds):
     command = [sys.executable, "-c", program, *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"
+    first = [process.stdout.readline() for _ in range(answers)]
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
-    lines = [line.strip() for line in process.stdout if line.endswith("\n")]
+    lines = [line.strip() for line in [*first, *process.stdout] if line.endswith("\n")]
     process.wait()
     return lines
 
@@ -166,8 +167,9 @@ def test_whoever_commits_and_moves_refs_may_be_killed_at_any_moment(organization
     generator, answered = random.Random(4), []
     for kill in range(10):
         answered += killed_after(
-            MOVER, store.storage.location, maintainer.pk, model.pk, kill, seconds=generator.uniform(0.1, 0.6)
-        )
+            MOVER, store.storage.location, maintainer.pk, model.pk, kill,
+            seconds=generator.uniform(0, 0.5), answers=generator.randint(0, 3),
+        )  # fmt: skip
         replayed = {}
         for move in RefMove.objects.filter(model=model).order_by("id"):
             assert replayed.get((move.kind, move.name)) == move.from_version_id, "no gap in the log"
@@ -176,6 +178,6 @@ def test_whoever_commits_and_moves_refs_may_be_killed_at_any_moment(organization
         for version in ModelVersion.objects.filter(model=model):
             assert store.read(version.tree["w"]["sha256"])
     known = {str(pk) for pk in model.versions.values_list("pk", flat=True)}
-    assert len(answered) > 10 and set(answered) <= known, "what was answered is there"
+    assert len(answered) >= 10 and set(answered) <= known, "what was answered is there"
     numbers = sorted(model.versions.values_list("number", flat=True))
     assert numbers == list(range(1, len(numbers) + 1))
