@@ -1,5 +1,6 @@
 """REST API of fine-tuning: a run that starts from a version of the registry, and what it would train."""
 
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import SafeCharField, Strict, documented
+from dlplatform.engine.finetune_config import FinetuneConfig
 from registry import availability
 from registry.models import ModelVersion, Ref, RegisteredModel
 
@@ -21,10 +23,10 @@ from .finetune_outlook import Outlook, outlook
 from .preflight_api import PREFLIGHT, PreflightOut
 from .serializers import RunDetail, TargetField
 
-SETTINGS = ("mode", "adapter", "rank", "alpha", "unfreeze_every", "layer_decay", "blocks")
+SETTINGS = tuple(field.name for field in fields(FinetuneConfig))
 OUTLOOK = {
     "parameters": 535_818, "trainable": 9_320, "memory_bytes": 4_398_336,
-    "blocks": [{"name": "head", "parameters": 1290, "trains": False, "added": 552}],
+    "blocks": [{"name": "head", "parameters": 1290, "trains": True, "added": 0}],
 }  # fmt: skip
 
 
@@ -35,6 +37,10 @@ class SettingsIn(Strict):
     adapter = serializers.CharField(required=False, max_length=20, help_text="In mode lora: lora, dora or ia3")
     rank = serializers.IntegerField(required=False, help_text="Rank of an adapter")
     alpha = serializers.FloatField(required=False, help_text="An adapter's change is scaled by alpha / rank")
+    head = serializers.CharField(
+        required=False, max_length=20,
+        help_text="In mode lora: whole, so that what answers trains whole beside the adapters, or adapted",
+    )  # fmt: skip
     unfreeze_every = serializers.IntegerField(
         required=False, help_text="In mode head: epochs until one more block trains"
     )

@@ -107,8 +107,8 @@ def outlook(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> 
         heads = set() if gets_outputs else set(usual_heads(counts))
         trains = set(counts) if settings.unfreeze_every else named or heads
     else:
-        trains = set()
-        added = _adapter_sizes(shapes, settings, named or set(counts))
+        trains = set() if gets_outputs else set(settings.beside_adapters(list(counts)))
+        added = _adapter_sizes(shapes, settings, (named or set(counts)) - trains)
     blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
     if gets_outputs:
         blocks.append(_new_outputs(shapes))

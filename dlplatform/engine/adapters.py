@@ -211,13 +211,14 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         places[name].copy_(tensor.view(places[name].shape))
 
 
-def peft_config(network: nn.Module, config: FinetuneConfig, base: str) -> dict[str, Any]:
-    """``adapter_config.json`` as peft reads it."""
+def peft_config(network: nn.Module, config: FinetuneConfig, base: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """``adapter_config.json`` as peft reads it, for an adapter's file that holds the given tensors."""
     kind = {"lora": "LORA", "dora": "LORA", "ia3": "IA3"}[config.adapter]
     described: dict[str, Any] = {
         "peft_type": kind,
         "base_model_name_or_path": base,
         "target_modules": list(adapted(network)),
+        "modules_to_save": _kept_whole(network, tensors),
         "inference_mode": True,
     }
     if kind == "IA3":
@@ -226,3 +227,9 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str) -> dict[s
         described |= {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none",
                       "use_dora": config.adapter == "dora"}  # fmt: skip
     return described
+
+
+def _kept_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The modules of which a file holds own tensors, not those of an adapter beside them."""
+    owners = (name.rpartition(".")[0] for name in frozen(network) if f"{PREFIX}{name}" in tensors)
+    return sorted({owner for owner in owners if owner})

@@ -23,7 +23,9 @@ def blocks_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     return counts
 
 
-HEADS = ("head", "linear", "lm_head", "score", "classifier")
+# The blocks of our own networks for rows from which the answer comes, and what others call theirs.
+ANSWERING = ("linear", "head")
+HEADS = (*ANSWERING, "lm_head", "score", "classifier")
 
 
 def usual_heads(blocks: Iterable[str]) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from dlplatform.engine.blocks import ANSWERING, chosen
 from dlplatform.engine.config import ConfigError, Problem, parse_fields
 from dlplatform.engine.fields import Field
 
 MODES: Final = ("full", "head", "lora")
 ADAPTERS: Final = ("lora", "dora", "ia3")
+HEADS: Final = ("whole", "adapted")
 MOST_BLOCKS: Final = 1000
 
 FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
@@ -22,6 +25,9 @@ FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
     Field("rank", "integer", 8, "Rank of the change that an adapter can make.", 1, 1024),
     Field("alpha", "number", 16.0, "The change is scaled by alpha / rank.", 0, 10_000, exclusive_minimum=True,
           advanced=True),
+    Field("head", "choice", "whole",
+          "In mode lora: the layer that gives the answer trains whole beside the adapters, gently, and is kept with "
+          "them; or it is adapted like every other layer, which takes fewer bytes.", choices=HEADS),
     Field("unfreeze_every", "integer", 0,
           "In mode head: after so many epochs one more block begins to train, the last one first; 0 keeps the "
           "others frozen.", 0, 10_000, advanced=True),
@@ -40,6 +46,7 @@ class FinetuneConfig:
     adapter: str = "lora"
     rank: int = 8
     alpha: float = 16.0
+    head: str = "whole"
     unfreeze_every: int = 0
     layer_decay: float = 1.0
     blocks: tuple[str, ...] = ()
@@ -47,6 +54,12 @@ class FinetuneConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `parse_finetune` reads it back."""
         return {**asdict(self), "blocks": list(self.blocks)}
+
+    def beside_adapters(self, blocks: Sequence[str]) -> list[str]:
+        """Those of the blocks that train whole in mode lora: what answers, unless nothing else is to be adapted."""
+        adapted = chosen(blocks, self.blocks) or list(blocks)
+        heads = [block for block in adapted if block in ANSWERING]
+        return heads if self.head == "whole" and len(heads) < len(adapted) else []
 
 
 def parse_finetune(raw: Any) -> FinetuneConfig:
@@ -65,3 +78,9 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
     if problems:
         raise ConfigError(problems)
     return FinetuneConfig(**values, blocks=tuple(blocks))
+
+
+def recorded_finetune(raw: Any) -> FinetuneConfig:
+    """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
+    it was adapted. Raises ConfigError."""
+    return parse_finetune({"head": "adapted", **raw} if isinstance(raw, dict) else raw)

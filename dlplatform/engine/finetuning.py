@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform.engine.adapters import adapted, attach, is_adapter, plain_name
-from dlplatform.engine.blocks import block_of, chosen, usual_heads
+from dlplatform.engine.blocks import ANSWERING, block_of, chosen, usual_heads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.finetune_config import FinetuneConfig
 from dlplatform.engine.transformers_models import holders
@@ -22,6 +22,8 @@ NEW_CLASS_NOISE: Final = 0.01
 # Of the learning rate, for the weights of a pretrained transformer and for adapters beside them.
 PRETRAINED_RATE: Final = 0.02
 ADAPTER_RATE: Final = 0.4
+# And for the head of a base that trains whole beside adapters, which learn ten times as fast as whole weights do.
+HEAD_RATE: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ def plan_of(network: nn.Module, config: FinetuneConfig, fresh: Sequence[str], se
     if config.mode == "head":
         train = [*(named or heads), *fresh]
         return Plan(_stages(blocks, train, config.unfreeze_every), rates)
-    targets = set(named or blocks) - set(fresh)
+    beside = [block for block in config.beside_adapters(blocks) if block not in fresh]
+    targets = set(named or blocks) - {*fresh, *beside}
     attach(network, config, targets, seed)
     if not any(True for _ in adapted(network)):
         raise EngineError("bad_config", "The chosen blocks hold no matrix that an adapter could change.")
-    return Plan(dict.fromkeys(fresh, 0), rates)
+    rates |= {block: rates.get(block, 1.0) * HEAD_RATE for block in beside}
+    return Plan(dict.fromkeys([*fresh, *beside], 0), rates)
 
 
 def _rates(blocks: Sequence[str], decay: float) -> dict[str, float]:
@@ -124,7 +128,7 @@ def grown(state: Mapping[str, Tensor], old: Sequence[str], new: Sequence[str], s
     return result
 
 
-OUTPUTS: Final = ("linear.weight", "linear.bias", "head.weight", "head.bias")
+OUTPUTS: Final = tuple(f"{block}.{part}" for block in ANSWERING for part in ("weight", "bias"))
 
 
 def _grown(tensor: Tensor, sources: Sequence[int | None], generator: torch.Generator) -> Tensor:

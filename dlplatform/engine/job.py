@@ -12,7 +12,7 @@ import orjson
 from dlplatform.engine.config import ConfigError, TrainingConfig, parse_config
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.fields import CODE as OWN_CODE
-from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
+from dlplatform.engine.finetune_config import FinetuneConfig, recorded_finetune
 from dlplatform.engine.schema import COLUMN_TYPES, TASKS, Column
 
 FORMAT: Final = 1
@@ -164,7 +164,7 @@ def _finetune(raw: Any) -> FinetuneConfig | None:
     if raw is None:
         return None
     try:
-        return parse_finetune(raw)
+        return recorded_finetune(raw)
     except ConfigError as error:
         raise EngineError("bad_config", str(error)) from error
 

@@ -28,7 +28,7 @@ from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import ARCHITECTURES
 from dlplatform.engine.fields import CODE as OWN_CODE
-from dlplatform.engine.finetune_config import parse_finetune
+from dlplatform.engine.finetune_config import recorded_finetune
 from dlplatform.engine.finetuning import fresh_blocks, grown, plan_of
 from dlplatform.engine.job import CODE
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
@@ -215,7 +215,7 @@ def _load_adapter(directory: Path, description: dict[str, Any], network: RowNetw
     """The base's weights, its outputs grown to this package's classes, and the adapters over them."""
     base, tensors = read_base(directory / BASE), _read(directory / ADAPTER)
     try:
-        config = parse_finetune(description["finetune"])
+        config = recorded_finetune(description["finetune"])
         weights, fresh = fitted_weights(base, network, description["output"].get("classes", []))
         absent = network.state_dict().keys() - weights.keys() - {name.removeprefix(PREFIX) for name in tensors}
         if absent:

@@ -54,7 +54,7 @@ def save_package(job_dir: Path, spec: JobSpec, trainer: Trainer) -> Values:
         base, _ = package.fitted_weights(package.read_base(job_dir / BASE), fresh_network(learner), classes)
         tensors = save_tensors(learner.network, base)
         version = str(spec.lineage.get("base_version", ""))
-        extra[ADAPTER_CONFIG] = to_json(peft_config(learner.network, spec.finetune, version))
+        extra[ADAPTER_CONFIG] = to_json(peft_config(learner.network, spec.finetune, version, tensors))
     package.save(job_dir / OUTPUT, results.description, tensors, results.card, results.evaluation, extra)
     metrics: Values = results.evaluation["metrics"]
     return metrics

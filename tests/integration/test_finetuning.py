@@ -1,16 +1,22 @@
 """Fine-tuning through the platform: from a version to a run to a version; adapters, their merge, and who may."""
 
+import math
+from dataclasses import fields
+
 import pytest
 
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import block_of
+from dlplatform.engine.finetune_config import FinetuneConfig
 from registry import deletion
 from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
+from registry.tensors import tensor_shapes
 from tests import factories
 from tests.integration.conftest import QUICK, flower_rows
 from tests.integration.training_by_api import trained_version
+from training.finetune_api import SettingsIn
 from training.finetuning import fitting_data
 from training.jobs import train
 from training.models import Run
@@ -130,17 +136,23 @@ def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
     assert api(viewer).post(f"/api/v1/models/{base.model_id}/finetune", {}, format="json").status_code in (400, 403)
 
 
-def test_the_outlook_counts_what_the_engine_trains(base, flowers, trainer, api):
-    version = tuned(api, trainer, base, flowers, mode="lora", rank=2)
-    told = (
-        api(trainer)
-        .post(f"/api/v1/model-versions/{base.pk}/finetune-outlook", {"mode": "lora", "rank": 2}, format="json")
-        .json()
-    )
-    from registry.tensors import tensor_shapes
+def test_every_setting_of_the_engine_can_be_asked_for():
+    assert {field.name for field in fields(FinetuneConfig)} == set(SettingsIn().fields)
 
-    held = {name: shape for name, shape in tensor_shapes(version).items() if ".lora_" in name}
-    assert told["trainable"] == sum(__import__("math").prod(shape) for shape in held.values())
+
+@pytest.mark.parametrize("head", ["whole", "adapted"])
+def test_the_outlook_counts_what_the_engine_trains(base, flowers, trainer, api, head):
+    settings = {"mode": "lora", "rank": 2, "head": head}
+    version = tuned(api, trainer, base, flowers, **settings)
+    told = api(trainer).post(f"/api/v1/model-versions/{base.pk}/finetune-outlook", settings, format="json").json()
+    trained = {
+        name: shape
+        for name, shape in tensor_shapes(version).items()
+        if ".lora_" in name or name.endswith((".head.weight", ".head.bias"))
+    }
+    assert any(".lora_" not in name for name in trained) == (head == "whole")
+    assert told["trainable"] == sum(math.prod(shape) for shape in trained.values())
+    assert [block["name"] for block in told["blocks"] if block["trains"]] == (["head"] if head == "whole" else [])
 
 
 def test_the_page_queues_a_run(base, flowers, trainer, viewer, stranger, web):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,10 @@ from safetensors.torch import load_file
 
 from dlplatform.engine import package
 from dlplatform.engine.adapters import attach, frozen, merged, share_base
-from dlplatform.engine.blocks import block_of, blocks_of, chosen
+from dlplatform.engine.blocks import ANSWERING, block_of, blocks_of, chosen
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
 from tests.unit.engine.conftest import mixed_columns, read_spool
@@ -82,15 +83,18 @@ def test_a_base_becomes_another_model(job: Callable[..., Path], bases: dict[str,
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "table"])
-@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize(
+    ("adapter", "head"), [("lora", "whole"), ("lora", "adapted"), ("dora", "whole"), ("ia3", "adapted")]
+)
 def test_an_adapter_is_small_and_works_over_its_base(
-    job: Callable[..., Path], bases: dict[str, Path], kind: str, adapter: str
+    job: Callable[..., Path], bases: dict[str, Path], kind: str, adapter: str, head: str
 ) -> None:
-    made = tune(job, kind, bases[kind], mode="lora", adapter=adapter, rank=2)
+    made = tune(job, kind, bases[kind], mode="lora", adapter=adapter, rank=2, head=head)
     assert run_job(made) == 0, last_events(made)
     output = made / "output"
     assert not (output / "model.safetensors").exists()
-    assert (output / "adapter_config.json").exists()
+    whole = set(json.loads((output / "adapter_config.json").read_text())["modules_to_save"]) & set(ANSWERING)
+    assert whole == ({"head", "linear"} & blocks_in(bases[kind]) if head == "whole" else set())
     with pytest.raises(PackageError):
         package.load(output)
 
@@ -101,14 +105,15 @@ def test_an_adapter_is_small_and_works_over_its_base(
     kept = frozen(loaded.network)
     buffers = {name for name, _ in loaded.network.named_buffers()}
     for name, tensor in base.items():
-        assert name in buffers or torch.equal(kept[name], tensor), name
+        assert name in buffers or torch.equal(kept[name], tensor) != (block_of(name) in whole), name
     changed = merged(loaded.network)
     assert any(not torch.equal(changed[name], base[name]) for name in base)
     of_base = package.load(bases[kind]).network
     changed = {name: tensor.clone() for name, tensor in changed.items()}
     saved = share_base(loaded.network, of_base)
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in frozen(of_base).values())
-    assert 0.9 * whole < saved <= whole, "the base is in memory once"
+    same = {name: each for name, each in frozen(of_base).items() if block_of(name) not in whole}
+    most = sum(tensor.numel() * tensor.element_size() for tensor in same.values())
+    assert 0.9 * most < saved <= most, "the base is in memory once"
     ours = {tensor.data_ptr() for tensor in frozen(loaded.network).values()}
     assert {tensor.data_ptr() for tensor in frozen(of_base).values()} & ours
     assert all(torch.equal(tensor, changed[name]) for name, tensor in merged(loaded.network).items())
@@ -116,6 +121,10 @@ def test_an_adapter_is_small_and_works_over_its_base(
     plain.load_state_dict(changed)
     assert torch.equal(plain.head.weight if hasattr(plain, "head") else plain.linear.weight,
                        loaded.network.head.weight if hasattr(plain, "head") else loaded.network.linear.weight)  # fmt: skip
+
+
+def blocks_in(directory: Path) -> set[str]:
+    return {block_of(name) for name in load_file(directory / "model.safetensors")}
 
 
 def test_new_classes_keep_the_rows_of_the_old_ones(job: Callable[..., Path], bases: dict[str, Path]) -> None:
@@ -206,6 +215,23 @@ def test_settings_are_checked() -> None:
     ):
         with pytest.raises(ConfigError):
             parse_finetune(raw)
+
+
+def test_what_recorded_nothing_of_its_head_had_it_adapted() -> None:
+    recorded = {name: value for name, value in FinetuneConfig("lora").to_dict().items() if name != "head"}
+    assert recorded_finetune(recorded) == FinetuneConfig("lora", head="adapted")
+    assert recorded_finetune(FinetuneConfig("lora").to_dict()) == FinetuneConfig("lora")
+    with pytest.raises(ConfigError):
+        recorded_finetune([])
+
+
+def test_the_head_trains_whole_beside_adapters_where_both_were_chosen() -> None:
+    blocks = ["hidden.0", "linear", "head"]
+    assert FinetuneConfig("lora").beside_adapters(blocks) == ["linear", "head"]
+    assert FinetuneConfig("lora", blocks=("hidden.*", "head")).beside_adapters(blocks) == ["head"]
+    assert FinetuneConfig("lora", blocks=("hidden.*",)).beside_adapters(blocks) == []
+    assert FinetuneConfig("lora", blocks=("head",)).beside_adapters(blocks) == []
+    assert FinetuneConfig("lora", head="adapted").beside_adapters(blocks) == []
 
 
 def test_blocks_are_named_by_the_tensors() -> None:
