@@ -32,7 +32,7 @@ LABELS, TESTED = 120, 600  # texts in all
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "head": {"mode": "head"},
-    "lora": {"mode": "lora", "rank": 8, "alpha": 16},
+    "lora": {"mode": "lora", "rank": 8, "alpha": 16, "head": "whole"},
 }
 Texts = dict[str, list[str]]
 

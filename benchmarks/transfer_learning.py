@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 from sklearn.model_selection import train_test_split
 
 from dlplatform.engine.predict import Predictor
@@ -26,8 +27,8 @@ TUNED = {"epochs": 60, "batch_size": 10, "validation_fraction": 0.2, "early_stop
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"},
     "head": {"mode": "head"},
-    "lora": {"mode": "lora", "rank": 1, "alpha": 4},
-    "dora": {"mode": "lora", "adapter": "dora", "rank": 1, "alpha": 4},
+    "lora": {"mode": "lora", "rank": 1, "alpha": 4, "head": "whole"},
+    "dora": {"mode": "lora", "adapter": "dora", "rank": 1, "alpha": 4, "head": "whole"},
 }
 ADAPTERS = ("lora", "dora")
 
@@ -89,8 +90,9 @@ def main() -> None:
 
 
 def trained(package: Path) -> int:
-    """Parameters that an adapter's training changed."""
-    return sum(each.numel() for each in Predictor(package).network.parameters() if each.requires_grad)
+    """Parameters that an adapter's training changed: all that its file holds, for the statistics of the data are in it too
+    where they differ from the base's."""
+    return sum(tensor.numel() for tensor in load_file(package / "adapter_model.safetensors").values())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import uuid
 from typing import ClassVar
 
+from django.contrib.postgres.indexes import BrinIndex
 from django.db import models
 from django.db.models import Q
 from guardian.models import GroupObjectPermissionBase, UserObjectPermissionBase
@@ -162,7 +163,9 @@ class PredictionRecord(models.Model):
     DROPPED = "dropped"  # the error of a copy that its shadow never got
 
     request_id = models.UUIDField()
-    deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="records")
+    deployment = models.ForeignKey(  # `record_newest` begins with it
+        Deployment, on_delete=models.CASCADE, related_name="records", db_index=False
+    )
     variant = models.ForeignKey(Variant, on_delete=models.CASCADE, related_name="+")
     role = models.CharField(max_length=10, choices=Variant.Role.choices, default=Variant.Role.LIVE)
     revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, when it chose the variant")
@@ -185,7 +188,7 @@ class PredictionRecord(models.Model):
         ordering = ["-id"]
         indexes = [
             models.Index(fields=["deployment", "role", "-id"], name="record_newest"),
-            models.Index(fields=["at"], name="record_by_time"),
+            BrinIndex(fields=["at"], autosummarize=True, name="record_by_its_time"),  # they come in order of time
         ]
         constraints = [models.UniqueConstraint(fields=["request_id", "variant"], name="record_variant_once")]
 

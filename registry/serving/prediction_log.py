@@ -25,7 +25,7 @@ from .log_entries import COLUMNS, Entry, line_of, told
 from .log_process import WriterProcess
 from .models import Deployment, Feedback, LoggedImage, PredictionRecord, Variant
 
-SECONDS = 0.25  # small batches: each takes a core for some milliseconds alone
+SECONDS = 0.1  # small batches: each takes a core for some milliseconds alone
 AWAY_SECONDS = 1.0  # between two tries to write
 MOST = 10_000
 BATCH = 500

@@ -186,6 +186,18 @@ def test_what_was_sent_is_written_though_the_sender_is_killed(entry):
     eventually(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE)
 
 
+def test_a_batch_is_the_same_whether_its_records_were_packed_before(entry):
+    batch = [entry(), entry(key=ODD, predictions=None), entry(images=(Sent(0, "x", "AAAA"),))]
+    at_once = packed(batch)
+    for one in batch[:2]:
+        one.pack()
+        assert one.packed
+    assert packed(batch) == at_once
+    odd = entry(key="\ud800")
+    odd.pack()
+    assert not odd.packed, "the writer says what becomes of it"
+
+
 def test_rows_nested_too_deeply_and_what_nobody_foresaw_end_no_log(entry, monkeypatch, caplog):
     deep = []
     for _ in range(1020):

@@ -183,7 +183,9 @@ class Record:
         seconds, code = time.perf_counter() - self._began, _code(error)
         self._metrics.answered(self.served.id, self.variant.id, code, seconds)
         if self._recorded:
-            prediction_log.buffer.add(self._row(seconds * 1000, code))
+            row = self._row(seconds * 1000, code)
+            prediction_log.buffer.add(row)
+            asyncio.get_running_loop().call_soon(row.pack)  # when the answer is on its way
 
     def _row(self, milliseconds: float, code: str) -> Entry:
         propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None

@@ -69,9 +69,9 @@ class Shadows:
         self._metrics.copied(copy.served.id, copy.variant.id, error)
         if copy.recorded:
             milliseconds = (time.perf_counter() - copy.began) * 1000
-            prediction_log.buffer.add(
-                record_of(copy.served, copy.variant, copy.request_id, [], predictions, milliseconds, error)
-            )
+            row = record_of(copy.served, copy.variant, copy.request_id, [], predictions, milliseconds, error)
+            prediction_log.buffer.add(row)
+            row.pack()
 
 
 def _error_of(error: BaseException) -> str:
