@@ -202,7 +202,7 @@ def test_what_a_tick_reads_is_what_is_new(life, kind):
 def test_an_alarm_of_a_canary_is_confirmed_by_the_log(life, caplog):
     lived = life("canary")
     Rollout.objects.update(
-        guardrails=[{"kind": "errors", "limit": 0.02}], steps=[{"share": 1, "minutes": 10, "requests": 0}]
+        guardrails=[{"kind": "errors", "limit": 0.02}], steps=[{"share": 1, "minutes": 10_000, "requests": 0}]
     )
     b = lived.variants()[1]
     lived.now += timedelta(minutes=1)
@@ -219,6 +219,25 @@ def test_an_alarm_of_a_canary_is_confirmed_by_the_log(life, caplog):
     assert lived.holder.state == "rolled_back" and not RunningSum.objects.exists()
     with pytest.raises(Conflict):
         lived.carried(lived.window())
+
+
+def test_a_canary_goes_on_only_where_the_log_says_so_too(life, caplog):
+    lived = life("canary")
+    Rollout.objects.update(guardrails=[], steps=[{"share": 0.5, "minutes": 0, "requests": 9}, *STEPS[-1:]])
+    lived.now += timedelta(minutes=1)
+    for _ in range(10):
+        lived._record(uuid.uuid4(), lived.variants()[1], "live", "")
+    lived.now += timedelta(seconds=1)
+    assert lived.carried(lived.window())["requests"] == 10
+    gone = PredictionRecord.objects.last()
+    PredictionRecord.objects.exclude(pk=gone.pk).delete()
+    assert ticking.watch_rollout(lived.holder) is False
+    assert "made anew" in caplog.text and lived.holder.step == 0 and lived.holder.summed is None
+    assert ticking.watch_rollout(lived.holder) is False and lived.holder.watched["requests"] == 1
+    for _ in range(10):
+        lived._record(uuid.uuid4(), lived.variants()[1], "live", "")
+    assert ticking.watch_rollout(lived.holder) is True and lived.holder.step == 1
+    assert ticking.watch_rollout(lived.holder) is False and lived.holder.watched["requests"] == 0, "of the new step"
 
 
 @pytest.mark.django_db(transaction=True)

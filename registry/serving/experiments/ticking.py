@@ -93,21 +93,21 @@ def watch_rollout(rollout: Rollout) -> bool:
     seen = rollouts.carried_sums(rollout, window)
     results = guardrails.judge(rollout.guardrails, seen["sums"], tuned_units=TUNED_UNITS)
     _remember(rollout, seen | {"guardrails": results}, began)
-    if guardrails.alarmed(results):
-        return _confirm_alarm(rollout, window, seen)
-    return rollout.state == Rollout.State.RUNNING and rollouts.advance(rollout=rollout, requests=seen["requests"])
+    running = rollout.state == Rollout.State.RUNNING
+    if guardrails.alarmed(results) or (running and rollouts.over(rollout, seen["requests"], timezone.now())):
+        return _act_by_the_log(rollout, window, seen)
+    return False
 
 
-def _confirm_alarm(rollout: Rollout, window: Window, carried: dict[str, Any]) -> bool:
-    """Go back if the log itself says so too."""
+def _act_by_the_log(rollout: Rollout, window: Window, carried: dict[str, Any]) -> bool:
+    """Go back or on where the log itself says so too; whether it did."""
     read = rollouts.read_sums(rollout, window)
     if read != carried:
         _make_anew(rollout)
-    harm = guardrails.alarmed(guardrails.judge(rollout.guardrails, read["sums"], tuned_units=TUNED_UNITS))
-    if not harm:
-        return False
-    rollouts.roll_back(rollout=rollout, reason=" ".join(harm))
-    return True
+    if harm := guardrails.alarmed(guardrails.judge(rollout.guardrails, read["sums"], tuned_units=TUNED_UNITS)):
+        rollouts.roll_back(rollout=rollout, reason=" ".join(harm))
+        return True
+    return rollout.state == Rollout.State.RUNNING and rollouts.advance(rollout=rollout, requests=read["requests"])
 
 
 def _make_anew(watched: Experiment | Rollout) -> None:
