@@ -45,8 +45,8 @@ def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label
 
 
 def _keep_superseded(deployment: Deployment, coming: Mapping[tuple[UUID, int], Any], now: datetime) -> None:
-    """Where there are experiments: what they saw at an earlier time must stay computable."""
-    if not deployment.experiments.exists():
+    """Where there are experiments or canaries: what they saw at an earlier time must stay computable."""
+    if not (deployment.experiments.exists() or deployment.rollouts.exists()):
         return
     rows = Feedback.objects.select_for_update().filter(
         deployment=deployment, request_id__in={request for request, _ in coming}

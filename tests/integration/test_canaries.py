@@ -1,6 +1,6 @@
 """Canaries and blue/green: the ladder, pauses, what goes back by itself, restarts, and who may."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.db.models import F
@@ -41,6 +41,9 @@ def later(minutes):
         watch_after=None,
     )  # fmt: skip
     PredictionRecord.objects.update(at=F("at") - earlier)
+    for rollout in Rollout.objects.exclude(summed=None):
+        until = datetime.fromisoformat(rollout.summed["until"]) - earlier
+        Rollout.objects.filter(pk=rollout.pk).update(summed=rollout.summed | {"until": until.isoformat()})
     return ticking.tick()["canaries moved"]
 
 

@@ -297,7 +297,7 @@ def test_one_that_cannot_be_watched_does_not_keep_the_others_unwatched(
     from registry.serving import services
     from registry.serving.services import Wanted
 
-    broken, real = running(), ticking.carry_on
+    broken, real = running(), ticking.carried_sums
     other = services.create_deployment(
         actor=maintainer, organization=organization, name="other", variants=[Wanted(versions[0].pk)]
     )
@@ -311,7 +311,7 @@ def test_one_that_cannot_be_watched_does_not_keep_the_others_unwatched(
             raise RuntimeError("no")
         return real(experiment, window)
 
-    monkeypatch.setattr(ticking, "carry_on", read)
+    monkeypatch.setattr(ticking, "carried_sums", read)
     ticking.tick()
     assert "could not be watched" in caplog.text
     assert after(sound).watched_at is not None and after(sound).watch_after > timezone.now() - timedelta(seconds=1)

@@ -19,9 +19,10 @@ from registry.serving.statistics.bandit import (
 
 from . import guardrails
 from .design import SHARES
-from .judging import Results, plain
+from .judging import Results, plain, variants_of
 from .models import Experiment, Look
-from .sums import Measure, Window, count_units, outcomes_by_propensity
+from .readings import Answered, ByPropensity, Reading
+from .sums import Measure, Window
 
 LEAST_MOVE = 0.02  # of the traffic; a smaller one waits: each is a change in the deployment's log, and moves keys
 LEAST_PAUSE = timedelta(minutes=1)  # between two moves
@@ -37,24 +38,29 @@ def measure_of(experiment: Experiment) -> Measure:
     )
 
 
-def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
-    """From the log: {units, outcomes, propensities, guardrails} of each arm.
+def readings(experiment: Experiment) -> list[Reading]:
+    a, b = arms = variants_of(experiment)
+    return [
+        Answered(arms),
+        ByPropensity(arms, measure_of(experiment)),
+        *guardrails.readings(experiment.guardrails, a, b),
+    ]
+
+
+def sums_of(experiment: Experiment, found: Sequence[Any]) -> dict[str, Any]:
+    """{units, outcomes, propensities, guardrails} of each arm.
 
     ``propensities``: [probability, requests, total] for all requests of an arm that were drawn with one probability.
     """
-    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
-    a, b = arms = (experiment.variant_a_id, experiment.variant_b_id)
-    units = count_units(window, arms)
-    found = outcomes_by_propensity(measure_of(experiment), window, arms)
-    read = {"a": found[a], "b": found[b]}
-    return plain(
-        {
-            "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
-            "outcomes": {arm: _together(parts) for arm, parts in read.items()},
-            "propensities": {arm: [[p, one.count, one.total] for p, one in parts] for arm, parts in read.items()},
-            "guardrails": guardrails.read(experiment.guardrails, window, a, b),
-        }
-    )
+    a, b = variants_of(experiment)
+    units, by_propensity, *guards = found
+    read = {"a": by_propensity[a], "b": by_propensity[b]}
+    return {
+        "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
+        "outcomes": {arm: _together(parts) for arm, parts in read.items()},
+        "propensities": {arm: [[p, one.count, one.total] for p, one in parts] for arm, parts in read.items()},
+        "guardrails": guardrails.sums_of(guards, a, b),
+    }
 
 
 def _together(parts: Sequence[tuple[float, Any]]) -> list[float]:

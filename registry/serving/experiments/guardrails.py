@@ -10,13 +10,13 @@ from registry.serving.statistics.guardrails import ALPHA, Guardrail, check_diffe
 from registry.serving.statistics.moments import Moments
 
 from .models import Experiment
-from .sums import SLOW, Measure, Window, outcomes
+from .readings import NOTHING, Outcomes, Reading
+from .sums import SLOW, Measure
 
 MOST = 10
 RATES = (Experiment.Metric.ERRORS, SLOW)
 KINDS = (*Experiment.Metric.values, SLOW)
 LONGEST = 3_600_000.0  # milliseconds
-NOTHING = Moments(0, 0.0, 0.0)
 NAMES = {
     Experiment.Metric.ERRORS: "failed requests", SLOW: "requests slower than {milliseconds:g} ms",
     Experiment.Metric.LATENCY: "milliseconds", Experiment.Metric.ACCURACY: "accuracy",
@@ -52,19 +52,22 @@ def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
     return kept
 
 
-def read(
-    guardrails: Sequence[Mapping[str, Any]], window: Window, a: UUID, b: UUID, *, by_request: bool = False
-) -> list[dict[str, Any]]:
-    """The sums behind each guardrail: {a, b}, [count, total, squares] each.
+def readings(
+    guardrails: Sequence[Mapping[str, Any]], a: UUID, b: UUID, *, by_request: bool = False, with_copies: bool = False
+) -> list[Reading]:
+    """The sums behind each guardrail.
 
     A limit is held by requests, not by keys, and by B alone: nothing of A is read for it. ``by_request``: nor is anything else.
     """
-    found = []
-    for one in guardrails:
-        measure = measure_for(one, by_request=by_request)
-        arms = outcomes(measure, window, [b] if "limit" in one else [a, b])
-        found.append({"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])})
-    return found
+    return [
+        Outcomes((b,) if "limit" in one else (a, b), measure_for(one, by_request=by_request), with_copies)
+        for one in guardrails
+    ]
+
+
+def sums_of(found: Sequence[Mapping[UUID, Moments]], a: UUID, b: UUID) -> list[dict[str, Any]]:
+    """What these readings found, as it is stored: {a, b}, [count, total, squares] each."""
+    return [{"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])} for arms in found]
 
 
 def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from registry.serving.statistics.balance import check_balance
 from registry.serving.statistics.covariate import CovariateMoments, adjust
@@ -74,6 +75,12 @@ def _verdict(
         a, b, plan=plan_of(experiment), metric=metric_of(experiment), balanced=balanced,
         looks=[one["verdict"]["fraction"] for one in earlier], per_day=per_day(experiment, a.count + b.count, until),
     )  # fmt: skip
+
+
+def variants_of(experiment: Experiment) -> tuple[UUID, UUID]:
+    """A and B of one that was started."""
+    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
+    return experiment.variant_a_id, experiment.variant_b_id
 
 
 def per_day(experiment: Experiment, units: int, until: datetime) -> float | None:

@@ -1,6 +1,6 @@
 """Looks at running experiments: taken when they are due or asked for, acted upon, and computed again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,10 +19,12 @@ from . import bandits, guardrails, judging, pairs
 from .design import measure_of
 from .guardrails import as_list
 from .holding import PAST
-from .judging import Results, fraction_of, judge_look, plain
+from .judging import Results, fraction_of, judge_look, plain, variants_of
 from .models import Experiment, Look
+from .readings import Answered, Outcomes, Reading
+from .running import carry_on
 from .services import decide, keep, locked_holding, move_traffic, promote, stop_experiment
-from .sums import Window, count_units, outcomes, outcomes_with_past, window_until_now
+from .sums import Window, outcomes_with_past, window_until_now
 
 A_DAY = timedelta(days=1)
 REPLAYED = 120  # looks, the newest; only bandits take more
@@ -45,7 +47,20 @@ def window_of(experiment: Experiment) -> Window:
 
 def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
     """What a look is made of, from the log. No lock is held: a large log takes seconds, and requests go on."""
-    return READERS[experiment.mode](experiment, window)
+    found = [one.read(window) for one in READINGS[experiment.mode](experiment)]
+    sums = SUMS[experiment.mode](experiment, found)
+    return plain(sums | _past_of(experiment, window) if experiment.covariate else sums)
+
+
+def carried_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
+    """The same from what ticks carry on, but for the covariate's. Raises Conflict when it has ended."""
+    found = carry_on(experiment, window, READINGS[experiment.mode])
+    return plain(SUMS[experiment.mode](experiment, found))
+
+
+def agree(carried: Mapping[str, Any], read: Mapping[str, Any]) -> bool:
+    """Whether sums that were carried on are those of the log."""
+    return all(_without_past(name, read[name]) == found for name, found in carried.items())
 
 
 def judge(experiment: Experiment, sums: dict[str, Any], until: datetime, earlier: Sequence[Results]) -> Results:
@@ -58,27 +73,33 @@ def judge_guardrails(experiment: Experiment, sums: dict[str, Any]) -> list[dict[
     return GUARDRAILS[experiment.mode](experiment, sums)
 
 
-def _read_split(experiment: Experiment, window: Window) -> dict[str, Any]:
-    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
-    a, b = arms = (experiment.variant_a_id, experiment.variant_b_id)
-    units = count_units(window, arms)
-    measure = measure_of(experiment)
-    if experiment.covariate:
-        past = outcomes_with_past(measure, window, arms, past_since=window.since - PAST)
-        found = {arm: _with_past(moments) for arm, moments in past.items()}
-    else:
-        found = {arm: as_list(moments) for arm, moments in outcomes(measure, window, arms).items()}
-    return plain(
-        {
-            "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
-            "outcomes": {"a": found[a], "b": found[b]},
-            "guardrails": guardrails.read(experiment.guardrails, window, a, b),
-        }
-    )
+def _split_readings(experiment: Experiment) -> list[Reading]:
+    a, b = arms = variants_of(experiment)
+    return [Answered(arms), Outcomes(arms, measure_of(experiment)), *guardrails.readings(experiment.guardrails, a, b)]
 
 
-READERS: dict[str, Callable[[Experiment, Window], dict[str, Any]]] = {
-    Experiment.Mode.SPLIT: _read_split, Experiment.Mode.BANDIT: bandits.read_sums, Experiment.Mode.PAIRED: pairs.read_sums,
+def _split_sums(experiment: Experiment, found: Sequence[Any]) -> dict[str, Any]:
+    a, b = variants_of(experiment)
+    units, outcome, *guards = found
+    return {
+        "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
+        "outcomes": {"a": as_list(outcome[a]), "b": as_list(outcome[b])},
+        "guardrails": guardrails.sums_of(guards, a, b),
+    }
+
+
+def _past_of(experiment: Experiment, window: Window) -> dict[str, Any]:
+    """The outcomes with what the same keys did before the start."""
+    a, b = arms = variants_of(experiment)
+    past = outcomes_with_past(measure_of(experiment), window, arms, past_since=window.since - PAST)
+    return {"outcomes": {"a": _with_past(past[a]), "b": _with_past(past[b])}}
+
+
+READINGS: dict[str, Callable[[Experiment], list[Reading]]] = {
+    Experiment.Mode.SPLIT: _split_readings, Experiment.Mode.BANDIT: bandits.readings, Experiment.Mode.PAIRED: pairs.readings,
+}  # fmt: skip
+SUMS: dict[str, Callable[[Experiment, Sequence[Any]], dict[str, Any]]] = {
+    Experiment.Mode.SPLIT: _split_sums, Experiment.Mode.BANDIT: bandits.sums_of, Experiment.Mode.PAIRED: pairs.sums_of,
 }  # fmt: skip
 JUDGES: dict[str, Callable[..., Results]] = {
     Experiment.Mode.SPLIT: judge_look, Experiment.Mode.BANDIT: bandits.judge, Experiment.Mode.PAIRED: pairs.judge,
@@ -92,6 +113,10 @@ GUARDRAILS: dict[str, Callable[..., list[dict[str, Any]]]] = {
 def _with_past(moments: CovariateMoments) -> list[float]:
     covariate: Moments = moments.covariate
     return [*as_list(moments.outcome), covariate.total, covariate.squares, moments.products]
+
+
+def _without_past(name: str, sums: Any) -> Any:
+    return {arm: one[:3] for arm, one in sums.items()} if name == "outcomes" else sums
 
 
 def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look | None) -> bool:

@@ -165,13 +165,14 @@ class ExactField(models.DecimalField):  # type: ignore[type-arg]
 
 
 class RunningSum(models.Model):
-    """What a tick carries on to the next: of a key, or (unit '') of all units that are one request. See `running`."""
+    """What a tick carries on to the next: of a key, or (unit '') of all units that are one request. See `readings`."""
 
-    tenant_parent = "experiment"
+    tenant_parent = "variant"
 
-    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="+", db_index=False)
-    measure = models.PositiveSmallIntegerField(help_text="0 requests, 1 the metric, then the guardrails")
+    holder = models.UUIDField(help_text="The experiment, or the canary, that it is a sum of")
+    measure = models.PositiveSmallIntegerField(help_text="Position among its holder's readings")
     variant = models.ForeignKey("serving.Variant", on_delete=models.CASCADE, related_name="+", db_index=False)
+    part = models.CharField(max_length=30, help_text="What a reading tells apart, as a bandit's propensities")
     unit = models.CharField(max_length=204)
     count = models.BigIntegerField()
     total = ExactField()
@@ -181,11 +182,11 @@ class RunningSum(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["experiment", "measure", "variant", "unit"], name="running_sum_once")
+            models.UniqueConstraint(fields=["holder", "measure", "variant", "part", "unit"], name="running_sum_once")
         ]
 
     def __str__(self) -> str:
-        return f"{self.unit or 'single requests'} of {self.experiment}"
+        return f"{self.unit or 'single requests'} of {self.holder}"
 
 
 class SupersededLabel(models.Model):
@@ -243,6 +244,7 @@ class Rollout(models.Model):
     guardrails = models.JSONField(default=list, help_text="[{kind, tolerance or limit, milliseconds}]")
     watched = models.JSONField(default=dict, help_text="What the last tick saw: {requests, guardrails}")
     watched_at = models.DateTimeField(null=True)
+    summed = models.JSONField(null=True, help_text="Up to where its running sums are: {until, last_record}")
     watch_after = models.DateTimeField(null=True)
     sample_rate = models.FloatField(help_text="The deployment's before the start; its log is whole meanwhile")
     conclusion = models.TextField(blank=True, help_text="Why it ended, in words")

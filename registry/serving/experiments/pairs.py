@@ -14,35 +14,39 @@ from registry.serving.statistics.paired import paired_verdict
 from . import guardrails
 from .design import measure_of, metric_of, plan_of
 from .guardrails import as_list, from_list
-from .judging import Results, per_day, plain
+from .judging import Results, per_day, plain, variants_of
 from .models import Experiment
-from .sums import Window, count_units, pairs
+from .readings import Answered, InPairs, Reading
 
 Sums = Mapping[str, Any]
 
 
-def read_sums(experiment: Experiment, window: Window) -> dict[str, Any]:
-    """From the log: {units, differences, labelled, means, guardrails}.
+def readings(experiment: Experiment) -> list[Reading]:
+    """A guardrail reads requests, not keys: copies have none."""
+    a, b = arms = variants_of(experiment)
+    return [
+        Answered(arms, with_copies=True), InPairs(a, b, measure_of(experiment)),
+        *guardrails.readings(experiment.guardrails, a, b, by_request=True, with_copies=True),
+    ]  # fmt: skip
+
+
+def sums_of(experiment: Experiment, found: Sequence[Any]) -> dict[str, Any]:
+    """{units, differences, labelled, means, guardrails}.
 
     ``differences``: of the units, B less A; ``labelled``: requests that A answered and that have a label, and how many of them
-    have no answer of B; ``means``: of the labels that judged both. A guardrail reads requests, not keys: copies have none.
+    have no answer of B; ``means``: of the labels that judged both.
     """
-    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
-    a, b = arms = (experiment.variant_a_id, experiment.variant_b_id)
-    both = window.with_shadows()
-    units = count_units(both, arms)
-    found = pairs(measure_of(experiment), window, a, b)
-    return plain(
-        {
-            "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
-            "differences": as_list(found.differences),
-            "labelled": {
-                "requests": found.requests, "dropped": found.dropped, "failed": found.failed, "absent": found.absent,
-            },
-            "means": {"a": found.mean_a, "b": found.mean_b},
-            "guardrails": guardrails.read(experiment.guardrails, both, a, b, by_request=True),
-        }
-    )  # fmt: skip
+    a, b = variants_of(experiment)
+    units, both, *guards = found
+    return {
+        "units": {"a": [units[a].units, units[a].requests], "b": [units[b].units, units[b].requests]},
+        "differences": as_list(both.differences),
+        "labelled": {
+            "requests": both.requests, "dropped": both.dropped, "failed": both.failed, "absent": both.absent,
+        },
+        "means": {"a": both.mean_a, "b": both.mean_b},
+        "guardrails": guardrails.sums_of(guards, a, b),
+    }  # fmt: skip
 
 
 def judge(experiment: Experiment, sums: Sums, until: datetime, earlier: Sequence[Results]) -> Results:

@@ -25,7 +25,10 @@ from registry.serving.services import Wanted, change_variants
 from . import guardrails
 from .holding import complete_log, refuse_held, release_log
 from .models import Rollout
+from .readings import Answered, Reading
+from .running import carry_on, forget
 from .services import answering_most, locked_deployment, refuse_others, servable_version, shadows_beside
+from .sums import Window
 
 CANARY = (
     {"share": 0.01, "minutes": 10, "requests": 100}, {"share": 0.05, "minutes": 10, "requests": 100},
@@ -130,6 +133,30 @@ def over(rollout: Rollout, requests: int, now: datetime) -> bool:
     return lasted >= timedelta(minutes=step["minutes"]) and requests >= step["requests"]
 
 
+def carried_sums(rollout: Rollout, window: Window) -> dict[str, Any]:
+    """{requests, sums}: the candidate's within its step, and what its guardrails read. Raises Conflict when it has ended."""
+    return _told(rollout, carry_on(rollout, window, _readings))
+
+
+def read_sums(rollout: Rollout, window: Window) -> dict[str, Any]:
+    """The same from the log itself."""
+    return _told(rollout, [one.read(window) for one in _readings(rollout)])
+
+
+def _readings(rollout: Rollout) -> list[Reading]:
+    a, b = rollout.variant_stable_id, rollout.variant_candidate_id
+    assert a is not None and b is not None
+    within = Answered((b,), by_request=True, since=rollout.step_began_at, part=rollout.step)
+    return [within, *guardrails.readings(rollout.guardrails, a, b)]
+
+
+def _told(rollout: Rollout, found: Sequence[Any]) -> dict[str, Any]:
+    a, b = rollout.variant_stable_id, rollout.variant_candidate_id
+    assert a is not None and b is not None
+    within, *guards = found
+    return {"requests": within[b].requests, "sums": guardrails.sums_of(guards, a, b)}
+
+
 def check_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The steps as they are stored. Raises ValidationError naming `steps.<position>.<field>`."""
     if not 1 <= len(steps) <= MOST_STEPS:
@@ -223,6 +250,7 @@ def _end(actor: User | None, rollout: Rollout, state: "Rollout.State", conclusio
     release_log(rollout.deployment, rollout.sample_rate)
     rollout.state, rollout.conclusion, rollout.ended_at = state, conclusion, timezone.now()
     rollout.save()
+    forget(rollout)
     audit.record(actor, f"canary.{state}", rollout, rollout.deployment.organization, number=rollout.number)
     return rollout
 

@@ -1,152 +1,110 @@
-"""Sums of a split that are carried on from tick to tick: what came since is added, what it replaced is taken away.
+"""Sums that are carried on from tick to tick: what came since is added, what it replaced is taken away.
 
-A tick must not read the whole log again. What can have changed between two windows are the requests that came, and those that
-got a label: their values by the later window are added and those by the earlier one subtracted, unit by unit, in `numeric`,
-so that the sums are those of the whole log, digit by digit, for late labels too. Ticks watch with them; a look that is
-written down reads the log itself (`looks.read_sums`), and where it finds other sums than these, they are made anew: what a
-database took in so late that a tick had missed it.
+A tick must not read the whole log again. What can have changed between two windows are the requests and copies that came, and
+those that got a label: their values by the later window are added and those by the earlier one subtracted, unit by unit, in
+`numeric`, so that the sums are those of the whole log, digit by digit, for late labels too. Sums and the window that they are
+of are written in one transaction, under the lock of their holder's row. Ticks watch with them; what is written down or acted
+upon is read from the log itself, and where that has other sums than these, they are made anew: what a database took in so
+late that a tick had missed it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from django.db import transaction
 
-from registry.serving.statistics.moments import Moments
+from dlplatform.api import Conflict
 
-from .design import measure_of
-from .guardrails import as_list, measure_for
-from .judging import plain
-from .models import Experiment, RunningSum
-from .sums import (
-    COUNTED,
-    Measure,
-    Window,
-    capped,
-    named_values,
-    rows_of,
-    touched_requests,
-    unit_value,
-    values_of,
-    watched_statement,
-)
+from .holding import Holder, name_of
+from .models import Experiment, Rollout, RunningSum
+from .readings import Reading, Row
+from .sums import Window, capped, rows_of, touched_requests, unit_value, watched_statement
 
-UNITS = Measure(COUNTED)
+HolderOf = TypeVar("HolderOf", Experiment, Rollout)
 AT_ONCE = 10_000  # requests, by their ids in a statement
-NOTHING = Moments(0, 0.0, 0.0)
 
 
-def carry_on(experiment: Experiment, window: Window) -> dict[str, Any]:
-    """The sums up to this window, as `looks.read_sums` reads them, but for the covariate's. Whoever comes second waits."""
-    assert experiment.variant_a_id is not None and experiment.variant_b_id is not None
-    arms = [experiment.variant_a_id, experiment.variant_b_id]
+def carry_on(holder: HolderOf, window: Window, readings_of: Callable[[HolderOf], list[Reading]]) -> list[Any]:
+    """What each reading finds up to this window; or up to a later one, where another tick has been there already.
+
+    The readings are those of the row as it is locked: a canary may have gone on to another step meanwhile. Whoever comes second waits. Raises Conflict when the holder has ended.
+    """
     with transaction.atomic():
-        locked = Experiment.objects.select_for_update(of=("self",)).get(pk=experiment.pk)
-        before = _window_before(locked, window)
-        for touched in _parts(before, window):
-            _carry_on(experiment, before, window, arms, touched)
-        locked.summed = {"until": window.until.isoformat(), "last_record": window.last_record}
-        locked.save(update_fields=["summed"])
-        return plain(_read(experiment, window, arms))
+        locked = type(holder)._default_manager.select_for_update(of=("self",)).get(pk=holder.pk)
+        if not locked.holds:
+            raise Conflict(f"{name_of(locked)} is {locked.state}.", code=f"is_{locked.state}")
+        readings = readings_of(locked)
+        before, now = _window_before(locked, window), window
+        if before is None or before.until < window.until:
+            now = window if before is None else replace(window, last_record=max(before.last_record, window.last_record))
+            for touched in _parts(before, now, readings):
+                _exchange(locked, before, now, readings, touched)
+            locked.summed = {"until": now.until.isoformat(), "last_record": now.last_record}
+            locked.save(update_fields=["summed"])
+        return [one.told(_rows(locked, position, one, now)) for position, one in enumerate(readings)]
 
 
-def forget(experiment: Experiment) -> None:
+def forget(holder: Holder) -> None:
     """They will be made anew, if they are asked for again."""
-    RunningSum.objects.filter(experiment=experiment).delete()
-    Experiment.objects.filter(pk=experiment.pk).update(summed=None)
+    RunningSum.objects.filter(holder=holder.pk).delete()
+    type(holder)._default_manager.filter(pk=holder.pk).update(summed=None)
 
 
-def agree(carried: Mapping[str, Any], read: Mapping[str, Any]) -> bool:
-    """Whether sums that were carried on are those of the log."""
-    same = all(carried[name] == read[name] for name in ("units", "guardrails"))
-    return same and all(carried["outcomes"][arm] == read["outcomes"][arm][:3] for arm in "ab")
-
-
-def _measures(experiment: Experiment) -> list[Measure]:
-    return [UNITS, measure_of(experiment), *map(measure_for, experiment.guardrails)]
-
-
-def _window_before(experiment: Experiment, window: Window) -> Window | None:
-    seen = experiment.summed
+def _window_before(holder: Holder, window: Window) -> Window | None:
+    seen = holder.summed
     if seen is None:
-        RunningSum.objects.filter(experiment=experiment).delete()
+        RunningSum.objects.filter(holder=holder.pk).delete()
         return None
-    until = datetime.fromisoformat(seen["until"])
-    return Window(window.deployment, window.since, until, seen["last_record"], window.revision)
+    return replace(window, until=datetime.fromisoformat(seen["until"]), last_record=seen["last_record"])
 
 
-def _carry_on(
-    experiment: Experiment, before: Window | None, now: Window, arms: Sequence[UUID], touched: Sequence[UUID] | None
+def _exchange(
+    holder: Holder, before: Window | None, now: Window, readings: Sequence[Reading], touched: Sequence[UUID] | None
 ) -> None:
     """Add what these requests are worth now, and take away what they were; all there are where ``before`` is None."""
     windows = [(now, 1)] if before is None else [(now, 1), (before, -1)]
     with watched_statement() as cursor:
-        for position, measure in enumerate(_measures(experiment)):
-            more = {"experiment": experiment.pk, "position": position, "touched": touched}
+        for position, one in enumerate(readings):
+            more = {"holder": holder.pk, "position": position, "touched": touched}
             for window, sign in windows:
-                sql = _add(measure, touched=touched is not None)
-                cursor.execute(sql, named_values(window, arms, measure) | more | {"sign": sign})
+                cursor.execute(_add(one, touched=touched is not None), one.named(window) | more | {"sign": sign})
 
 
-def _parts(before: Window | None, now: Window) -> Iterator[list[UUID] | None]:
+def _parts(before: Window | None, now: Window, readings: Sequence[Reading]) -> Iterator[list[UUID] | None]:
     """The requests to be read, so many at once; None for all."""
     if before is None:
         yield None
         return
-    touched = touched_requests(before, now)
+    touched = touched_requests(before, replace(now, shadows=any(one.with_copies for one in readings)))
     for start in range(0, len(touched), AT_ONCE):
         yield touched[start : start + AT_ONCE]
 
 
-def _add(measure: Measure, *, touched: bool) -> str:
-    """Keys have a row each. Units of one request add up to one row of a variant, whose unit is '', with their squares."""
+def _add(reading: Reading, *, touched: bool) -> str:
     return f"""
-        WITH {values_of(measure, touched=touched)},
-        units AS (SELECT variant_id, unit, count(value) AS n, sum(value) AS s FROM read
-                  WHERE value IS NOT NULL GROUP BY variant_id, unit),
-        alone AS (SELECT variant_id, {capped(unit_value(measure, "s", "n"))} AS f FROM units WHERE NOT starts_with(unit, 'key ')),
-        parts AS (
-            SELECT variant_id, unit, n, s, 0::numeric AS q FROM units WHERE starts_with(unit, 'key ')
-            UNION ALL SELECT variant_id, '', count(*), sum(f), sum(f * f) FROM alone GROUP BY variant_id
-        )
-        INSERT INTO serving_runningsum AS kept (experiment_id, measure, variant_id, unit, count, total, squares)
-        SELECT %(experiment)s, %(position)s, variant_id, unit, %(sign)s * n, %(sign)s * s, %(sign)s * q FROM parts
-        ON CONFLICT (experiment_id, measure, variant_id, unit) DO UPDATE
+        WITH {reading.parts(touched=touched)}
+        INSERT INTO serving_runningsum AS kept (holder, measure, variant_id, part, unit, count, total, squares)
+        SELECT %(holder)s, %(position)s, variant_id, part, unit, %(sign)s * n, %(sign)s * s, %(sign)s * q FROM parts
+        ON CONFLICT (holder, measure, variant_id, part, unit) DO UPDATE
         SET count = kept.count + excluded.count, total = kept.total + excluded.total, squares = kept.squares + excluded.squares
     """  # noqa: S608 - made of constants
 
 
-def _read(experiment: Experiment, window: Window, arms: Sequence[UUID]) -> dict[str, Any]:
-    found = [
-        _moments(experiment, position, measure, window, arms) for position, measure in enumerate(_measures(experiment))
-    ]
-    a, b = arms
-    units, outcome, *guards = found
-    counts = {arm: [units.get(arm, (NOTHING, 0))[0].count, units.get(arm, (NOTHING, 0))[1]] for arm in arms}
-    sums = [{arm: as_list(one.get(arm, (NOTHING, 0))[0]) for arm in arms} for one in (outcome, *guards)]
-    nothing = as_list(NOTHING)
-    return {
-        "units": {"a": counts[a], "b": counts[b]},
-        "outcomes": {"a": sums[0][a], "b": sums[0][b]},
-        "guardrails": [
-            {"a": nothing if "limit" in one else read[a], "b": read[b]}
-            for one, read in zip(experiment.guardrails, sums[1:], strict=True)
-        ],
-    }
-
-
-def _moments(
-    experiment: Experiment, position: int, measure: Measure, window: Window, arms: Sequence[UUID]
-) -> dict[UUID, tuple[Moments, int]]:
-    """By variant the moments of its units, and its requests (or labels)."""
+def _rows(holder: Holder, position: int, reading: Reading, window: Window) -> list[Row]:
+    """By variant and part the moments of the units."""
     sql = f"""
-        WITH units AS (SELECT variant_id, unit, count, total, squares, {capped(unit_value(measure, "total", "count"))} AS f
-                       FROM serving_runningsum WHERE experiment_id = %(experiment)s AND measure = %(position)s AND count > 0)
-        SELECT variant_id, sum(CASE WHEN unit = '' THEN count ELSE 1 END), sum(CASE WHEN unit = '' THEN total ELSE f END),
-               sum(CASE WHEN unit = '' THEN squares ELSE f * f END), sum(count)
-        FROM units GROUP BY variant_id
+        WITH units AS (SELECT variant_id, part, unit, count, total, squares,
+                              {capped(unit_value(reading.measure, "total", "count"))} AS f
+                       FROM serving_runningsum WHERE holder = %(holder)s AND measure = %(position)s AND count > 0)
+        SELECT variant_id, part, sum(CASE WHEN unit = '' THEN count ELSE 1 END), sum(CASE WHEN unit = '' THEN total ELSE f END),
+               sum(CASE WHEN unit = '' THEN squares ELSE f * f END), sum(count), sum(total) / sum(count)
+        FROM units GROUP BY variant_id, part
     """  # noqa: S608
-    rows = rows_of(sql, named_values(window, arms, measure) | {"experiment": experiment.pk, "position": position})
-    return {row[0]: (Moments(int(row[1]), float(row[2]), float(row[3])), int(row[4])) for row in rows}
+    rows = rows_of(sql, reading.named(window) | {"holder": holder.pk, "position": position})
+    return [
+        Row(variant, part, int(units), float(total), float(squares), int(values), float(mean))
+        for variant, part, units, total, squares, values, mean in rows
+    ]

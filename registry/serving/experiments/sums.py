@@ -166,19 +166,13 @@ class Pairs:
 def pairs(measure: Measure, window: Window, live: UUID, shadow: UUID) -> Pairs:
     """Both versions on the same requests, judged by the same labels; of a unit the mean of its differences."""
     sql = f"""
-        WITH answered AS ({_answered(measure.by_request)}), copies AS ({COPIES}), labels AS ({_labels("%(until)s")}),
-        ours AS ({_read(measure, "answered", "labels")}), theirs AS ({_read(measure, "copies", "labels")}),
-        both_read AS (
-            SELECT ours.request_id, ours.unit, ours.value AS a, theirs.value AS b, copies.error
-            FROM ours LEFT JOIN theirs USING (request_id, index) LEFT JOIN copies USING (request_id)
-            WHERE ours.value IS NOT NULL
-        ),
+        WITH {differences_of(measure)},
         differences AS (SELECT unit, {capped("avg(b - a)")} AS d FROM both_read WHERE b IS NOT NULL GROUP BY unit),
         summed AS (SELECT count(*) AS units, coalesce(sum(d), 0) AS total, coalesce(sum(d * d), 0) AS squares FROM differences)
         SELECT units, total, squares, avg(a) FILTER (WHERE b IS NOT NULL), avg(b), count(DISTINCT request_id),
-               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error = '{PredictionRecord.DROPPED}'),
-               count(DISTINCT request_id) FILTER (WHERE b IS NULL AND error <> '{PredictionRecord.DROPPED}'),
-               count(DISTINCT request_id) FILTER (WHERE error IS NULL)
+               count(DISTINCT request_id) FILTER (WHERE lacking = 'dropped'),
+               count(DISTINCT request_id) FILTER (WHERE lacking = 'failed'),
+               count(DISTINCT request_id) FILTER (WHERE lacking = 'absent')
         FROM summed LEFT JOIN both_read ON true GROUP BY units, total, squares
     """  # noqa: S608
     named = named_values(window, [live], measure) | {"shadow": shadow}
@@ -197,6 +191,21 @@ def values_of(measure: Measure, *, touched: bool = False) -> str:
         read AS ({_read(measure, "answered", "labels")})"""
 
 
+def differences_of(measure: Measure, *, touched: bool = False) -> str:
+    """Every label of A's requests as `both_read`: what it says of each version, or why there is nothing to say of B."""
+    named = TOUCHED if touched else ""
+    return f"""answered AS ({_answered(measure.by_request, touched)}), copies AS ({COPIES} {named}),
+        labels AS ({_labels("%(until)s", touched)}),
+        ours AS ({_read(measure, "answered", "labels")}), theirs AS ({_read(measure, "copies", "labels")}),
+        both_read AS (
+            SELECT ours.request_id, ours.unit, ours.value AS a, theirs.value AS b,
+                   CASE WHEN copies.error IS NULL THEN 'absent' WHEN theirs.value IS NOT NULL THEN ''
+                        WHEN copies.error = '{PredictionRecord.DROPPED}' THEN 'dropped' ELSE 'failed' END AS lacking
+            FROM ours LEFT JOIN theirs USING (request_id, index) LEFT JOIN copies USING (request_id)
+            WHERE ours.value IS NOT NULL
+        )"""  # noqa: S608
+
+
 def _outcomes(measure: Measure, by: str = "variant_id") -> str:
     return f"""{values_of(measure)},
         outcomes AS (SELECT {by}, unit, {_outcome(measure)} AS outcome
@@ -212,19 +221,19 @@ TOUCHED = "AND request_id = ANY(%(touched)s)"
 
 
 def touched_requests(before: Window, now: Window) -> list[UUID]:
-    """Requests whose values may differ between two windows: they came between, or a label did."""
+    """Requests whose values may differ between two windows: they, a shadow's copy or a label came between."""
     named = {
         "deployment": now.deployment, "until": before.until, "last": before.last_record, "now": now.until,
-        "now_last": now.last_record,
+        "now_last": now.last_record, "roles": ["live", "shadow"] if now.shadows else ["live"],
     }  # fmt: skip
     return [row[0] for row in rows_of(BETWEEN, named)]
 
 
 BETWEEN = """
     SELECT request_id FROM serving_predictionrecord
-    WHERE deployment_id = %(deployment)s AND role = 'live' AND id > %(last)s AND id <= %(now_last)s AND at < %(now)s
+    WHERE deployment_id = %(deployment)s AND role = ANY(%(roles)s) AND id > %(last)s AND id <= %(now_last)s AND at < %(now)s
     UNION SELECT request_id FROM serving_predictionrecord
-    WHERE deployment_id = %(deployment)s AND role = 'live' AND at >= %(until)s AND at < %(now)s AND id <= %(now_last)s
+    WHERE deployment_id = %(deployment)s AND role = ANY(%(roles)s) AND at >= %(until)s AND at < %(now)s AND id <= %(now_last)s
     UNION SELECT request_id FROM serving_feedback
     WHERE deployment_id = %(deployment)s AND at > %(until)s AND at <= %(now)s
     UNION SELECT request_id FROM serving_supersededlabel

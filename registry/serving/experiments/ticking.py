@@ -13,10 +13,10 @@ from dlplatform.api import Conflict
 
 from . import guardrails, pairs, rollouts
 from .judging import fraction_of, plain
-from .looks import due, judge, judge_guardrails, read_sums, record_look, window_of
+from .looks import agree, carried_sums, due, judge, judge_guardrails, read_sums, record_look, window_of
 from .models import Experiment, Look, Rollout
-from .running import agree, carry_on, forget
-from .sums import Window, count_units, window_until_now
+from .running import forget
+from .sums import Window, window_until_now
 
 SECONDS = 5.0
 PATIENCE = 5  # the sums of one experiment take at most a sixth of the scheduler's time
@@ -54,8 +54,7 @@ def watch(experiment: Experiment) -> bool:
     window = window_of(experiment)
     if window.until <= window.since:
         return False
-    split = experiment.mode == Experiment.Mode.SPLIT
-    sums = carry_on(experiment, window) if split else read_sums(experiment, window)
+    sums = carried_sums(experiment, window)
     results = judge_guardrails(experiment, sums)
     seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
     moving = experiment.mode == Experiment.Mode.BANDIT
@@ -67,13 +66,11 @@ def watch(experiment: Experiment) -> bool:
     _remember(experiment, seen, began)
     if (kind := _wanted(experiment, window, sums)) is None:
         return False
-    if split:
-        carried, sums = sums, read_sums(experiment, window)  # what is written down is read from the log itself
-        if not agree(carried, sums):
-            logger.warning("%s: sums were carried on without what came very late, and are made anew", experiment)
-            forget(experiment)
-            if (kind := _wanted(experiment, window, sums)) is None:
-                return False
+    carried, sums = sums, read_sums(experiment, window)  # what is written down is read from the log itself
+    if not agree(carried, sums):
+        _make_anew(experiment)
+        if (kind := _wanted(experiment, window, sums)) is None:
+            return False
     record_look(experiment, window, sums, kind)
     return True
 
@@ -93,17 +90,29 @@ def watch_rollout(rollout: Rollout) -> bool:
     window = window_until_now(rollout.deployment_id, rollout.started_at, rollout.revision)
     if window.until <= window.since:
         return False
-    a, b = rollout.variant_stable_id, rollout.variant_candidate_id
-    assert a is not None and b is not None
-    sums = guardrails.read(rollout.guardrails, window, a, b)
-    results = guardrails.judge(rollout.guardrails, sums, tuned_units=TUNED_UNITS)
-    within = Window(window.deployment, rollout.step_began_at, window.until, window.last_record)
-    requests = count_units(within, [b], by_request=True)[b].requests
-    _remember(rollout, {"requests": requests, "sums": sums, "guardrails": results}, began)
-    if harm := guardrails.alarmed(results):
+    seen = rollouts.carried_sums(rollout, window)
+    results = guardrails.judge(rollout.guardrails, seen["sums"], tuned_units=TUNED_UNITS)
+    _remember(rollout, seen | {"guardrails": results}, began)
+    running = rollout.state == Rollout.State.RUNNING
+    if guardrails.alarmed(results) or (running and rollouts.over(rollout, seen["requests"], timezone.now())):
+        return _act_by_the_log(rollout, window, seen)
+    return False
+
+
+def _act_by_the_log(rollout: Rollout, window: Window, carried: dict[str, Any]) -> bool:
+    """Go back or on where the log itself says so too; whether it did."""
+    read = rollouts.read_sums(rollout, window)
+    if read != carried:
+        _make_anew(rollout)
+    if harm := guardrails.alarmed(guardrails.judge(rollout.guardrails, read["sums"], tuned_units=TUNED_UNITS)):
         rollouts.roll_back(rollout=rollout, reason=" ".join(harm))
         return True
-    return rollout.state == Rollout.State.RUNNING and rollouts.advance(rollout=rollout, requests=requests)
+    return rollout.state == Rollout.State.RUNNING and rollouts.advance(rollout=rollout, requests=read["requests"])
+
+
+def _make_anew(watched: Experiment | Rollout) -> None:
+    logger.warning("%s: sums were carried on without what came very late, and are made anew", watched)
+    forget(watched)
 
 
 def _remember(watched: Experiment | Rollout, seen: dict[str, Any], began: float) -> None:
