@@ -17,7 +17,7 @@ from dlplatform import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 USERNAME, PASSWORD = "admin", "password-1234"
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 class Platform:
@@ -57,7 +57,7 @@ class Platform:
             if self.process.poll() is not None:
                 raise AssertionError(f"the platform did not start: {self.process.stdout.read()}")  # type: ignore[union-attr]
             try:
-                if httpx.get(f"{self.address}/readyz", timeout=2).status_code == 200:
+                if httpx.get(f"{self.address}/readyz", timeout=10).status_code == 200:
                     return
             except httpx.HTTPError:
                 time.sleep(0.2)
@@ -91,10 +91,10 @@ class Platform:
     def train(self, client: httpx.Client, version: str, **wanted: Any) -> dict[str, Any]:
         return client.post("/runs", json={"dataset_version": version, **wanted}).raise_for_status().json()
 
-    def finished(self, client: httpx.Client, run: str, seconds: float = 180) -> dict[str, Any]:
+    def finished(self, client: httpx.Client, run: str, seconds: float = 300) -> dict[str, Any]:
         return self.wait(lambda: client.get(f"/runs/{run}").json(), ("succeeded", "failed", "cancelled"), seconds)
 
-    def wait(self, look: Any, states: tuple[str, ...], seconds: float = 60) -> dict[str, Any]:
+    def wait(self, look: Any, states: tuple[str, ...], seconds: float = 120) -> dict[str, Any]:
         """Look until the state is one of these, through failures of whatever was killed meanwhile."""
         deadline = time.monotonic() + seconds
         seen: Any = None

@@ -38,6 +38,20 @@ def experiment_named(*, actor: User, organization: Organization, name: str) -> E
         return named.get()
 
 
+def experiment_for(*, actor: User, organization: Organization, experiment: Experiment | None) -> Experiment:
+    """The experiment that work on data of the organization goes into: the given one, else the default one.
+
+    PermissionDenied where the actor may not write to it, ValidationError where it is of another organization.
+    """
+    if experiment is None:
+        experiment = experiment_named(actor=actor, organization=organization, name=DEFAULT_EXPERIMENT)
+    require(actor, "run.write", experiment)
+    if experiment.organization_id != organization.pk:
+        text = "The experiment and the data belong to different organizations."
+        raise ValidationError({"experiment": ValidationError(text, code="invalid")})
+    return experiment
+
+
 @transaction.atomic
 def update_experiment(*, actor: User, experiment: Experiment, **changes: str) -> Experiment:
     """Change name or description."""

@@ -21,7 +21,7 @@ from registry.models import ModelVersion
 
 from . import states
 from .code import ARCHITECTURE, check_requirements, entry_of
-from .experiments import DEFAULT_EXPERIMENT, experiment_named
+from .experiments import experiment_for
 from .models import CodeBundle, Experiment, Run, Trial
 from .records import append_event
 
@@ -65,19 +65,9 @@ def create_run(
     model, as ``finetune`` says (see `training.finetuning`). A run of a sweep belongs to its ``trial`` and pauses after
     ``stop_after_epoch`` epochs. With ``code`` it runs in a sandbox, and starts with the file ``entry``.
     """
-    targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
+    targets = targets_of(target)
     organization = dataset_version.dataset.organization
-    if experiment is None:
-        experiment = experiment_named(actor=actor, organization=organization, name=DEFAULT_EXPERIMENT)
-    require(actor, "run.write", experiment)
-    if experiment.organization_id != organization.pk:
-        raise ValidationError(
-            {
-                "experiment": ValidationError(
-                    "The experiment and the data belong to different organizations.", code="invalid"
-                )
-            }
-        )
+    experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
     if code is not None:
         entry = check_code(actor, organization, code, entry, task)
     settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
@@ -103,11 +93,21 @@ def create_run(
         code=code,
         entry=entry,
     )
+    _begin(run, actor, organization)
+    return run
+
+
+def targets_of(target: str | Sequence[str]) -> list[str]:
+    """The columns to predict, each once."""
+    return [target] if isinstance(target, str) else list(dict.fromkeys(target))
+
+
+def _begin(run: Run, actor: User, organization: Organization) -> None:
+    """Whatever follows from a new run: its first event, the audit log, the queue, the pages."""
     append_event(run, "state", state=run.state)
     audit.record(actor, "run.create", run, organization, name=run.name)
     jobs.enqueue(run)
     states.announce(run)
-    return run
 
 
 def check_code(actor: User, organization: Organization, code: CodeBundle, entry: str, task: str) -> str:

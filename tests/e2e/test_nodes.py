@@ -43,7 +43,7 @@ class Machine:
         root = psutil.Process(self.process.pid)
         for one in [root, *root.children(recursive=True)]:
             os.kill(one.pid, signal.SIGKILL)
-        self.process.wait(timeout=10)
+        self.process.wait(timeout=60)
 
     def stop(self):
         if self.process.poll() is None:
@@ -99,7 +99,7 @@ def messages(client, run):
 
 def under_way(platform, client, version):
     run = platform.train(client, version, task="classification", target="kind", config=CONFIG)
-    platform.wait(lambda: {"state": client.get(f"/runs/{run['id']}").json()["epoch"] > 3}, (True,), 60)
+    platform.wait(lambda: {"state": client.get(f"/runs/{run['id']}").json()["epoch"] > 3}, (True,), 120)
     return run
 
 
@@ -112,7 +112,7 @@ def test_a_run_waits_for_its_machines_and_trains_on_both(undisturbed, client, wa
 def test_the_loss_of_a_machine_costs_nothing(platform, client, version, machine, undisturbed):
     run = under_way(platform, client, version)
     machine.die()
-    platform.wait(lambda: {"state": client.get(f"/runs/{run['id']}").json()["phase"]}, ("waiting for second",), 60)
+    platform.wait(lambda: {"state": client.get(f"/runs/{run['id']}").json()["phase"]}, ("waiting for second",), 120)
     machine.start()
     weights, attempts = outcome(platform, client, run)
     assert weights == undisturbed[0] and attempts == 2
@@ -121,7 +121,7 @@ def test_the_loss_of_a_machine_costs_nothing(platform, client, version, machine,
 def test_a_machine_that_is_stopped_hands_the_run_over(platform, client, version, machine, undisturbed):
     run = under_way(platform, client, version)
     machine.stop()
-    platform.wait(lambda: client.get(f"/runs/{run['id']}").json(), ("queued", "preparing"), 60)
+    platform.wait(lambda: client.get(f"/runs/{run['id']}").json(), ("queued", "preparing"), 120)
     assert any("is stopping; the run goes on" in line for line in messages(client, run))
     machine.start()
     assert outcome(platform, client, run)[0] == undisturbed[0]
@@ -130,8 +130,8 @@ def test_a_machine_that_is_stopped_hands_the_run_over(platform, client, version,
 def test_a_cancel_leaves_no_process_on_either(platform, client, version, machine, undisturbed):
     run = under_way(platform, client, version)
     client.post(f"/runs/{run['id']}/cancel").raise_for_status()
-    assert platform.finished(client, run["id"], 30)["state"] == "cancelled"
-    platform.wait(lambda: {"state": engines(machine)}, (0,), 15)
+    assert platform.finished(client, run["id"], 120)["state"] == "cancelled"
+    platform.wait(lambda: {"state": engines(machine)}, (0,), 60)
 
 
 def engines(machine):

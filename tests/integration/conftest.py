@@ -1,9 +1,9 @@
 """Real runs on small data, in this process: the orchestrator here, the engine in a fork as in production."""
 
+import functools
 import random
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from registry.serving import cache, prediction_log
 from registry.serving import client as serving_client
 from tests import factories
 from tests.fixtures import own_code
-from tests.fixtures.inference import Inference, Stubs
+from tests.fixtures.inference import Inference, Stubs, eventually
 from training import code, services
+from training.connection import LocalConnection
 from training.models import Run
 
 # One thread: this process may have used torch before, and a fork does not inherit its pool of threads.
@@ -68,6 +69,28 @@ def empty_queues() -> None:
     shared_connection().flushdb()
 
 
+@functools.cache
+def _warm_up() -> None:
+    from dlplatform.engine.run import warm_up  # only here: most tests need no torch
+
+    warm_up()
+
+
+@pytest.fixture(autouse=True)
+def warm_before_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker of the platform is: what a first step does only once, it has done before the first fork.
+
+    Every run of a cold process would import for seconds in its fork.
+    """
+    start = LocalConnection.start
+
+    def warmed(connection: LocalConnection, *given: Any, **more: Any) -> None:
+        _warm_up()
+        start(connection, *given, **more)
+
+    monkeypatch.setattr(LocalConnection, "start", warmed)
+
+
 @pytest.fixture
 def flowers(organization: Organization, tmp_path: Path) -> DatasetVersion:
     dataset = factories.DatasetFactory(organization=organization, name="flowers")
@@ -88,30 +111,28 @@ def queue_run(flowers: DatasetVersion, trainer: User) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def meanwhile() -> Callable[..., threading.Thread]:
-    """``meanwhile(condition, act)``: in a thread, do something once a condition on the database holds."""
-    started: list[threading.Thread] = []
+def meanwhile() -> Iterator[Callable[..., None]]:
+    """``meanwhile(condition, act)``: in a thread, do something once a condition on the database holds.
 
-    def start(condition: Callable[[], Any], act: Callable[[], Any], seconds: float = 30) -> threading.Thread:
+    The test fails where the condition never held or the deed went wrong.
+    """
+    pool = ThreadPoolExecutor()
+    started: list[Future[None]] = []
+
+    def start(condition: Callable[[], Any], act: Callable[[], Any]) -> None:
         def work() -> None:
-            deadline = time.monotonic() + seconds
             try:
-                while time.monotonic() < deadline:
-                    if condition():
-                        act()
-                        return
-                    time.sleep(0.05)
+                eventually(condition, seconds=120, pause=0.05)
+                act()
             finally:
                 connection.close()
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        started.append(thread)
-        return thread
+        started.append(pool.submit(work))
 
     yield start
-    for thread in started:
-        thread.join(30)
+    pool.shutdown()
+    for one in started:
+        one.result()
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from registry.serving import cache, services
 from registry.serving import client as serving_client
 from registry.serving.services import Wanted
 from tests.fixtures.inference import Inference, eventually
+from tests.integration.answering import key_of
 from tests.integration.conftest import QUICK
-from tests.integration.test_inference_server import key_of
 from training.jobs import train
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -9,6 +9,7 @@ import coverage
 import psutil
 import pytest
 
+from tests.fixtures.inference import eventually
 from training.connection import OUTPUT_FILE, LocalConnection
 
 
@@ -44,13 +45,9 @@ def engine(monkeypatch, tmp_path):
         connection.kill()
 
 
-def ended(connection, seconds=20):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (code := connection.poll()) is not None:
-            return code
-        time.sleep(0.02)
-    raise AssertionError("the engine did not end")
+def ended(connection):
+    eventually(lambda: connection.poll() is not None)
+    return connection.poll()
 
 
 def test_the_engine_has_a_session_of_its_own_and_no_credentials(engine, tmp_path, monkeypatch):
@@ -95,26 +92,22 @@ def test_an_interrupt_reaches_the_engine_and_a_kill_takes_its_children_too(engin
     def patient(directory):
         signal.signal(signal.SIGTERM, lambda *_: (directory / "asked").touch())
         if os.fork() == 0:
-            time.sleep(60)
+            time.sleep(600)
         (directory / "ready").touch()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             time.sleep(0.05)
         return 0
 
     connection = engine(patient)
-    deadline = time.monotonic() + 10
-    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    eventually((tmp_path / "ready").exists)
     family = psutil.Process(connection._pid).children(recursive=True)
     assert len(family) == 1 and connection.poll() is None
     connection.interrupt()
-    while not (tmp_path / "asked").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert (tmp_path / "asked").exists()
+    eventually((tmp_path / "asked").exists)
     connection.kill()
     assert connection.poll() == -signal.SIGKILL
-    psutil.wait_procs(family, 5)
+    psutil.wait_procs(family, 60)
     assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     assert connection.dump_stacks() == ""
     connection.kill()

@@ -1,46 +1,38 @@
-"""Deployments by API and page: who may, what is refused, the log, undo, and what is protected."""
+"""Deployments by API: who may, what is refused, the log, undo, and what is protected."""
 
 import threading
-from uuid import UUID
 
 import pytest
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import connection
-from django.urls import reverse
 
 from dlplatform.accounts.models import AuditEntry
 from dlplatform.api import Conflict
-from dlplatform.engine.errors import PredictionInputError
 from registry import deletion
 from registry.serving import services
 from registry.serving.assignment import assign
 from registry.serving.models import Deployment, DeploymentChange, Variant
 from registry.serving.services import Wanted
 from tests import factories
+from tests.integration.answering import BOUNDED, TREE, code_of, deployed, three_versions
 
 pytestmark = pytest.mark.django_db
 ROOT = "/api/v1/deployments"
-TREE = {"model.json": {"sha256": "a" * 64, "size": 10}}
-INPUTS = {"inputs": [{"name": "x", "type": "number", "nullable": True, "example": 1.5, "minimum": 0, "maximum": 2}]}
 
 
 @pytest.fixture
-def model(organization):
-    return factories.RegisteredModelFactory(organization=organization, name="flowers")
+def model(versions):
+    return versions[0].model
 
 
 @pytest.fixture
-def versions(model):
-    return [
-        factories.ModelVersionFactory(model=model, number=number, tree=TREE, signature=INPUTS) for number in (1, 2, 3)
-    ]
+def versions(organization):
+    return three_versions(organization, BOUNDED)
 
 
 @pytest.fixture
 def deployment(maintainer, organization, versions):
-    return services.create_deployment(
-        actor=maintainer, organization=organization, name="screening", variants=[Wanted(versions[0].pk)]
-    )
+    return deployed(maintainer, organization, versions[0])
 
 
 @pytest.fixture
@@ -56,10 +48,6 @@ def body_of(versions, *weights, **more):
         ],
         **more,
     }
-
-
-def code_of(answer):
-    return answer.json()["errors"][0]["code"]
 
 
 # --- making and changing ------------------------------------------------------------------------------
@@ -273,133 +261,3 @@ def test_of_two_who_change_from_the_same_sight_one_is_refused(maintainer, deploy
     for thread in threads:
         thread.join()
     assert sorted(results) == ["done", "moved"]
-
-
-# --- answering ----------------------------------------------------------------------------------------
-
-
-def test_a_prediction_names_who_answered_and_a_key_stays_with_its_variant(
-    api, maintainer, viewer, deployment, versions, told, inference
-):
-    services.change_variants(
-        actor=maintainer, deployment=deployment, variants=[Wanted(versions[0].pk), Wanted(versions[1].pk)]
-    )
-    inference.wait_for(deployment.pk, 2)
-    client = api(viewer)
-    seen = {}
-    for number in range(30):
-        body = {"instances": [{"x": 1.0}], "key": f"user-{number}"}
-        by_id = client.post(f"{ROOT}/{deployment.pk}/predict", body, format="json").json()
-        by_name = client.post(f"{ROOT}/screening/predict", body, format="json").json()
-        assert by_id["version"] == by_name["version"] and by_id["request_id"] != by_name["request_id"]
-        assert by_id["predictions"] == [{"value": 1.0}]
-        assert Variant.objects.get(pk=by_id["variant"]).version_id == UUID(by_id["version"]) == told[-1][0]
-        seen[by_id["version"]] = 1
-    assert len(seen) == 2
-    without = client.post(f"{ROOT}/{deployment.pk}/predict", {"instances": [{"x": 1.0}]}, format="json")
-    assert without.status_code == 200
-
-
-@pytest.mark.parametrize(
-    "body", [{}, {"instances": []}, {"instances": [{}], "key": "k" * 201}, {"instances": [{}], "kei": "x"}]
-)
-def test_bad_questions_are_refused(api, viewer, deployment, told, body):
-    assert api(viewer).post(f"{ROOT}/{deployment.pk}/predict", body, format="json").status_code == 400
-
-
-def test_a_name_is_looked_up_in_the_organization_that_is_meant(api, viewer, stranger, deployment, told):
-    body = {"instances": [{"x": 1.0}]}
-    assert api(stranger).post(f"{ROOT}/screening/predict", body, format="json").status_code == 404
-    factories.MembershipFactory(organization=deployment.organization, user=stranger, role="viewer")
-    assert api(stranger).post(f"{ROOT}/screening/predict", body, format="json").status_code == 200
-    assert (
-        api(stranger).post(f"{ROOT}/screening/predict?organization=elsewhere", body, format="json").status_code == 404
-    )
-    assert api(stranger).post(f"{ROOT}/screening/predict?organization=lab", body, format="json").status_code == 200
-    assert api(viewer).post(f"{ROOT}/screening/predict?organization=elsewhere", body, format="json").status_code == 400
-
-
-# --- pages --------------------------------------------------------------------------------------------
-
-
-def test_a_version_goes_live_from_its_page_in_a_click(web, maintainer, trainer, versions):
-    client = web(maintainer)
-    address = f"{reverse('deployment-new')}?version={versions[1].pk}"
-    assert address in client.get(reverse("model-version", args=[versions[1].pk])).content.decode()
-    assert address not in web(trainer).get(reverse("model-version", args=[versions[1].pk])).content.decode()
-    assert f'value="{versions[1].pk}" selected' in client.get(address).content.decode()
-    shown = client.post(address, {"name": "live", "version": str(versions[1].pk)}, follow=True).content.decode()
-    assert "answers from now on" in shown and "flowers v2" in shown
-    again = client.post(address, {"name": "live", "version": str(versions[1].pk)}).content.decode()
-    assert "There is a deployment “live” already." in again
-    assert web(trainer).get(address).status_code == 403
-    assert "live" in client.get(reverse("deployments")).content.decode()
-    assert "Nothing matches" in client.get(reverse("deployments") + "?q=nothing").content.decode()
-
-
-def test_the_page_changes_weights_takes_out_adds_and_undoes(web, maintainer, deployment, versions):
-    client = web(maintainer)
-    change = reverse("deployment-variants", args=[deployment.pk])
-    one, two, three = (str(version.pk) for version in versions)
-    body = {"version": [one, two], "weight": ["3", "1"], "role": ["live", "live"], "revision": "1", "reason": "try"}
-    shown = client.post(change, body, follow=True).content.decode()
-    assert "75.0" in shown or "75" in shown
-    assert client.post(change, body, follow=True).content.decode().count("changed meanwhile") == 1
-    body = {"version": [one, two, three], "weight": ["3", "1", "1"], "role": ["removed", "live", "shadow"]}
-    client.post(change, body)
-    rows = Variant.objects.filter(removed_at=None).values_list("version__number", "role")
-    assert set(rows) == {(2, "live"), (3, "shadow")}
-    client.post(reverse("deployment-undo", args=[deployment.pk]))
-    assert set(Variant.objects.filter(removed_at=None).values_list("version__number", flat=True)) == {1, 2}
-    client.post(reverse("deployment-undo", args=[deployment.pk]), {"change": "2"})
-    assert set(Variant.objects.filter(removed_at=None).values_list("version__number", flat=True)) == {1}
-    for wrong in (
-        {"version": ["x"], "weight": ["1"], "role": ["live"]},
-        {"version": [one], "weight": [], "role": ["live"]},
-    ):
-        assert "flash error" in client.post(change, wrong, follow=True).content.decode()
-    odd = client.post(reverse("deployment-undo", args=[deployment.pk]), {"change": "x"}, follow=True)
-    assert "There is no such change" in odd.content.decode()
-
-
-def test_the_page_archives_and_restores(web, maintainer, deployment):
-    client = web(maintainer)
-    shown = client.post(reverse("deployment-archive", args=[deployment.pk]), follow=True).content.decode()
-    assert "does not answer" in shown and "Restore" in shown
-    assert "screening" in client.get(reverse("deployments") + "?archived=on").content.decode()
-    assert (
-        "answers again"
-        in client.post(reverse("deployment-restore", args=[deployment.pk]), follow=True).content.decode()
-    )
-
-
-def test_the_page_tries_it_and_names_who_answered(web, viewer, deployment, versions, told):
-    client = web(viewer)
-    page = client.get(reverse("deployment", args=[deployment.pk])).content.decode()
-    assert "Try it" in page and "/api/v1/deployments/screening/predict" in page and "Archive" not in page
-    address = reverse("deployment-try", args=[deployment.pk])
-    shown = client.post(address, {"key": "a", "input-0": "1.5"}).content.decode()
-    assert "Answered by" in shown and "flowers v1" in shown and told[-1][1] == [{"x": 1.5}]
-    part = client.post(address, {"input-0": "1.5"}, headers={"HX-Request": "true"}).content.decode()
-    assert part.lstrip().startswith("<section")
-    assert client.get(address).status_code == 302
-
-
-def test_what_the_model_refuses_is_said_beside_the_field(web, viewer, maintainer, deployment, versions, stubs, told):
-    def refuse(rows):
-        raise PredictionInputError(0, "x", "invalid", "not a number")
-
-    stubs.answers[versions[0].pk] = refuse
-    address = reverse("deployment-try", args=[deployment.pk])
-    assert "not a number" in web(viewer).post(address, {"input-0": "z"}).content.decode()
-    services.set_archived(actor=maintainer, deployment=deployment, archived=True)
-    assert "is archived" in web(viewer).post(address, {"input-0": "1"}).content.decode()
-
-
-@pytest.mark.parametrize("row", ['{"x": "a\\ud800"}', '{"\\ud800": 1}'])
-def test_half_a_character_in_a_row_is_refused_by_its_place(api, viewer, deployment, versions, row):
-    body = f'{{"instances": [{{"x": 123456789012345678901234567890}}, {row}]}}'
-    for path in (f"{ROOT}/{deployment.pk}/predict", f"/api/v1/model-versions/{versions[0].pk}/predict"):
-        answer = api(viewer).post(path, body, content_type="application/json")
-        told = answer.json()["errors"]
-        assert answer.status_code == 400 and [one["attr"] for one in told] == ["instances.1"], answer.content

@@ -17,7 +17,7 @@ from registry.serving.server.http import BODY_LIMIT
 from registry.serving.services import Wanted
 from tests import factories
 from tests.fixtures.inference import eventually
-from tests.integration.test_inference_server import TREE, key_of
+from tests.integration.answering import TREE, key_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SIGNATURE = {

@@ -1,7 +1,6 @@
 """The inference server by its own port: who is let in, what answers, changes without a gap, limits, and its end."""
 
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,38 +11,31 @@ import pytest
 from django.db import OperationalError
 from django.utils import timezone
 
-from dlplatform.accounts import keys
 from dlplatform.accounts.authentication import tokens_for
 from dlplatform.accounts.models import ApiKey, Membership, User
-from dlplatform.engine.errors import PackageError, PredictionInputError
-from registry.serving import batching, prediction_log, services
+from dlplatform.engine.errors import PackageError
+from registry.serving import prediction_log, services
 from registry.serving.models import PredictionRecord
 from registry.serving.server import gate, models, watching
 from registry.serving.services import Wanted
 from tests import factories
-from tests.fixtures.inference import eventually
+from tests.fixtures.inference import SOON, eventually
+from tests.integration.answering import (
+    change,
+    code_of,
+    constant,
+    deployed,
+    key_of,
+    three_versions,
+    value_of,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
-TREE = {"model.json": {"sha256": "a" * 64, "size": 10}}
-INPUTS = {"inputs": [{"name": "x", "type": "number", "nullable": True}]}
-
-
-def key_of(user, *scopes, **more):
-    prefix, presented, digest = keys.new_secret()
-    ApiKey.objects.create(user=user, name="k", prefix=prefix, digest=digest, scopes=scopes or ["predict"], **more)
-    return presented
-
-
-def constant(value):
-    return lambda rows: [{"value": value} for _ in rows]
 
 
 @pytest.fixture
 def versions(organization, stubs):
-    model = factories.RegisteredModelFactory(organization=organization, name="flowers")
-    made = [
-        factories.ModelVersionFactory(model=model, number=number, tree=TREE, signature=INPUTS) for number in (1, 2, 3)
-    ]
+    made = three_versions(organization)
     for version in made:
         stubs.answers[version.pk] = constant(float(version.number))
     return made
@@ -51,24 +43,7 @@ def versions(organization, stubs):
 
 @pytest.fixture
 def deployment(maintainer, organization, versions):
-    return services.create_deployment(
-        actor=maintainer, organization=organization, name="screening", variants=[Wanted(versions[0].pk)]
-    )
-
-
-def change(actor, deployment, *versions, **more):
-    return services.change_variants(
-        actor=actor, deployment=deployment, variants=[Wanted(one.pk) for one in versions], **more
-    )
-
-
-def value_of(answer):
-    assert answer.status_code == 200, answer.text
-    return answer.json()["predictions"][0]["value"]
-
-
-def code_of(answer):
-    return answer.json()["errors"][0]["code"]
+    return deployed(maintainer, organization, versions[0])
 
 
 # --- who is let in ------------------------------------------------------------------------------------
@@ -135,7 +110,7 @@ def test_whoever_loses_the_right_is_refused_within_seconds(viewer, deployment, i
     expected = {"revoked": 401, "member": 404, "disabled": 401, "scope": 403}[how]
     began = time.monotonic()
     eventually(lambda: inference.ask(str(deployment.pk), key).status_code == expected)
-    assert time.monotonic() - began < gate.LAST_SECONDS + 5, "with room for a busy machine"
+    assert time.monotonic() - began < gate.LAST_SECONDS + 30, "with room for a busy machine"
 
 
 def test_bad_questions_are_refused_by_their_place_as_by_the_web_process(api, viewer, deployment, inference):
@@ -195,20 +170,20 @@ def test_a_new_deployment_is_never_missing_while_it_is_being_seen(
     def held(watcher, coming):
         if coming.state.name == "fresh":
             seen.set()
-            go_on.wait(5)
+            go_on.wait(SOON)
         advance(watcher, coming)
 
     monkeypatch.setattr(watching.Watcher, "_advance", held)
     services.create_deployment(
         actor=maintainer, organization=organization, name="fresh", variants=[Wanted(versions[1].pk)]
     )
-    assert seen.wait(20)
+    assert seen.wait(SOON)
     key = key_of(viewer)
     with ThreadPoolExecutor(1) as asking:
         answer = asking.submit(inference.ask, "fresh", key)
         time.sleep(0.2)
         go_on.set()
-        assert value_of(answer.result(20)) == 2.0
+        assert value_of(answer.result(SOON)) == 2.0
 
 
 def test_no_request_fails_while_versions_are_swapped_and_loaded(
@@ -302,114 +277,3 @@ def test_deployed_versions_stay_in_memory_and_the_others_make_room(deployment, v
         inference.server.models.load(version.pk).result(20)
     assert set(held.sizes) == {versions[0].pk, versions[2].pk}
     assert inference.server.models.ready(versions[0].pk) is not None
-
-
-# --- load and leaving ---------------------------------------------------------------------------------
-
-
-class Held:
-    """A model that answers when it may."""
-
-    def __init__(self):
-        self.entered, self.gate, self.rows = threading.Event(), threading.Event(), []
-
-    def __call__(self, rows):
-        self.rows += rows
-        self.entered.set()
-        assert self.gate.wait(20)
-        return constant(1.0)(rows)
-
-
-def test_a_full_queue_is_503_and_who_leaves_is_not_answered(
-    viewer, deployment, versions, stubs, inference, monkeypatch
-):
-    held = stubs.answers[versions[0].pk] = Held()
-    key = key_of(viewer)
-    with ThreadPoolExecutor(2) as many:
-        first = many.submit(inference.ask, "screening", key)
-        assert held.entered.wait(20)
-        body = b'{"instances": [{"x": 99}]}'
-        with socket.create_connection(inference.client.base_url.netloc.decode().split(":")) as leaving:
-            request = (
-                f"POST /api/v1/deployments/screening/predict HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
-            )
-            request += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            leaving.sendall(request.encode() + body)
-            eventually(lambda: inference.server.models.live.waiting == 1)
-        monkeypatch.setattr(batching, "MOST_WAITING", 1)
-        refused = inference.ask("screening", key)
-        assert refused.status_code == 503 and refused.headers["retry-after"] == "1" and code_of(refused) == "overloaded"
-        eventually(lambda: any(one.error == "client_gone" for one in prediction_log.buffer._waiting))
-        held.gate.set()
-        assert value_of(first.result()) == 1.0
-    eventually(lambda: inference.server.models.live.waiting == 0)
-    assert held.rows == [{"x": 1.0}], "the row of who left was never run"
-
-
-def test_a_small_model_is_run_by_the_loop_itself_and_answers_as_any(
-    viewer, deployment, maintainer, versions, stubs, inference
-):
-    def echo(rows):
-        if any(row["x"] == -1 for row in rows):
-            raise PredictionInputError(0, "x", "bad_value", "no")
-        return [{"value": row["x"], "rows": len(rows), "thread": threading.current_thread().name} for row in rows]
-
-    stubs.steady.add(versions[1].pk)
-    stubs.answers[versions[1].pk] = echo
-    change(maintainer, deployment, versions[1])
-    key = key_of(viewer)
-    inference.wait_for(deployment.pk, 2)
-    with ThreadPoolExecutor(16) as clients:
-        told = list(clients.map(lambda x: inference.ask("screening", key, [{"x": x}]), [*range(60), -1]))
-    assert [value_of(answer) for answer in told[:-1]] == list(range(60))
-    assert (told[-1].status_code, code_of(told[-1])) == (400, "bad_value")
-    threads = {answer.json()["predictions"][0]["thread"] for answer in told[:-1]}
-    assert len(threads) == 1 and "torch" not in threads.pop()
-    many = inference.ask("screening", key, [{"x": 1.0}] * 1000).json()["predictions"]
-    assert len(many) == 1000
-    prediction_log.buffer.flush()
-    assert PredictionRecord.objects.filter(deployment=deployment, error="").count() == 61
-    assert PredictionRecord.objects.get(error="invalid").instances == [{"x": -1}]
-    seen = inference.client.get("/metrics").text
-    assert 'error="invalid"' in seen and "dlplatform_inference_batch_rows_count" in seen
-
-
-def test_a_slow_model_of_one_deployment_is_no_reason_to_fail_at_the_end(viewer, deployment, versions, stubs, inference):
-    """Stopped in good order, what is being answered is answered, and its record is written."""
-    held = stubs.answers[versions[0].pk] = Held()
-    with ThreadPoolExecutor(1) as many:
-        first = many.submit(inference.ask, "screening", key_of(viewer))
-        assert held.entered.wait(20)
-        inference._uvicorn.should_exit = True
-        held.gate.set()
-        assert value_of(first.result()) == 1.0
-    inference._thread.join(20)
-    assert PredictionRecord.objects.get().predictions == [{"value": 1.0}]
-
-
-def test_prometheus_reads_what_was_answered_and_what_is_held(viewer, deployment, versions, stubs, inference):
-    def refuse(rows):
-        raise PackageError("no")
-
-    key = key_of(viewer)
-    assert inference.ask("screening", key, [{"x": 1}, {"x": 2}]).status_code == 200
-    stubs.answers[versions[0].pk] = refuse
-    assert inference.ask("screening", key).status_code == 422
-    told = inference.client.get("/metrics").text
-    labels = f'deployment="{deployment.pk}",variant="{deployment.variants.get().pk}"'
-    for line in (
-        f"dlplatform_inference_seconds_count{{{labels}}} 1.0",
-        f'dlplatform_inference_requests_total{{deployment="{deployment.pk}",error="model_unusable",'
-        f'variant="{deployment.variants.get().pk}"}} 1.0',
-        'dlplatform_inference_batch_rows_bucket{le="1.0"} 1.0',
-        'dlplatform_inference_batch_rows_bucket{le="2.0"} 2.0',
-        "dlplatform_inference_queue_seconds_count 2.0",
-        'dlplatform_inference_waiting{queue="live"} 0.0',
-        "dlplatform_inference_loaded_models 1.0",
-        "dlplatform_inference_deployments 1.0",
-        "dlplatform_inference_loading_models 0.0",
-        "dlplatform_inference_log_backlog 2.0",
-        "dlplatform_inference_log_lost_total 0.0",
-    ):
-        assert line in told.splitlines(), line
-    assert "screening" not in told and "lab" not in told.replace("label", ""), "it says nothing about anybody's data"

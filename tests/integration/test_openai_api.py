@@ -10,7 +10,7 @@ from registry.serving.models import PredictionRecord
 from registry.serving.server.openai_questions import Stopping, question_of
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.test_inference_server import INPUTS, TREE, key_of, value_of
+from tests.integration.answering import INPUTS, TREE, key_of, value_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SAID = ["Once", " upon", " a", " time", "."]

@@ -101,7 +101,7 @@ def test_a_script_makes_a_version_with_its_metrics_log_and_lineage(queue_code):
 
 def test_a_killed_script_goes_on_from_its_checkpoint_and_reports_every_step_once(queue_code, meanwhile):
     quiet = ended(queue_code(own_code.SCRIPT, {"steps": 40}))
-    run = queue_code(own_code.SCRIPT, {"steps": 40, "slow": 0.05})
+    run = queue_code(own_code.SCRIPT, {"steps": 40, "hold": 13})
     meanwhile(under_way(run, 12), lambda: [one.kill() for one in survivors(run)])
     ended(run)
     assert run.state == "queued", run.error
@@ -119,7 +119,7 @@ def test_a_killed_script_goes_on_from_its_checkpoint_and_reports_every_step_once
 
 
 def test_a_script_that_listens_is_paused_after_a_checkpoint_and_continued(queue_code, coder, meanwhile):
-    run = queue_code(own_code.SCRIPT, {"steps": 60, "slow": 0.05})
+    run = queue_code(own_code.SCRIPT, {"steps": 60, "hold": 4})
     meanwhile(under_way(run, 3), lambda: services.pause_run(actor=coder, run=Run.objects.get(pk=run.pk)))
     assert ended(run).state == "paused", run.error
     services.resume_run(actor=coder, run=run)

@@ -15,7 +15,7 @@ from registry.serving.server import resting
 from registry.serving.server.resting import Resting, Rests
 from registry.serving.services import Wanted
 from tests.fixtures.inference import eventually
-from tests.integration.test_inference_server import code_of, key_of, value_of
+from tests.integration.answering import code_of, key_of, value_of
 from tests.integration.test_shadows import deployment, kept, versions  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -13,6 +13,7 @@ from django.db import connection
 
 from registry.models import ModelVersion
 from tests.fixtures import own_code
+from tests.fixtures.inference import eventually
 from tests.integration.coding import ended, log_of, survivors, under_way
 from training import services
 from training.job_directories import job_directory
@@ -92,16 +93,11 @@ def test_nothing_of_a_sandbox_survives_its_worker(queue_code, coder):
     if worker == 0:
         train(str(run.pk))
         os._exit(0)
-    deadline = time.monotonic() + 30
-    while not under_way(run)() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    eventually(under_way(run), 120)
     assert survivors(run)
     os.kill(worker, signal.SIGKILL)
     os.waitpid(worker, 0)
-    deadline = time.monotonic() + 5
-    while survivors(run) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert survivors(run) == []
+    eventually(lambda: not survivors(run), 60)
 
 
 def test_what_an_attempt_left_behind_does_not_lead_the_next_one_astray(queue_code, coder, tmp_path):

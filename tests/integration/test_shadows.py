@@ -12,7 +12,7 @@ from registry.serving.models import PredictionRecord
 from registry.serving.services import Wanted
 from tests import factories
 from tests.fixtures.inference import eventually
-from tests.integration.test_inference_server import INPUTS, TREE, Held, code_of, constant, key_of, value_of
+from tests.integration.answering import INPUTS, TREE, Held, code_of, constant, key_of, value_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -9,13 +9,16 @@ import pytest
 from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from channels.testing import ApplicationCommunicator
+from django.conf import settings
 from django.urls import path
 
 from dlplatform import events
 from dlplatform.accounts import sockets
 from dlplatform.accounts.authentication import tokens_for
 from dlplatform.accounts.models import Membership
+from dlplatform.valkey import shared_connection
 from tests import factories
+from tests.fixtures.inference import SOON
 from training.models import Run
 from training.records import append_event, append_spool
 from training.sockets import organization_socket, run_socket
@@ -42,17 +45,26 @@ class Socket(ApplicationCommunicator):
 
     async def open(self):
         await self.send_input({"type": "websocket.connect"})
-        return await self.receive_output(5)
+        return await self.receive_output(SOON)
 
-    async def message(self, timeout=5):
-        return await self.receive_output(timeout)
+    async def message(self):
+        return await self.receive_output(SOON)
 
     async def events(self, count):
         return [json.loads((await self.message())["text"]) for _ in range(count)]
 
     async def close(self):
         await self.send_input({"type": "websocket.disconnect", "code": 1000})
-        await self.wait(5)
+        await self.wait(SOON)
+
+
+async def joined(group):
+    """Until somebody listens to the group."""
+    name = f"{settings.CHANNEL_PREFIX}__group__{group}"
+    look = sync_to_async(lambda: shared_connection().pubsub_numsub(name)[0][1] > 0)
+    async with asyncio.timeout(SOON):
+        while not await look():
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -99,7 +111,7 @@ async def test_two_watchers_share_one_feed_and_both_get_everything(run, viewer, 
     second = await sync_to_async(Socket)(f"/ws/runs/{run.pk}", trainer, query=b"after=3")
     await first.open()
     await second.open()
-    await asyncio.sleep(0.3)
+    await joined(events.run_group(run.pk))
     await sync_to_async(emit)(run, 1)
     assert (await first.events(1)) == (await second.events(1))
     await first.close()
@@ -110,7 +122,7 @@ async def test_an_event_whose_hint_was_lost_comes_all_the_same(run, viewer, monk
     monkeypatch.setattr("training.feeds.POLL_SECONDS", 0.2)
     socket = await sync_to_async(Socket)(f"/ws/runs/{run.pk}", viewer, query=b"after=3")
     await socket.open()
-    await asyncio.sleep(0.3)
+    await joined(events.run_group(run.pk))
     monkeypatch.setattr(events, "publish_run", lambda *_: None)
     await sync_to_async(emit)(run, 1)
     assert [event["sequence"] for event in await socket.events(1)] == [4]
@@ -177,7 +189,7 @@ async def test_a_watcher_who_loses_the_right_is_closed(run, viewer, monkeypatch)
 async def test_organization_members_hear_of_changes_of_state(organization, run, viewer):
     socket = await sync_to_async(Socket)("/ws/organizations/lab", viewer)
     await socket.open()
-    await asyncio.sleep(0.3)
+    await joined(events.organization_group(organization.pk))
     await sync_to_async(events.publish_state)(organization.pk, "run", run.pk, "running", "x")
     heard = (await socket.events(1))[0]
     assert heard == {"type": "state", "kind": "run", "id": str(run.pk), "state": "running", "name": "x"}
@@ -209,7 +221,7 @@ async def test_a_client_that_does_not_read_is_dropped_and_nobody_waits():
             await asyncio.sleep(0)
     assert subscriber.closing == sockets.CLOSE_TRY_AGAIN
     blocked.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, SOON)
     assert sent[-1] == {"type": "websocket.close", "code": sockets.CLOSE_TRY_AGAIN}
 
 
@@ -220,5 +232,5 @@ async def test_a_flood_from_the_client_ends_the_socket():
         received.append(1)
         return {"type": "websocket.receive", "text": "x"}
 
-    await asyncio.wait_for(sockets.until_disconnect(receive), 5)
+    await asyncio.wait_for(sockets.until_disconnect(receive), SOON)
     assert len(received) == 1001

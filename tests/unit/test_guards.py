@@ -44,8 +44,12 @@ def api_views():
 
 
 @pytest.mark.django_db
-def test_every_change_of_a_model_has_its_migration():
-    call_command("makemigrations", check=True, dry_run=True, verbosity=0)
+def test_every_change_of_a_model_has_its_migration(capsys):
+    try:
+        call_command("makemigrations", check=True, dry_run=True)
+    except SystemExit:
+        raise AssertionError(f"run `python manage.py makemigrations`: {capsys.readouterr().out}") from None
+    assert "No changes detected" in capsys.readouterr().out
 
 
 def test_every_api_view_declares_a_policy_for_every_method_it_answers():

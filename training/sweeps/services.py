@@ -17,7 +17,7 @@ from registry import services as registry
 from registry.models import ModelVersion, Ref
 from training import services as runs
 from training.code import ARCHITECTURE
-from training.experiments import DEFAULT_EXPERIMENT, experiment_named
+from training.experiments import experiment_for
 from training.findings import lower_is_better
 from training.models import CodeBundle, Experiment, Run, Sweep, Trial
 
@@ -66,25 +66,16 @@ def create_sweep(
     With ``code`` every trial is a run of it in a sandbox, starting with the file ``entry``; its parameters are searched as
     `params.NAME`. ``direction`` follows from the metric unless it is given. ``trials`` defaults to 20, and to all points of a grid.
     """
-    targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
+    targets = runs.targets_of(target)
     organization = dataset_version.dataset.organization
-    if experiment is None:
-        experiment = experiment_named(actor=actor, organization=organization, name=DEFAULT_EXPERIMENT)
-    require(actor, "run.write", experiment)
-    if experiment.organization_id != organization.pk:
-        raise _invalid("experiment", "The experiment and the data belong to different organizations.", "invalid")
+    experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
     if code is not None:
         entry = runs.check_code(actor, organization, code, entry, task)
     settings = runs.check(dataset_version, task, targets, features, config or {}, entry)
     dimensions = _space(space, settings, task)
-    script = bool(entry) and entry != ARCHITECTURE
-    if script:
-        _check_script(pruner, metric, direction)
-    numbers = {"parallel": parallel, "seeds": seeds, "eta": eta, "least_epochs": least_epochs, "seed": seed}
-    metrics = (metric,) if script else METRICS[task]  # what a script reports only it knows
-    _check_choices(
-        metrics, sampler, pruner, metric, direction, numbers if trials is None else numbers | {"trials": trials}
-    )
+    metrics = _metrics(task, entry, pruner, metric, direction)
+    numbers = {"trials": trials, "parallel": parallel, "seeds": seeds, "eta": eta, "least_epochs": least_epochs}
+    _check_choices(metrics, sampler, pruner, metric, direction, numbers | {"seed": seed})
     sweep = Sweep.objects.create(
         experiment=experiment,
         created_by=actor,
@@ -129,6 +120,14 @@ def _space(space: Any, settings: dict[str, Any], task: str) -> list[Dimension]:
     return dimensions
 
 
+def _metrics(task: str, entry: str, pruner: str, metric: str, direction: str) -> Sequence[str]:
+    """What trials can be judged by. What a script reports only it knows."""
+    if not entry or entry == ARCHITECTURE:
+        return METRICS[task]
+    _check_script(pruner, metric, direction)
+    return (metric,)
+
+
 def _check_script(pruner: str, metric: str, direction: str) -> None:
     """What trials of a script cannot be judged by."""
     if pruner != Sweep.Pruner.NONE:
@@ -143,7 +142,7 @@ def _check_script(pruner: str, metric: str, direction: str) -> None:
 
 
 def _check_choices(
-    metrics: Sequence[str], sampler: str, pruner: str, metric: str, direction: str, numbers: dict[str, int]
+    metrics: Sequence[str], sampler: str, pruner: str, metric: str, direction: str, numbers: dict[str, int | None]
 ) -> None:
     choices = {
         "sampler": (sampler, Sweep.Sampler.values), "pruner": (pruner, Sweep.Pruner.values),
@@ -154,13 +153,19 @@ def _check_choices(
         for field, (given, known) in choices.items()
         if given not in known
     }
-    for field, number in numbers.items():
-        low, high = LIMITS[field]
-        if not low <= number <= high:
-            text = f"Give a whole number from {low} to {high}."
-            problems[field] = ValidationError(text, code="out_of_range")
+    problems |= _out_of_range(numbers)
     if problems:
         raise ValidationError(problems)
+
+
+def _out_of_range(numbers: dict[str, int | None]) -> dict[str, ValidationError]:
+    """None stands for what was left to us."""
+    problems = {}
+    for field, number in numbers.items():
+        low, high = LIMITS[field]
+        if number is not None and not low <= number <= high:
+            problems[field] = ValidationError(f"Give a whole number from {low} to {high}.", code="out_of_range")
+    return problems
 
 
 def _trial_count(sampler: str, dimensions: Sequence[Dimension], trials: int | None) -> int:

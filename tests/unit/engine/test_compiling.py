@@ -31,7 +31,8 @@ from dlplatform.engine.predict import Predictor
 from dlplatform.engine.runners import TorchRunner
 from dlplatform.engine.runtime import COMPILED, runtime_of
 from tests.fixtures.inference import eventually
-from tests.unit.engine.test_optimizing import WIDE, Trained, a_report, described, trained
+from tests.unit.engine.optimizing.conftest import WIDE, Trained, described, trained
+from tests.unit.engine.optimizing.test_reports import a_report
 
 PLAN = Plan(("torch-compile",))
 

@@ -38,8 +38,9 @@ def part(path: Path, **columns: pa.Array) -> Path:
 
 def test_parts_are_read_in_order(tmp_path: Path) -> None:
     paths = [part(tmp_path / f"{n}.parquet", a=pa.array([n * 1.0, None])) for n in range(2)]
-    values = read_table(paths, [Column("a", "number")]).columns["a"]
-    np.testing.assert_array_equal(values, [0, np.nan, 1, np.nan])
+    table = read_table(paths, [Column("a", "number")])
+    assert list(table.columns) == ["a"]
+    np.testing.assert_array_equal(table.columns["a"], [0, np.nan, 1, np.nan])
 
 
 def test_each_type_has_one_form(tmp_path: Path) -> None:

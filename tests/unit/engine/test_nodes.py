@@ -72,8 +72,8 @@ def test_after_the_loss_of_a_machine_another_takes_its_place(
     other.kill()
     for member in members:
         member.kill()
-    assert leader.wait(timeout=60) == CRASHED
-    assert until(lambda: not members_of(broken[0]), 10)
+    assert leader.wait(timeout=240) == CRASHED
+    assert until(lambda: not members_of(broken[0]))
     shutil.rmtree(broken[1])
     fresh = job(mixed_columns(120), name="fresh", config={**TOGETHER, "nodes": 2, "epochs": 8, "strategy": "ddp"})
     gather([broken[0], fresh], "again")
@@ -90,7 +90,7 @@ def test_a_request_to_stop_one_machine_stops_both_after_a_checkpoint(job: Callab
     both = started(made)
     assert until(lambda: (made[0] / "events.jsonl").exists() and read_spool(made[0], "metric"))
     both[asked].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=60) for process in both] == [75, 0]
+    assert [process.wait(timeout=240) for process in both] == [75, 0]
     assert read_spool(made[0], "checkpoint")
 
 

@@ -344,7 +344,7 @@ def test_stacks_are_dumped_on_request(job: Job, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_command_line(job: Job) -> None:
     job_dir = job(small())
-    assert start_engine(job_dir).wait(timeout=60) == 0
+    assert start_engine(job_dir).wait(timeout=240) == 0
     wrong = subprocess.run([sys.executable, "-m", "dlplatform.engine"], cwd=ROOT, capture_output=True, check=False)
     assert wrong.returncode == 2
     assert b"usage" in wrong.stderr
@@ -364,6 +364,6 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_warm_parent_forks_a_child_with_two_threads(job: Job) -> None:
     job_dir = job(classification_columns(500), config={**QUICK, "threads": 2, "params": {"width": 256}})
-    done = subprocess.run([sys.executable, "-c", FORK, str(job_dir)], cwd=ROOT, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", FORK, str(job_dir)], cwd=ROOT, timeout=240, check=False)
     assert done.returncode == 0
     assert read_spool(job_dir, "started")[0]["threads"] == 2

@@ -122,7 +122,9 @@ def test_minus_zero_is_no_zero():
     base = weights(5000)
     items = np.frombuffer(base, np.uint32).copy()
     items[::3], items[1::3] = 0x80000000, 0
-    round_trip(items.tobytes(), 4, base=base)
+    encoded = round_trip(items.tobytes(), 4, base=base)
+    back = np.frombuffer(bytes(decode(encoded.codec, encoded.payload, size=len(base), base=base)), np.float32)
+    assert np.signbit(back[::3]).all() and not np.signbit(back[1::3]).any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])

@@ -12,7 +12,7 @@ from registry.serving import batching
 from registry.serving.batching import Batches, Overloaded
 
 ONE, OTHER = uuid4(), uuid4()
-SOON = 10
+SOON = 60
 
 
 class Echo:
