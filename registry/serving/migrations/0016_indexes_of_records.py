@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('serving', '0014_logged_images'),
+        ('serving', '0015_sums_of_all'),
     ]
 
     operations = [
