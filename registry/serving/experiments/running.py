@@ -30,7 +30,8 @@ AT_ONCE = 10_000  # requests, by their ids in a statement
 def carry_on(holder: HolderOf, window: Window, readings_of: Callable[[HolderOf], list[Reading]]) -> list[Any]:
     """What each reading finds up to this window; or up to a later one, where another tick has been there already.
 
-    The readings are those of the row as it is locked: a canary may have gone on to another step meanwhile. Whoever comes second waits. Raises Conflict when the holder has ended.
+    The readings are those of the row as it is locked: a canary may have gone on to another step meanwhile. Whoever comes
+    second waits. Raises Conflict when the holder has ended.
     """
     with transaction.atomic():
         locked = type(holder)._default_manager.select_for_update(of=("self",)).get(pk=holder.pk)
