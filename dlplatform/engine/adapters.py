@@ -230,6 +230,9 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str, tensors: 
 
 
 def _kept_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The modules of which a file holds own tensors, not those of an adapter beside them."""
+    """The modules of which a file holds own tensors, not those of an adapter beside them. None where a transformer was
+    adapted: it alone is what peft builds there, and our head is not in it."""
+    if any(True for _ in parts(network)):
+        return []
     owners = (name.rpartition(".")[0] for name in frozen(network) if f"{PREFIX}{name}" in tensors)
     return sorted({owner for owner in owners if owner})
