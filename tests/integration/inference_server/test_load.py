@@ -10,22 +10,9 @@ from dlplatform.engine.errors import PackageError, PredictionInputError
 from registry.serving import batching, prediction_log
 from registry.serving.models import PredictionRecord
 from tests.fixtures.inference import eventually
-from tests.integration.answering import Held, change, code_of, constant, deployed, key_of, three_versions, value_of
+from tests.integration.answering import Held, change, code_of, key_of, value_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def versions(organization, stubs):
-    made = three_versions(organization)
-    for version in made:
-        stubs.answers[version.pk] = constant(float(version.number))
-    return made
-
-
-@pytest.fixture
-def deployment(maintainer, organization, versions):
-    return deployed(maintainer, organization, versions[0])
 
 
 def test_a_full_queue_is_503_and_who_leaves_is_not_answered(

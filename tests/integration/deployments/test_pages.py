@@ -6,25 +6,8 @@ from django.urls import reverse
 from dlplatform.engine.errors import PredictionInputError
 from registry.serving import services
 from registry.serving.models import Variant
-from tests.integration.answering import BOUNDED, deployed, three_versions
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def versions(organization):
-    return three_versions(organization, BOUNDED)
-
-
-@pytest.fixture
-def deployment(maintainer, organization, versions):
-    return deployed(maintainer, organization, versions[0])
-
-
-@pytest.fixture
-def told(stubs, inference):
-    """What the models behind the inference server were asked: (version, rows)."""
-    return stubs.asked
 
 
 def test_a_version_goes_live_from_its_page_in_a_click(web, maintainer, trainer, versions):

@@ -14,7 +14,7 @@ from registry.serving.assignment import assign
 from registry.serving.models import Deployment, DeploymentChange, Variant
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.answering import BOUNDED, TREE, code_of, deployed, three_versions
+from tests.integration.answering import TREE, code_of
 
 pytestmark = pytest.mark.django_db
 ROOT = "/api/v1/deployments"
@@ -23,22 +23,6 @@ ROOT = "/api/v1/deployments"
 @pytest.fixture
 def model(versions):
     return versions[0].model
-
-
-@pytest.fixture
-def versions(organization):
-    return three_versions(organization, BOUNDED)
-
-
-@pytest.fixture
-def deployment(maintainer, organization, versions):
-    return deployed(maintainer, organization, versions[0])
-
-
-@pytest.fixture
-def told(stubs, inference):
-    """What the models behind the inference server were asked: (version, rows)."""
-    return stubs.asked
 
 
 def body_of(versions, *weights, **more):

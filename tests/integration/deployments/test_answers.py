@@ -8,26 +8,9 @@ from registry.serving import services
 from registry.serving.models import Variant
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.answering import BOUNDED, deployed, three_versions
 
 pytestmark = pytest.mark.django_db
 ROOT = "/api/v1/deployments"
-
-
-@pytest.fixture
-def versions(organization):
-    return three_versions(organization, BOUNDED)
-
-
-@pytest.fixture
-def deployment(maintainer, organization, versions):
-    return deployed(maintainer, organization, versions[0])
-
-
-@pytest.fixture
-def told(stubs, inference):
-    """What the models behind the inference server were asked: (version, rows)."""
-    return stubs.asked
 
 
 def test_a_prediction_names_who_answered_and_a_key_stays_with_its_variant(

@@ -23,27 +23,11 @@ from tests.fixtures.inference import SOON, eventually
 from tests.integration.answering import (
     change,
     code_of,
-    constant,
-    deployed,
     key_of,
-    three_versions,
     value_of,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def versions(organization, stubs):
-    made = three_versions(organization)
-    for version in made:
-        stubs.answers[version.pk] = constant(float(version.number))
-    return made
-
-
-@pytest.fixture
-def deployment(maintainer, organization, versions):
-    return deployed(maintainer, organization, versions[0])
 
 
 # --- who is let in ------------------------------------------------------------------------------------
