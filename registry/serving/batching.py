@@ -2,12 +2,15 @@
 
 Nothing waits for a batch to fill. While the one thread that runs torch is busy, requests gather; when it is free, it takes
 all that wait for one model, up to a number of rows. So a lone request is run at once, and batches grow with the load.
+
+Whoever asks from an event loop is answered through it: what a batch answers wakes it once.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,11 +39,60 @@ class Predicting(Protocol):
 
 @dataclass
 class Request:
-    """Rows that somebody asks. ``answer`` is a future of threads or of an event loop; ``asked`` by `time.monotonic`."""
+    """Rows that somebody asks. ``answer`` is a future of threads, a `LoopAnswer`, or a future of an event loop where that
+    runs the model itself; ``asked`` by `time.monotonic`."""
 
     rows: Rows
     asked: float
     answer: Any = field(default_factory=Future)
+
+
+class Deliveries:
+    """Answers on their way from threads to an event loop, which is woken once for all that have come by then."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._come: deque[tuple[asyncio.Future[Rows], Rows | None, Exception | None]] = deque()
+        self._woken = False
+
+    def put(self, waiting: "asyncio.Future[Rows]", answer: Rows | None, error: Exception | None) -> None:
+        """From any thread."""
+        self._come.append((waiting, answer, error))
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before the first is taken: what comes from now on wakes the loop again
+        while self._come:
+            waiting, answer, error = self._come.popleft()
+            if waiting.done():  # nobody waits any more
+                continue
+            if error is not None:
+                waiting.set_exception(error)
+            else:
+                waiting.set_result(answer or [])
+
+
+class LoopAnswer:
+    """What a thread sees of somebody who waits in an event loop: as much of a future as `Batches` uses. A future of threads
+    and its twin in the loop cost, with their locks, more than a small model."""
+
+    __slots__ = ("_deliveries", "waiting")
+
+    def __init__(self, deliveries: Deliveries, waiting: "asyncio.Future[Rows]") -> None:
+        self._deliveries = deliveries
+        self.waiting = waiting
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Whether somebody still waits."""
+        return not self.waiting.cancelled()
+
+    def set_result(self, answer: Rows) -> None:
+        self._deliveries.put(self.waiting, answer, None)
+
+    def set_exception(self, error: Exception) -> None:
+        self._deliveries.put(self.waiting, None, error)
 
 
 class Batches:
@@ -62,18 +114,34 @@ class Batches:
         self._queues: dict[UUID, deque[Request]] = {}
         self._waiting = 0
         self._lock = threading.Lock()
+        self._deliveries: Deliveries | None = None
 
     def ask(self, version: UUID, rows: Rows) -> "Future[Rows]":
         """The answer to come, or the error of the model. Raises Overloaded when the queue is full."""
         request = Request(rows, time.monotonic())
+        self._add(version, request)
+        return request.answer  # type: ignore[no-any-return]
+
+    def ask_in_loop(self, version: UUID, rows: Rows) -> "asyncio.Future[Rows]":
+        """As `ask`, for the event loop that calls; always the same one."""
+        loop = asyncio.get_running_loop()
+        if self._deliveries is None:
+            self._deliveries = Deliveries(loop)
+        waiting: asyncio.Future[Rows] = loop.create_future()
+        self._add(version, Request(rows, time.monotonic(), LoopAnswer(self._deliveries, waiting)))
+        return waiting
+
+    def _add(self, version: UUID, request: Request) -> None:
         with self._lock:
             if self._waiting >= MOST_WAITING:
                 raise Overloaded
             self._waiting += 1
-            self._queues.setdefault(version, deque()).append(request)
-        # One turn for each request: a turn that finds its request answered in an earlier batch does nothing.
+            queue = self._queues.get(version)
+            if queue is not None:  # its turn will come, and takes this one along
+                queue.append(request)
+                return
+            self._queues[version] = deque([request])
         self._thread.submit(self._turn, version)
-        return request.answer
 
     @property
     def waiting(self) -> int:
@@ -81,7 +149,12 @@ class Batches:
         return self._waiting
 
     def _turn(self, version: UUID) -> None:
-        batch = self._taken(version)
+        """Run what waits for a version as it begins. What comes meanwhile has a turn of its own, behind those of others."""
+        for batch in self._taken(version):
+            self._run_batch(version, batch)
+
+    def _run_batch(self, version: UUID, waiting: list[Request]) -> None:
+        batch = [request for request in waiting if _in_time(request)]
         if not batch:
             return
         self._observe(sum(len(request.rows) for request in batch), time.monotonic() - batch[0].asked)
@@ -97,19 +170,20 @@ class Batches:
             for request in batch:
                 _run(predictor, request)
 
-    def _taken(self, version: UUID) -> list[Request]:
-        """Those that wait for a version, up to so many rows, without who has gone or waited too long."""
-        taken: list[Request] = []
-        rows = 0
+    def _taken(self, version: UUID) -> Iterator[list[Request]]:
+        """All that wait for a version, in batches of at most so many rows. Each is taken when it is to be run: until then its
+        requests count as waiting."""
         with self._lock:
-            queue = self._queues.get(version, deque())
-            while queue and (not taken or rows + len(queue[0].rows) <= MOST_ROWS):
+            queue = self._queues.pop(version)
+        while queue:
+            taken = [queue.popleft()]
+            rows = len(taken[0].rows)
+            while queue and rows + len(queue[0].rows) <= MOST_ROWS:
+                rows += len(queue[0].rows)
                 taken.append(queue.popleft())
-                rows += len(taken[-1].rows)
-            self._waiting -= len(taken)
-            if not queue:
-                self._queues.pop(version, None)
-        return [request for request in taken if _in_time(request)]
+            with self._lock:
+                self._waiting -= len(taken)
+            yield taken
 
 
 def run_together(predictor: Predicting, requests: list[Request]) -> None:

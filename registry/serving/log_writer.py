@@ -62,17 +62,16 @@ class Writer:
 
     def _stored(self, told: dict[str, Any]) -> dict[str, str]:
         self._set_up()
-        from django.db import DatabaseError, connection
+        from django.db import DatabaseError, close_old_connections
 
         from registry.serving import prediction_log
 
+        close_old_connections()  # one that broke; a new one for each batch would cost more than the batch
         batch = [unpacked(one, told["images"].get(str(at))) for at, one in enumerate(told["records"])]
         try:
             prediction_log.store(batch)
         except DatabaseError as error:
             return {"away": str(error)}
-        finally:
-            connection.close()
         return {}
 
     def _set_up(self) -> None:

@@ -1,8 +1,9 @@
 """The prediction log: records are gathered in memory and written in bulk, off the path of the request.
 
-A thread hands them on every SECONDS to a process that writes (`log_process`), or writes itself where there is none. What a
-killed process loses is what it gathered since, and while the last batch was written. While the database does not answer, up
-to MOST records are held, and further ones are lost and counted. Stopping in good order writes all.
+A thread hands them on every SECONDS, or IMAGE_SECONDS where there are images among them, to a process that writes
+(`log_process`), or writes itself where there is none. What a killed process loses is what it gathered since, and while the
+last batch was written. While the database does not answer, up to MOST records are held, and further ones are lost and
+counted. Stopping in good order writes all.
 """
 
 import atexit
@@ -26,6 +27,7 @@ from .log_process import WriterProcess
 from .models import Deployment, Feedback, LoggedImage, PredictionRecord, Variant
 
 SECONDS = 0.1  # small batches: each takes a core for some milliseconds alone
+IMAGE_SECONDS = 0.4  # with images a batch costs some ten milliseconds, however small it is
 AWAY_SECONDS = 1.0  # between two tries to write
 MOST = 10_000
 BATCH = 500
@@ -79,7 +81,8 @@ class RecordBuffer:
 
     def _work(self) -> None:
         while True:
-            self._full.wait(SECONDS)
+            if not self._full.wait(SECONDS) and self._of_images:
+                self._full.wait(IMAGE_SECONDS - SECONDS)
             self._full.clear()
             try:
                 self.flush()

@@ -160,7 +160,7 @@ class Answering:
         at_once = self._models.cache.at_once(version)
         if len(rows) <= at_once:  # done before anybody could leave
             return await self._models.quick.ask(version, predictor, rows, at_once)
-        return await unless_gone(self._models.live.of(version, predictor).ask(version, rows), receive)
+        return await unless_gone(self._models.live.of(version, predictor).ask_in_loop(version, rows), receive)
 
 
 class Record:

@@ -1,7 +1,6 @@
 """Requests and answers of the ASGI server."""
 
 import asyncio
-from concurrent.futures import Future
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -59,13 +58,12 @@ def organization_in(scope: dict[str, Any]) -> str | None:
     return parse_qs(query.decode("latin-1"), keep_blank_values=True).get("organization", [None])[-1]
 
 
-async def unless_gone(answer: "Future[Result]", receive: Any) -> Result:
-    """What a thread answers, while the client is there: a request that still waits is taken out when it leaves.
+async def unless_gone(waiting: "asyncio.Future[Result]", receive: Any) -> Result:
+    """What is answered, while the client is there: a request that still waits is taken out when it leaves.
 
     The body has been read, so what is received next is that the client has gone. Most are answered before it is worth
     looking. Raises ClientGone.
     """
-    waiting = asyncio.wrap_future(answer)
     leaving: list[asyncio.Future[Any]] = []
 
     def watch() -> None:
