@@ -135,6 +135,9 @@ def measure(seeds: int, threads: int, share: float, config: dict[str, Any]) -> N
         peers.append(loss_of(model, tested, shape.length))
         seconds.append(taken)
         steps.append(done)
+        print(
+            f"seed {seed}: {ours[-1]:.4f} beside {peers[-1]:.4f} after {taken:.0f} s, {done} steps by hand", flush=True
+        )
     report(
         "language_quality", "Python's reference manual", seeds=seeds, loss=round(float(np.mean(ours)), 4),
         hand_written=round(float(np.mean(peers)), 4), each=[[round(a, 4), round(b, 4)] for a, b in zip(ours, peers, strict=True)],

@@ -8,9 +8,12 @@ they are measured where they are installed: `pip install --target peers litserve
 peers:others). All take turns, round by round;
 the client has a process of its own on the same machine. Beside them stands what torch alone makes of 64 rows at a time.
 
-    python -m benchmarks.serve [--short]
+With `--processes 2` ours answers with as many processes, and so do the ceiling, FastAPI, mlflow, and LitServe's workers.
+
+    python -m benchmarks.serve [--short] [--processes 1]
 """
 
+import argparse
 import asyncio
 import base64
 import importlib.util
@@ -37,7 +40,7 @@ from dlplatform import embedded
 from tests.live import ROOT, Platform
 
 from .images import digits
-from .measuring import arguments, median, platform, quantile, report, spread, table
+from .measuring import median, platform, quantile, report, spread, table
 
 CONNECTIONS = (1, 8, 64)
 LIMIT_LITSERVE = 3.0  # times its requests a second, at 8 and 64 connections
@@ -282,12 +285,16 @@ def torch_alone(package: Path, row: dict[str, Any], rows: int = 64) -> float:
 
 
 def main() -> None:
-    short = arguments(__doc__).short
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true", help="fewer repetitions")
+    parser.add_argument("--processes", type=int, default=1, help="that answer, of each server")
+    wanted = parser.parse_args()
+    os.environ["BENCHMARK_PROCESSES"] = str(wanted.processes)
     sys.path += filter(None, os.environ.get("BENCHMARK_PEERS", "").split(os.pathsep))
     image = base64.b64encode(enlarged(digits()[0][0])).decode()
-    with platform() as running, tempfile.TemporaryDirectory() as folder:
-        compare(running, "mlp", BODY, Path(folder), short)
-        compare(running, "cnn", orjson.dumps({"instances": [{"image": image}]}), Path(folder), short)
+    with platform(SERVE_PROCESSES=str(wanted.processes)) as running, tempfile.TemporaryDirectory() as folder:
+        compare(running, "mlp", BODY, Path(folder), wanted.short)
+        compare(running, "cnn", orjson.dumps({"instances": [{"image": image}]}), Path(folder), wanted.short)
 
 
 def compare(running: Platform, case: str, body: bytes, folder: Path, short: bool) -> None:
@@ -325,7 +332,7 @@ def tell(case: str, connections: int, told: dict[str, Any], **more: Any) -> None
     times = {name: round(rates["ours"] / rate, 2) for name, rate in rates.items() if name != "ours"}
     fast = connections == 1 or times.get("litserve", LIMIT_LITSERVE) >= LIMIT_LITSERVE
     report(
-        "serve", f"{case}, {connections} connections", **figures, times_as_fast_as=times, **more,
+        "serve", f"{case}, {connections} connections", processes=int(os.environ["BENCHMARK_PROCESSES"]), **figures, times_as_fast_as=times, **more,
         limit=f"{LIMIT_LITSERVE} × LitServe at 8 and 64, {LIMIT_FASTAPI} × FastAPI",
         passes=fast and times.get("fastapi", LIMIT_FASTAPI) >= LIMIT_FASTAPI,
     )  # fmt: skip

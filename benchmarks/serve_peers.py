@@ -1,5 +1,5 @@
 """What `benchmarks.serve` compares with: a server of its own each, with an MLP of the same size written by hand, or with the
-network in the folder BENCHMARK_PACKAGE for images (BENCHMARK_CASE=cnn).
+network in the folder BENCHMARK_PACKAGE for images (BENCHMARK_CASE=cnn). BENCHMARK_PROCESSES answer.
 
 python -m benchmarks.serve_peers ceiling|fastapi|litserve|mlflow PORT
 """
@@ -19,6 +19,7 @@ WIDTH = 64
 CONSTANT = orjson.dumps(
     {"predictions": [{"label": "yes", "probabilities": {"no": 0.25, "yes": 0.75}}], "version": "0" * 36}
 )
+PROCESSES = int(os.environ.get("BENCHMARK_PROCESSES", "1"))
 CNN = os.environ.get("BENCHMARK_CASE") == "cnn"
 
 
@@ -75,7 +76,8 @@ async def constant(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": CONSTANT})
 
 
-def run_fastapi(port: int) -> None:
+def fastapi() -> Any:
+    """The application."""
     from fastapi import FastAPI
     from pydantic import BaseModel
 
@@ -101,7 +103,18 @@ def run_fastapi(port: int) -> None:
     async def predict(asked: Asked) -> dict[str, Any]:
         return {"predictions": answer(model, [read(row.model_dump()) for row in asked.instances])}
 
-    uvicorn.run(application, port=port, log_level="error", access_log=False)
+    return application
+
+
+def run_by_uvicorn(name: str, port: int, factory: bool) -> None:
+    uvicorn.run(
+        f"benchmarks.serve_peers:{name}",
+        factory=factory,
+        port=port,
+        log_level="error",
+        access_log=False,
+        workers=PROCESSES,
+    )
 
 
 def run_litserve(port: int) -> None:
@@ -109,7 +122,9 @@ def run_litserve(port: int) -> None:
 
     from benchmarks.serve_litserve import Api
 
-    server = litserve.LitServer(Api(max_batch_size=64, batch_timeout=0.002), accelerator="cpu")
+    server = litserve.LitServer(
+        Api(max_batch_size=64, batch_timeout=0.002), accelerator="cpu", workers_per_device=PROCESSES
+    )
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="error")
 
 
@@ -126,7 +141,7 @@ def run_mlflow(port: int) -> None:
 
 if __name__ == "__main__":
     kind, at = sys.argv[1], int(sys.argv[2])
-    if kind == "ceiling":
-        uvicorn.run(constant, port=at, log_level="error", access_log=False)
+    if kind in ("ceiling", "fastapi"):
+        run_by_uvicorn({"ceiling": "constant"}.get(kind, kind), at, factory=kind == "fastapi")
     else:
-        {"fastapi": run_fastapi, "litserve": run_litserve, "mlflow": run_mlflow}[kind](at)
+        {"litserve": run_litserve, "mlflow": run_mlflow}[kind](at)

@@ -76,10 +76,10 @@ def pin_threads(job_dir: Path, config: TrainingConfig, recorded: int | None, pro
     return threads
 
 
-def serving_threads() -> int:
-    """Those of torch where a model answers: half the cores, four at most. Its threads wait for each other, and one that shares
+def serving_threads(processes: int = 1) -> int:
+    """Those of torch where a model answers: half of the cores that are left to one of so many processes, four at most. Its threads wait for each other, and one that shares
     its core with the Python around it makes a small model ten times as slow (measured on two cores)."""
-    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2 // processes))
 
 
 def _free_cores() -> int:

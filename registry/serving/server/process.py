@@ -38,5 +38,5 @@ def warm_up() -> None:
     from dlplatform.engine.environment import serving_threads
 
     sys.setswitchinterval(0.001)
-    torch.set_num_threads(serving_threads())
+    torch.set_num_threads(serving_threads(settings.SERVE_PROCESSES))
     torch.nn.functional.linear(torch.zeros(1, 2), torch.zeros(2, 2))

@@ -1,5 +1,6 @@
 """Requests that wait are run together, each hears its own, and what waits is bounded."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 
 from dlplatform.engine.errors import PredictionInputError
 from registry.serving import batching
-from registry.serving.batching import Batches, Overloaded
+from registry.serving.batching import Batches, Deliveries, Overloaded
 
 ONE, OTHER = uuid4(), uuid4()
 SOON = 60
@@ -160,3 +161,83 @@ def test_what_waited_too_long_or_was_given_up_is_not_run(batches, echo, monkeypa
         late.result(SOON)
     assert batches.ask(ONE, []).result(SOON) == []
     assert echo.calls == [1, 0]
+
+
+def in_loop(batches, echo, ask):
+    """What comes of what ``ask()`` gives, errors too; the gate opens when all is asked."""
+
+    async def run():
+        held(batches, echo)
+        waiting = ask()
+        echo.gate.set()
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), SOON)
+
+    return asyncio.run(run())
+
+
+def test_an_event_loop_hears_all_that_is_run_together(batches, echo):
+    answers = in_loop(batches, echo, lambda: [batches.ask_in_loop(ONE, [{"x": number}]) for number in range(50)])
+    assert answers == [[{"value": number}] for number in range(50)]
+    assert echo.calls == [1, 50]
+
+
+def test_an_event_loop_is_woken_once_for_all_that_has_come_by_then(monkeypatch):
+    woken = []
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+        monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *call: (woken.append(call), wake(*call)))
+        deliveries = Deliveries(loop)
+        waiting = [loop.create_future() for _ in range(6)]
+        for number in range(5):
+            deliveries.put(waiting[number], [{"value": number}], None)
+        answers = await asyncio.wait_for(asyncio.gather(*waiting[:5]), SOON)
+        deliveries.put(waiting[5], None, KeyError("later"))
+        with pytest.raises(KeyError):
+            await asyncio.wait_for(waiting[5], SOON)
+        return answers
+
+    assert asyncio.run(run()) == [[{"value": number}] for number in range(5)]
+    assert len(woken) == 2
+
+
+def test_an_event_loop_hears_errors_and_what_it_gave_up_is_not_run(batches, echo):
+    def ask():
+        good, bad = batches.ask_in_loop(ONE, [{"x": 1}]), batches.ask_in_loop(ONE, [{"x": "bad"}])
+        gone = batches.ask_in_loop(OTHER, [{"x": 9}])
+        gone.cancel()
+        return [good, bad, gone, batches.ask_in_loop(OTHER, [{"x": "crash"}])]
+
+    good, bad, gone, crash = in_loop(batches, echo, ask)
+    assert good == [{"value": 1}] and isinstance(bad, PredictionInputError)
+    assert isinstance(gone, asyncio.CancelledError) and isinstance(crash, RuntimeError)
+    assert echo.calls == [1, 2, 1, 1, 1], "together, each of them alone, and the other version without who has gone"
+
+
+def test_what_comes_while_a_batch_runs_stands_behind_other_versions(thread):
+    """However many ask for one model, the next model's turn comes."""
+    ran, late = [], []
+
+    class Busy(Echo):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+            self.gate.set()
+
+        def predict(self, instances):
+            ran.append(self.name)
+            if self.name == "busy" and len(late) < 5:
+                late.append(batches.ask(ONE, [{"x": 1}]))
+            return super().predict(instances)
+
+    models = {ONE: Busy("busy"), OTHER: Busy("other")}
+    gate = threading.Event()
+    thread.submit(gate.wait, SOON)
+    batches = Batches(thread, lambda version: models[version])
+    asked = [batches.ask(ONE, [{"x": 1}]), batches.ask(OTHER, [{"x": 1}])]
+    gate.set()
+    assert [answer.result(SOON) for answer in asked] == [[{"value": 1}]] * 2
+    while len(late) < 5 or not late[-1].done():
+        late[-1].result(SOON)
+    assert ran == ["busy", "other", *["busy"] * 5]
