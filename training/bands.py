@@ -13,7 +13,7 @@ MOST_POINTS = 400
 
 
 def seed_groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups of the same data and settings but for the seed, in the order of their first ones."""
+    """The runs in groups of the same data, code and settings but for the seed, in the order of their first ones."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_without_seed(run), []).append(run)
@@ -30,6 +30,8 @@ def _without_seed(run: Run) -> str:
         config,
         str(run.base_version_id),
         run.finetune,
+        str(run.code_id),
+        run.entry,
     ]
     return json.dumps(chosen, sort_keys=True)
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from dlplatform.engine.dropout import Share
+from dlplatform.engine.environment import is_out_of_memory
 from dlplatform.engine.learner import Learner
 
 FIRST: Final = 16
@@ -16,6 +17,7 @@ LARGEST: Final = 65_536
 STEPS_AN_EPOCH: Final = 8  # at least: fewer would learn too little
 GAIN: Final = 1.1  # of rows a second, for which a batch is doubled
 TRIES: Final = 3
+MOMENTS: Final = 2  # that the optimizer keeps of every weight that it trains
 
 
 def fitting_batch_size(learner: Learner) -> int:
@@ -37,19 +39,31 @@ def fitting_batch_size(learner: Learner) -> int:
 
 
 def _rows_per_second(learner: Learner, size: int) -> float:
-    """Of the fastest of a few steps forward and back; 0 when memory does not suffice."""
+    """Of the fastest of a few steps forward and back, with room left for what training holds besides; 0 when memory does not
+    suffice."""
     rows = torch.stack([each[:size] for each in learner.train_rows]).to(learner.device)
     seconds = []
     try:
+        kept = _room_of_training(learner)
         for _ in range(TRIES):
             began = time.perf_counter()
             learner.loss(learner.network, rows, Share(0, size, size)).backward()
             if learner.device.type == "cuda":
                 torch.cuda.synchronize(learner.device)
             seconds.append(time.perf_counter() - began)
-    except (MemoryError, torch.OutOfMemoryError):
+        del kept
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return 0.0
     finally:
         learner.network.zero_grad(set_to_none=True)
         gc.collect()
     return size / min(seconds)
+
+
+def _room_of_training(learner: Learner) -> torch.Tensor:
+    """As many bytes as training holds besides: the average of all weights, and the optimizer's moments."""
+    sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in learner.network.parameters()]
+    size = sum(size * (1 + MOMENTS * trained) for size, trained in sizes)
+    return torch.empty(size, dtype=torch.uint8, device=learner.device)

@@ -82,6 +82,13 @@ def serving_threads(processes: int = 1) -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) // 2 // processes))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Python's, the accelerator's and the CPU allocator's ways of saying so."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def _free_cores() -> int:
     """Cores that nobody uses now: a thread waiting for a busy core slows all the others down."""
     cores = len(os.sched_getaffinity(0))

@@ -21,7 +21,7 @@ from dlplatform.engine.checkpoints import CheckpointStore, Loaded
 from dlplatform.engine.config import parse_config
 from dlplatform.engine.dataset import prepare
 from dlplatform.engine.describe import counts_of
-from dlplatform.engine.environment import choose_device, describe, pin_threads
+from dlplatform.engine.environment import choose_device, describe, is_out_of_memory, pin_threads
 from dlplatform.engine.errors import EngineError, Interrupted, PackageError
 from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
 from dlplatform.engine.finetuning import Plan
@@ -124,13 +124,6 @@ def unexpected(error: Exception, reporter: Reporter) -> EngineError:
     if is_out_of_memory(error):
         return EngineError("out_of_memory", f"Memory ran out while {reporter.phase}.", detail=detail)
     return EngineError("internal", f"The engine failed while {reporter.phase}: {error}"[:500], detail=detail)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Python's, the accelerator's and the CPU allocator's ways of saying so."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:

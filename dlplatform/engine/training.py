@@ -71,6 +71,7 @@ class Trainer:
         assert isinstance(self.config.epochs, int)
         self.steps_per_epoch = max(1, math.ceil(self.rows_per_epoch / self.config.batch_size))
         self.total_steps = self.steps_per_epoch * self.config.epochs
+        self._check_shares()
         self.losses = torch.zeros(self.steps_per_epoch, device=self.device)
         held = (self.network, self.averaged, self.optimizer, self.losses, self.device, self.processes)
         self.trained = Trained(*held, Frozen(self.network, self.plan), best={})
@@ -78,6 +79,14 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         self._last_checkpoint = time.monotonic()
         self._checkpoint_cost = 0.0
+
+    def _check_shares(self) -> None:
+        """Every process needs a row of every step: the mean over none is no number. Raises EngineError."""
+        least, world = self.rows_per_epoch // self.steps_per_epoch, self.processes.world
+        if least < world:
+            sentence = f"A step has {least} of the training rows, which {world} processes cannot share."
+            fix = f"Take a batch_size of at least {2 * world}, more rows, or fewer devices."
+            raise EngineError("bad_config", sentence, fix)
 
     def fit(self) -> None:
         """Train to the end; afterwards the network holds the weights of the best epoch.

@@ -12,7 +12,7 @@ import torch
 
 from dlplatform.engine.__main__ import die_with_launcher
 from dlplatform.engine.durable import to_json, write_atomically
-from dlplatform.engine.environment import describe, pin_threads
+from dlplatform.engine.environment import describe, is_out_of_memory, pin_threads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.events import SilentWriter
 from dlplatform.engine.finetuning import trainable
@@ -20,7 +20,7 @@ from dlplatform.engine.job import JobSpec, read_spec
 from dlplatform.engine.learning import learner_of
 from dlplatform.engine.processes import Processes, in_group, join, largest, tell_outcome
 from dlplatform.engine.reporter import Reporter
-from dlplatform.engine.run import devices_of, is_out_of_memory, strategy_of, unexpected
+from dlplatform.engine.run import devices_of, strategy_of, unexpected
 from dlplatform.engine.training import Trainer
 
 RESULT: Final = "trial.json"

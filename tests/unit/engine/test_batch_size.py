@@ -1,0 +1,71 @@
+"""The batch size that fits: bounded by memory, however that says that it has ended, and by what a row costs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dlplatform.engine import batch_size
+from dlplatform.engine.batch_size import fitting_batch_size
+from dlplatform.engine.errors import EngineError
+from dlplatform.engine.processes import Processes
+from dlplatform.engine.run import trainer_on_arrays
+
+OUT_OF_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+]
+
+
+class Constant:
+    """A learner whose steps take the same time whatever their rows, until ``most`` rows, where ``error`` is raised."""
+
+    def __init__(self, most: int = 1 << 20, error: Exception | None = None) -> None:
+        self.device = torch.device("cpu")
+        self.network = nn.Linear(4, 2)
+        self.train_rows = [torch.arange(4096)]
+        self.most, self.error = most, error
+
+    def loss(self, model: nn.Module, rows: torch.Tensor, share: Any) -> torch.Tensor:
+        if self.error is not None and rows.shape[1] > self.most:
+            raise self.error
+        time.sleep(0.02)
+        return model(torch.ones(1, 4)).sum()
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_the_batch_grows_until_memory_ends_and_nothing_is_changed(error: Exception) -> None:
+    learner = Constant(100, error)
+    weights, random = learner.network.weight.clone(), torch.get_rng_state()
+    assert fitting_batch_size(learner) == 64
+    assert torch.equal(learner.network.weight, weights) and learner.network.weight.grad is None
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_an_epoch_keeps_some_steps_however_cheap_rows_are() -> None:
+    assert fitting_batch_size(Constant()) == 4096 // batch_size.STEPS_AN_EPOCH
+
+
+def test_what_training_holds_besides_has_to_fit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    empty = torch.empty
+
+    def counted(*size: Any, **more: Any) -> torch.Tensor:
+        asked.append(size[0])
+        return empty(*size, **more)
+
+    monkeypatch.setattr(batch_size.torch, "empty", counted)
+    learner = Constant()
+    learner.network.bias.requires_grad_(False)
+    fitting_batch_size(learner)
+    assert set(asked) == {4 * (8 * 3 + 2)}, "the average of all, two moments of the weights that learn"
+
+
+def test_any_other_error_is_told() -> None:
+    with pytest.raises(ValueError, match="no loss"):
+        fitting_batch_size(Constant(20, ValueError("no loss")))
