@@ -166,7 +166,7 @@ def _move(experiment: Experiment, results: Results) -> int | None:
     if guardrails.alarmed(results["guardrails"]):
         return None
     reason = results["verdict"]["sentence"]
-    return move_traffic(experiment=experiment, share=results["bandit"]["shares"]["b"], reason=reason)
+    return move_traffic(experiment=experiment, shares=results["bandit"]["shares"], reason=reason)
 
 
 def _act(experiment: Experiment, results: Results) -> None:
@@ -202,6 +202,7 @@ def replay(experiment: Experiment) -> list[Replayed]:
     for look in reversed(experiment.taken.order_by("-number")[:REPLAYED]):
         again = judge(experiment, look.sums, look.until, earlier)
         done = not moving or bandits.agrees(experiment, look)
+        again = bandits.as_told_then(again, look.results) if moving else again
         earlier.append(again)
         assert experiment.started_at is not None
         window = Window(
