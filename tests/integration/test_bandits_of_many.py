@@ -310,7 +310,8 @@ def test_its_arms_are_chosen_on_a_form_and_watched_on_a_page(web, maintainer, vi
     assert "Promote A" not in page and "D 92." in page and "Promote D" not in web(viewer).get(made.url).content.decode()
     figures = json.loads(page.split('id="experiment-figures">')[1].split("</script>")[0])
     assert [[one["name"] for one in chart["series"]] for chart in figures] == [list("ABCD")] * 2
-    assert figures[0]["series"][3]["points"][0][1] > 90
+    assert [one["points"][0] for one in figures[0]["series"]] == [[0.0, 25.0]] * 4, "before anything was known"
+    assert figures[0]["series"][3]["points"][1][1] > 90
     unnamed = web(maintainer).post(reverse("deployment-experiment-promote", args=[deployment.pk, 1]), follow=True)
     assert "Say which version shall answer alone: b, c, d." in unnamed.content.decode()
     done = web(maintainer).post(

@@ -25,7 +25,7 @@ METRICS = {
 MODES = {
     Experiment.Mode.SPLIT: "Split the traffic until there is a verdict",
     Experiment.Mode.PAIRED: "Pairs: B is A's shadow, and labels judge both",
-    Experiment.Mode.BANDIT: f"Bandit: the traffic of 2 to {MOST_ARMS} follows what they earn, no verdict",
+    Experiment.Mode.BANDIT: f"Bandit of 2 to {MOST_ARMS}: the traffic follows what they earn, no verdict",
 }
 
 

@@ -18,7 +18,7 @@ from registry.serving.forms import ChangeForm, candidate_named, candidates
 from registry.serving.views import deployment_or_404
 
 from . import looks, services
-from .arms import LETTERS, arms_of
+from .arms import LETTERS, arms_of, first_shares
 from .design import SHARES, make_plan, traffic_of, version_answering_most
 from .forms import METRICS, DesignForm, ExperimentForm, PromoteForm
 from .models import MOST_ARMS, Experiment, Look
@@ -182,15 +182,15 @@ def traffic_charts(experiment: Experiment, taken: list[Look]) -> list[dict[str, 
     if not told:
         return []
     arms = [one.letter for one in arms_of(experiment)]
+    if taken[0].number == 1:
+        nothing_known = {"shares": first_shares(arms, experiment.share), "best": dict.fromkeys(arms, 1 / len(arms))}
+        told = [(0.0, nothing_known), *told]
     if len(arms) == 2:
         lines = [("B's share of the traffic", 0, "shares", "b"), ("B is the better one", 2, "best", "b")]
         return [_percents("Percent", told, lines)]
     return [
         _percents(title, told, [(arm.upper(), LETTERS.index(arm), key, arm) for arm in arms])
-        for title, key in (
-            ("Percent of the traffic", "shares"),
-            ("Percent, the best one with a probability of", "best"),
-        )
+        for title, key in (("Traffic, percent", "shares"), ("Probability of being the best one, percent", "best"))
     ]
 
 
