@@ -239,7 +239,8 @@ def test_it_starts_only_where_nobody_else_answers_and_no_arm_is_a_shadow(
     api(maintainer).post(url, body, format="json")
 
     def start(*variants):
-        services.change_variants(actor=maintainer, deployment=deployment, variants=[Wanted(versions[0].pk), *variants])
+        first = Wanted(versions[0].pk, 2.0)
+        services.change_variants(actor=maintainer, deployment=deployment, variants=[first, *variants])
         return api(maintainer).post(f"{url}/1/start", {}, format="json")
 
     shadowed = start(Wanted(others[1].pk, role="shadow"))
@@ -251,7 +252,7 @@ def test_it_starts_only_where_nobody_else_answers_and_no_arm_is_a_shadow(
     assert deployment.variants.get(removed_at=None, role="shadow").version == others[4], "another's shadow stays"
 
 
-def test_each_version_has_its_guardrails_and_an_alarm_names_it(many, deployment):
+def test_an_alarm_takes_out_its_version_and_the_last_one_ends_it(many, deployment, monkeypatch):
     experiment = many(4, guardrails_wanted=[{"kind": "errors", "limit": 0.02}])
     by_letter = arms(experiment)
     for letter in "abcd":
@@ -263,19 +264,37 @@ def test_each_version_has_its_guardrails_and_an_alarm_names_it(many, deployment)
     write(by_letter["c"], [None] * 9, errors=["failed"] * 9, propensity=0.25)
     pass_time(experiment, 90)
     assert ticking.tick()["looks"] == 1
-    ended, look = Experiment.objects.get(), Look.objects.last()
-    assert (ended.state, ended.outcome, look.kind) == ("stopped", "harm", "harm") and shares_of(deployment) == {
-        "1": 1.0
-    }
-    assert "at C of 19 requests" in ended.conclusion and "at B" not in ended.conclusion
-    assert all(one.results_agree and one.sums_agree for one in looks.replay(experiment))
+    look = Look.objects.get()
+    told = look.results["bandit"]
+    assert (look.kind, told["out"], told["best"]["c"], told["expected_regret"]["c"]) == ("harm", ["c"], 0.0, None)
+    assert shares_of(deployment)["3"] == 0.0 and sum(shares_of(deployment).values()) == pytest.approx(1)
+    reason = DeploymentChange.objects.first().reason
+    assert "C is taken out: Failed requests: 47.4 % at C of 19 requests" in reason and "C (out) 75 %" in reason
+    pass_time(experiment, 90)
+    assert ticking.tick()["looks"] == 0, "what is out raises no alarm again, and nothing is to be moved"
+    assert Experiment.objects.get().watched["bandit"]["out"] == ["c"]
+    write(by_letter["d"], right(80, 80), propensity=0.25)
+    pass_time(experiment, 90)
+    assert ticking.tick()["looks"] == 1 and Look.objects.last().kind == "move"
+    assert shares_of(deployment)["3"] == 0.0 and shares_of(deployment)["4"] > 0.8
+    for letter in "bd":
+        write(by_letter[letter], [None] * 30, errors=["failed"] * 30, propensity=0.25)
+    pass_time(experiment, 90)
+    assert ticking.tick()["looks"] == 1
+    ended, last = Experiment.objects.get(), Look.objects.last()
+    assert (ended.state, ended.outcome, last.kind) == ("stopped", "harm", "harm") and last.revision is None
+    assert last.results["bandit"]["out"] == ["b", "c", "d"] and shares_of(deployment) == {"1": 1.0}
+    assert all(f"at {letter} of" in ended.conclusion for letter in "BCD")
+    assert [(one.results_agree, one.sums_agree) for one in looks.replay(experiment)] == [(True, True)] * 3
+    monkeypatch.setattr(looks, "REPLAYED", 1)  # the first of the newest goes on from one that is older
+    assert [one.number for one in looks.replay(experiment) if one.results_agree and one.sums_agree] == [3]
 
 
 def test_its_arms_are_chosen_on_a_form_and_watched_on_a_page(web, maintainer, viewer, deployment, versions, others):
     new = reverse("deployment-experiment-new", args=[deployment.pk])
     services.change_variants(
         actor=maintainer, deployment=deployment,
-        variants=[Wanted(versions[0].pk), Wanted(others[2].pk), Wanted(others[5].pk, role="shadow")],
+        variants=[Wanted(versions[0].pk, 2.0), Wanted(others[2].pk), Wanted(others[5].pk, role="shadow")],
     )  # fmt: skip
     offered = web(maintainer).get(new).content.decode()
     assert "flowers v4, answers here" in offered and "flowers v7, a shadow here" in offered

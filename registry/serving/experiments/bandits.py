@@ -29,7 +29,7 @@ from .sums import Measure, Window
 LEAST_MOVE = 0.02  # of the traffic; a smaller one waits: each is a change in the deployment's log, and moves keys
 LEAST_PAUSE = timedelta(minutes=1)  # between two moves
 TUNED_UNITS = 1000
-ADDED = ("expected_regret", "regret_ahead")  # the moves of the first bandits do not tell them
+ADDED = ("expected_regret", "regret_ahead", "out")  # the moves of the first bandits do not tell them
 
 
 def measure_of(experiment: Experiment) -> Measure:
@@ -70,18 +70,24 @@ def _together(parts: Sequence[tuple[float, Any]]) -> list[float]:
 
 
 def judge(experiment: Experiment, sums: Mapping[str, Any], until: datetime, earlier: Sequence[Results]) -> Results:
-    """Who shall get how much, and what that has cost; a pure function of the sums. In the shape of other looks' results."""
-    told = _bandit(experiment, sums)
-    sentence = _sentence(experiment, told)
+    """Who shall get how much, and what that has cost; a pure function of the sums and of who was out at the look before.
+
+    In the shape of other looks' results. ``earlier``: the results of the looks before; the last one counts.
+    """
+    found = judge_guardrails(experiment, sums)
+    before = out_of(earlier[-1] if earlier else None)
+    harmed = fresh_alarms(found, before)
+    out = sorted({*before, *(one["arm"] for one in harmed if "arm" in one)})
+    told = _bandit(experiment, sums, out)
     verdict = {
-        "outcome": "moving", "sentence": sentence, "ended": False, "fraction": 0.0, "gain": None, "low": None, "high": None,
-        "observed": None, "z": None, "edge": None, "days": None,
+        "outcome": "moving", "sentence": _sentence(experiment, told, harmed), "ended": False, "fraction": 0.0, "gain": None,
+        "low": None, "high": None, "observed": None, "z": None, "edge": None, "days": None,
     }  # fmt: skip
     return plain(
         {
             "verdict": verdict,
             "balance": {"alarm": False, "sentence": "", "p_value": None, "tested": []},
-            "guardrails": judge_guardrails(experiment, sums),
+            "guardrails": found,
             "variance_left": None,
             "bandit": told,
         }
@@ -92,27 +98,47 @@ def judge_guardrails(experiment: Experiment, sums: Mapping[str, Any]) -> list[di
     return guardrails.judge(experiment.guardrails, sums["guardrails"], tuned_units=TUNED_UNITS)
 
 
-def _bandit(experiment: Experiment, sums: Mapping[str, Any]) -> dict[str, Any]:
-    """{shares, best, means, values, requests, regret, regret_of_even, expected_regret, regret_ahead}; by arm, but for the
-    regrets of all; means, values and regrets in the metric's unit.
+def out_of(results: Results | None) -> list[str]:
+    """The arms that guardrails have taken out by this look; its alarms do not end."""
+    return list(results["bandit"].get("out", ())) if results else []
+
+
+def fresh_alarms(found: Sequence[Results], out: Sequence[str]) -> list[Results]:
+    """Alarms of guardrails on versions that still answer."""
+    return [one for one in found if one["alarm"] and one.get("arm") not in out]
+
+
+def goes_on(results: Results) -> bool:
+    """Whether somebody beside A still answers: an alarm has taken out some of several, or there is none."""
+    told = results["bandit"]
+    if len(told["shares"]) > 2:
+        return len(out_of(results)) < len(told["shares"]) - 1
+    return not guardrails.alarmed(results["guardrails"])
+
+
+def _bandit(experiment: Experiment, sums: Mapping[str, Any], out: Sequence[str]) -> dict[str, Any]:
+    """{shares, best, means, values, requests, regret, regret_of_even, expected_regret, regret_ahead, out}; by arm, but for the
+    regrets of all and ``out``; means, values and regrets in the metric's unit.
 
     ``means``: of the posterior; ``values``: if that arm had always been taken, by inverse propensities; ``regret``: lost by
     having asked the others too, had the best mean been known from the start. ``expected_regret``: what a request is expected
-    to lose where that arm answers, and ``regret_ahead`` where the traffic goes by these shares.
+    to lose where that arm answers, and ``regret_ahead`` where the traffic goes by these shares. ``out`` have no part in who is
+    the best, and no traffic.
     """
     bound = experiment.cap or 1.0
     rewards = {arm: _rewards(experiment, parts, bound) for arm, parts in sorted(sums["propensities"].items())}
     arms = {arm: _posterior(parts) for arm, parts in rewards.items()}
-    known = list(arms.values())
-    best = dict(zip(arms, probabilities_best(known), strict=True))
-    shares = _shares(best, experiment.floor)
+    known = {arm: one for arm, one in arms.items() if arm not in out}
+    nothing = dict.fromkeys(arms, 0.0)
+    best = dict(zip(known, probabilities_best(list(known.values())), strict=True))
+    shares = nothing | _shares(best, experiment.floor)
     count = {arm: sum(part[1] for part in parts) for arm, parts in rewards.items()}
-    top = max(one.mean for one in known)
-    gaps = {arm: (top - one.mean) * bound for arm, one in arms.items()}
-    lost = {arm: one * bound for arm, one in zip(arms, expected_losses(known), strict=True)}
+    top = max(one.mean for one in known.values())
+    gaps = {arm: max(0.0, (top - one.mean) * bound) for arm, one in arms.items()}
+    lost = {arm: one * bound for arm, one in zip(known, expected_losses(list(known.values())), strict=True)}
     return {
         "shares": shares,
-        "best": best,
+        "best": nothing | best,
         "requests": count,
         "means": {arm: _in_unit(experiment, one.mean, bound) for arm, one in arms.items()},
         "values": {
@@ -121,8 +147,9 @@ def _bandit(experiment: Experiment, sums: Mapping[str, Any]) -> dict[str, Any]:
         },
         "regret": sum(count[arm] * gap for arm, gap in gaps.items()),
         "regret_of_even": sum(count.values()) / len(arms) * sum(gaps.values()),
-        "expected_regret": lost,
+        "expected_regret": dict.fromkeys(arms) | lost,
         "regret_ahead": sum(shares[arm] * one for arm, one in lost.items()),
+        "out": list(out),
     }
 
 
@@ -148,13 +175,19 @@ def _in_unit(experiment: Experiment, reward: float, bound: float) -> float:
     return bound * (reward if experiment.higher_is_better else 1 - reward)
 
 
-def _sentence(experiment: Experiment, told: Mapping[str, Any]) -> str:
+def _sentence(experiment: Experiment, told: Mapping[str, Any], harmed: Sequence[Results]) -> str:
+    """What an alarm has taken out, and who is ahead."""
+    taken = [f"{one['arm'].upper()} is taken out: {one['sentence']}" for one in harmed if "arm" in one]
+    return " ".join([*taken, _standing(experiment, told)])
+
+
+def _standing(experiment: Experiment, told: Mapping[str, Any]) -> str:
     if not any(told["requests"].values()):
         return "Nothing was earned yet."
     ahead = max(told["best"], key=lambda arm: (told["best"][arm], arm))
     two = len(told["best"]) == 2
     arms = ", ".join(
-        f"{arm.upper()} {_amount(experiment, mean)} in {told['requests'][arm]:,} requests"
+        f"{arm.upper()}{' (out)' if arm in told['out'] else ''} {_amount(experiment, mean)} in {told['requests'][arm]:,} requests"
         for arm, mean in told["means"].items()
     )
     return (
@@ -171,7 +204,7 @@ def _amount(experiment: Experiment, value: float) -> str:
 
 def due(experiment: Experiment, window: Window, sums: Mapping[str, Any], last: Look | None) -> bool:
     """Whether the traffic is to be moved: by enough, and not within a minute of the last move."""
-    wanted = _bandit(experiment, sums)["shares"]
+    wanted = _bandit(experiment, sums, out_of(last.results if last else None))["shares"]
     now = last.results["bandit"]["shares"] if last else first_shares(list(wanted), experiment.share)
     paused = last is None or window.until - last.until >= LEAST_PAUSE
     moved = sum(abs(share - now[arm]) for arm, share in wanted.items()) / 2

@@ -205,7 +205,7 @@ class LookOut(serializers.ModelSerializer):
         source="results.bandit", default=None, allow_null=True,
         help_text="Of a bandit, by arm: {shares, best (probability of being the best one), means, values (if it had always been "
         "asked), requests, expected_regret (of a request that it answers)}, and {regret (so far), regret_of_even, regret_ahead "
-        "(of a request by these shares)}",
+        "(of a request by these shares), out (arms that guardrails have taken out)}",
     )  # fmt: skip
     copies = serializers.DictField(
         source="results.copies", default=None, allow_null=True,

@@ -147,7 +147,7 @@ def _ends_by_hand(experiment: Experiment) -> bool:
 
 def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
     """What was seen last of each: by a tick, or by the look that ended it."""
-    if taken and taken[-1].kind == Look.Kind.HARM:
+    if taken and taken[-1].kind == Look.Kind.HARM and not experiment.holds:
         return list(taken[-1].results["guardrails"])
     return list(experiment.watched.get("guardrails", []))
 
@@ -166,6 +166,7 @@ def _arms(experiment: Experiment) -> list[dict[str, Any]]:
         {
             "letter": one.letter, "name": one.letter.upper(), "version": versions[one.version], "planned": planned.get(one.letter),
             "units": seen.get(one.letter), "mean": experiment.watched.get("means", {}).get(one.letter),
+            "out": bool(told) and one.letter in told.get("out", ()),
             "bandit": {name: told.get(name, {}).get(one.letter) for name in TOLD} if told else None,
         }
         for one in arms
