@@ -214,7 +214,7 @@ def due(experiment: Experiment, window: Window, sums: Mapping[str, Any], last: L
 def agrees(experiment: Experiment, look: Look) -> bool:
     """Whether the deployment's log says that the traffic was moved as this look says."""
     if look.revision is None:
-        return look.kind == Look.Kind.HARM
+        return not goes_on(look.results)
     change = experiment.deployment.changes.filter(revision=look.revision).first()
     if change is None:
         return False

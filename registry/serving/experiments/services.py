@@ -20,7 +20,7 @@ from registry.serving.services import MODEL_FILE, Wanted, change_variants
 
 from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
-from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan
+from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan, version_answering_most
 from .holding import complete_log, refuse_held, release_log
 from .models import Experiment, FurtherArm
 from .running import forget
@@ -264,11 +264,10 @@ def locked_deployment(deployment: Deployment) -> Deployment:
 
 def answering_most(deployment: Deployment) -> UUID:
     """The version with the greatest weight. Raises Conflict when nobody answers."""
-    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).order_by("-weight")
-    found: UUID | None = live.values_list("version_id", flat=True).first()
+    found = version_answering_most(deployment)
     if found is None:
         raise Conflict("Nobody answers in this deployment.", code="nobody_answers")
-    return found
+    return found.pk
 
 
 def servable_version(actor: User, deployment: Deployment, field: str, identifier: UUID) -> ModelVersion:
