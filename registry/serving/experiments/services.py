@@ -54,13 +54,10 @@ def create_experiment(
     others = [servable_version(actor, locked, field, one) for field, one in zip(FIELDS[2:], further, strict=False)]
     if a == b and mode != Experiment.Mode.SPLIT:
         raise refused("challenger", "Only a split compares a version with itself (an A/A test).")
-    planned: dict[str, Any] = {}
     if mode == Experiment.Mode.BANDIT:
-        check_different([(one.pk, f"v{one.number}") for one in (a, b, *others)])
-        _refuse_shadows(locked, [a.pk, b.pk, *further])
-        planned = opening(2 + len(further), design.pop("share", None), floor)
+        planned = _begins(locked, [a, b, *others], design.pop("share", None), floor)
     else:
-        found = make_plan(
+        planned = _plan(
             deployment=locked,
             control=a,
             challenger=b,
@@ -69,7 +66,6 @@ def create_experiment(
             minimum_effect=minimum_effect,
             **design,
         )
-        planned = {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
     design.pop("baseline", None)
     number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
     made: Experiment = Experiment.objects.create(
@@ -296,6 +292,21 @@ def shadows_beside(deployment: Deployment, versions: Collection[UUID]) -> list[W
 
 
 # --- the steps ----------------------------------------------------------------------------------------
+
+
+def _begins(
+    deployment: Deployment, versions: Sequence[ModelVersion], share: float | None, floor: float | None
+) -> dict[str, Any]:
+    """What a bandit of these has instead of a plan: {share, floor}."""
+    check_different([(one.pk, f"v{one.number}") for one in versions])
+    _refuse_shadows(deployment, [one.pk for one in versions])
+    return opening(len(versions), share, floor)
+
+
+def _plan(**wanted: Any) -> dict[str, Any]:
+    """What is kept of a plan."""
+    found = make_plan(**wanted)
+    return {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
 
 
 def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
