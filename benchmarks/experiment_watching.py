@@ -1,4 +1,4 @@
-"""What a tick costs that watches a split, a bandit, pairs or a canary with a large log: reading all of it, and carrying sums on.
+"""What a tick costs that watches a split, a bandit (of two or ten), pairs or a canary with a large log: reading all of it, and carrying sums on.
 
 300,000 requests (a third with keys; of pairs each with its copy) with feedback and guardrails; then ticks with 500 further
 requests each, and labels for earlier ones. After every tick both must say the same.
@@ -19,13 +19,15 @@ GUARDS = [*LIMITS, {"kind": "latency", "tolerance": 100.0}]
 KINDS = {
     "split": {"minimum_effect": 0.001, "baseline": 0.8, "guardrails_wanted": GUARDS},
     "bandit": {"mode": "bandit", "guardrails_wanted": LIMITS},
+    "bandit of ten": {"mode": "bandit", "guardrails_wanted": LIMITS},
     "paired": {"mode": "paired", "minimum_effect": 0.001, "baseline": 0.8, "guardrails_wanted": GUARDS},
     "canary": {"guardrails_wanted": GUARDS},
 }
 RECORDS = """
     INSERT INTO serving_predictionrecord
         (request_id, deployment_id, variant_id, role, revision, propensity, key, instances, predictions, milliseconds, error, at)
-    SELECT gen_random_uuid(), %(deployment)s, (ARRAY[%(a)s, %(b)s]::uuid[])[1 + n %% 2], 'live', %(revision)s, 0.5,
+    SELECT gen_random_uuid(), %(deployment)s, (%(variants)s::uuid[])[1 + n %% cardinality(%(variants)s::uuid[])], 'live', %(revision)s,
+           1.0 / cardinality(%(variants)s::uuid[]),
            CASE WHEN n %% 3 = 0 THEN 'k' || (n::bigint * 7919 %% 20000) ELSE '' END, '[{"x": 1}]',
            jsonb_build_array(jsonb_build_object('label', CASE WHEN n::bigint * 31 %% 10 < 8 THEN 'a' ELSE 'b' END)),
            3 + n %% 17, '', %(at)s
@@ -45,14 +47,14 @@ LABELS = """
 
 
 def versions_here() -> tuple[Any, Any, list[Any]]:
-    """Who deploys, where, and two versions that nothing answers with."""
+    """Who deploys, where, and ten versions that nothing answers with."""
     from dlplatform.accounts.models import Organization, User
     from tests import factories
 
     admin, organization = User.objects.get(is_superuser=True), Organization.objects.order_by("created_at").first()
     model = factories.RegisteredModelFactory(organization=organization, name="watched")
     tree = {"model.json": {"sha256": "a" * 64, "size": 10}}
-    return admin, organization, [factories.ModelVersionFactory(model=model, number=n, tree=tree) for n in (1, 2)]
+    return admin, organization, [factories.ModelVersionFactory(model=model, number=n, tree=tree) for n in range(1, 11)]
 
 
 def holder_here(kind: str, admin: Any, organization: Any, versions: list[Any]) -> Any:
@@ -65,7 +67,10 @@ def holder_here(kind: str, admin: Any, organization: Any, versions: list[Any]) -
     from registry.serving.models import Experiment, Rollout
 
     deployment = services.create_deployment(
-        actor=admin, organization=organization, name=f"watched-{kind}", variants=[services.Wanted(versions[0].pk)]
+        actor=admin,
+        organization=organization,
+        name=f"watched-{kind.replace(' ', '-')}",
+        variants=[services.Wanted(versions[0].pk)],
     )
     wanted: dict[str, Any] = {"actor": admin, "deployment": deployment, **KINDS[kind]}
     began, later = timezone.now() - timedelta(days=1), timezone.now() + timedelta(days=1)
@@ -73,6 +78,8 @@ def holder_here(kind: str, admin: Any, organization: Any, versions: list[Any]) -
         made = rollouts.start_rollout(candidate=versions[1].pk, **wanted)
         Rollout.objects.filter(pk=made.pk).update(started_at=began, step_began_at=began, watch_after=later)
         return Rollout.objects.get(pk=made.pk)
+    if kind == "bandit of ten":
+        wanted["further"] = [one.pk for one in versions[2:]]
     draft = experiments.create_experiment(challenger=versions[1].pk, metric="accuracy", **wanted)
     experiments.start_experiment(actor=admin, experiment=draft)
     Experiment.objects.filter(pk=draft.pk).update(started_at=began, watch_after=later)
@@ -83,10 +90,10 @@ def write(holder: Any, kind: str, count: int, seconds_ago: float) -> list[Any]:
     from django.db import connection
     from django.utils import timezone
 
-    a, b = variants_of(holder, kind)
+    a, b, *further = variants_of(holder, kind)
     at = timezone.now() - timedelta(seconds=seconds_ago)
     named = {
-        "deployment": holder.deployment_id, "a": a, "b": a if kind == "paired" else b, "revision": holder.revision,
+        "deployment": holder.deployment_id, "variants": [a] if kind == "paired" else [a, b, *further], "revision": holder.revision,
         "count": count, "at": at,
     }  # fmt: skip
     with connection.cursor() as cursor:
@@ -98,10 +105,10 @@ def write(holder: Any, kind: str, count: int, seconds_ago: float) -> list[Any]:
     return requests
 
 
-def variants_of(holder: Any, kind: str) -> tuple[Any, Any]:
+def variants_of(holder: Any, kind: str) -> list[Any]:
     if kind == "canary":
-        return holder.variant_stable_id, holder.variant_candidate_id
-    return holder.variant_a_id, holder.variant_b_id
+        return [holder.variant_stable_id, holder.variant_candidate_id]
+    return [holder.variant_a_id, holder.variant_b_id, *(arm.variant_id for arm in holder.further.all())]
 
 
 def label(holder: Any, requests: list[Any], at: Any) -> None:

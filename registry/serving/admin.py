@@ -4,7 +4,17 @@ from django.contrib import admin
 
 from dlplatform.accounts.admin import ReadOnly
 
-from .models import Deployment, DeploymentChange, Experiment, Feedback, Look, PredictionRecord, Rollout, Variant
+from .models import (
+    Deployment,
+    DeploymentChange,
+    Experiment,
+    Feedback,
+    FurtherArm,
+    Look,
+    PredictionRecord,
+    Rollout,
+    Variant,
+)
 
 
 @admin.register(Deployment)
@@ -57,6 +67,13 @@ class DeploymentExperimentAdmin(ReadOnly):
     list_filter = ["state", "mode", "metric", "deployment__organization"]
     search_fields = ["deployment__name", "hypothesis", "conclusion"]
     list_select_related = ["deployment"]
+
+
+@admin.register(FurtherArm)
+class FurtherArmAdmin(ReadOnly):
+    list_display = ["experiment", "position", "version", "variant"]
+    search_fields = ["experiment__deployment__name", "version__model__name"]
+    list_select_related = ["experiment__deployment", "version__model", "variant__version__model"]
 
 
 @admin.register(Look)

@@ -243,9 +243,9 @@ class Feedback(models.Model):
         return f"{self.request_id}[{self.index}]"
 
 
-from .experiments.models import Experiment, Look, Rollout, RunningSum, SupersededLabel  # noqa: E402
+from .experiments.models import Experiment, FurtherArm, Look, Rollout, RunningSum, SupersededLabel  # noqa: E402
 
 __all__ = [
     "BatchPrediction", "Deployment", "DeploymentChange", "DeploymentGroupPermission", "DeploymentUserPermission",
-    "Experiment", "Feedback", "LoggedImage", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
+    "Experiment", "Feedback", "FurtherArm", "LoggedImage", "Look", "PredictionRecord", "Rollout", "RunningSum", "SupersededLabel", "Variant",
 ]  # fmt: skip

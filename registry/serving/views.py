@@ -137,7 +137,9 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
         "choices": [one for one in choices if one.pk not in in_it],
         "followable": [one for one in aliases_of({row.model_id for row in choices}) if one.version.pk not in in_it],
         **_holder_context(found),
-        "experiments": found.experiments.select_related("control__model", "challenger__model")[:EXPERIMENTS_SHOWN],
+        "experiments": found.experiments.select_related("control__model", "challenger__model").prefetch_related(
+            "further__version__model"
+        )[:EXPERIMENTS_SHOWN],
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
         "changes": found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
         **_log_context(found),

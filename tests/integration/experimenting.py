@@ -20,6 +20,12 @@ def versions(organization):
     return [factories.ModelVersionFactory(model=model, number=number, tree=TREE) for number in (1, 2, 3)]
 
 
+def further_versions(versions, count):
+    """So many others of the same model, the oldest first."""
+    model, last = versions[0].model, versions[-1].number
+    return [factories.ModelVersionFactory(model=model, number=last + n, tree=TREE) for n in range(1, count + 1)]
+
+
 @pytest.fixture
 def deployment(maintainer, organization, versions):
     made = services.create_deployment(

@@ -163,7 +163,7 @@ def test_its_page_shows_who_earns_what(web, maintainer, viewer, deployment, vers
     form = {"mode": "bandit", "metric": "accuracy", "share": "0.5", "looks": "4", "alpha": "0.05", "power": "0.8"}
     made = web(maintainer).post(new, form | {"challenger": str(versions[1].pk)})
     assert made.status_code == 302, made.content.decode()
-    assert "5 % at least" in web(viewer).get(made.url).content.decode()
+    assert "5.0 % at least" in web(viewer).get(made.url).content.decode()
     web(maintainer).post(reverse("deployment-experiment-start", args=[deployment.pk, 1]))
     experiment = started(Experiment.objects.get())
     empty = web(maintainer).get(made.url).content.decode()

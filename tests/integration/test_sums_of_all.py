@@ -23,7 +23,7 @@ from registry.serving.models import (
     RunningSum,
     SupersededLabel,
 )  # fmt: skip
-from tests.integration.experimenting import deployment, started, versions  # noqa: F401
+from tests.integration.experimenting import deployment, further_versions, started, versions  # noqa: F401
 
 pytestmark = pytest.mark.django_db
 
@@ -33,6 +33,7 @@ KINDS = {
     "bandit of classes": {"mode": "bandit", "metric": "accuracy", "guardrails_wanted": LIMITS},
     "bandit of numbers": {"mode": "bandit", "metric": "number", "cap": 5.0, "missing_as_zero": True},
     "bandit of latency": {"mode": "bandit", "metric": "latency", "cap": 100.0},
+    "bandit of five": {"mode": "bandit", "metric": "accuracy", "further": 3, "guardrails_wanted": LIMITS},
     "pairs of classes": {
         "mode": "paired", "metric": "accuracy", "minimum_effect": 0.01, "baseline": 0.1, "guardrails_wanted": LIMITS + BESIDE,
     },
@@ -57,6 +58,8 @@ class Life:
             rollouts.start_rollout(candidate=versions[1].pk, steps=STEPS, **wanted)
             Rollout.objects.update(started_at=self.now, step_began_at=self.now)
         else:
+            if count := wanted.pop("further", 0):
+                wanted["further"] = [one.pk for one in further_versions(versions, count)]
             made = experiments.create_experiment(challenger=versions[1].pk, **wanted)
             started(experiments.start_experiment(actor=maintainer, experiment=made), 3600.0)
         self.number = kind in ("bandit of numbers", "pairs of errors")
@@ -71,13 +74,13 @@ class Life:
         holder = self.holder
         if self.steps:
             return holder.variant_stable, holder.variant_candidate
-        return holder.variant_a, holder.variant_b
+        return holder.variant_a, holder.variant_b, *(arm.variant for arm in holder.further.all())
 
     def answer(self):
-        a, b = self.variants()
+        a, b, *further = self.variants()
         for _ in range(self.chance.randrange(1, 15)):
             request, key = uuid.uuid4(), self.chance.choice(["", f"k{self.chance.randrange(5)}"])
-            variant = a if self.copied or self.chance.random() < 0.5 else b
+            variant = a if self.copied or self.chance.random() < 0.5 else self.chance.choice([b, *further])
             self._record(request, variant, "live", key)
             self.requests.append(request)
             if self.copied and self.chance.random() < 0.8:

@@ -25,6 +25,7 @@ from .serializers import (
     DesignIn,
     LookOut,
     PlanOut,
+    PromoteIn,
     ReasonIn,
     ReplayOut,
     StartIn,
@@ -40,12 +41,14 @@ PLAN = {
 }  # fmt: skip
 EXPERIMENT = {
     "id": "7c20…", "deployment": "e0b7…", "number": 3, "state": "running", "mode": "split", "hypothesis": "The new features help",
-    "control": "9c1d…", "challenger": "77aa…", "variant_a": "51c0…", "variant_b": "8d2b…", "share": 0.5,
+    "control": "9c1d…", "challenger": "77aa…", "variant_a": "51c0…", "variant_b": "8d2b…", "arms": [
+        {"arm": "a", "version": "9c1d…", "variant": "51c0…"}, {"arm": "b", "version": "77aa…", "variant": "8d2b…"},
+    ], "share": 0.5, "floor": 0.05,
     "metric": "accuracy", "higher_is_better": True, "minimum_effect": 0.01, "alpha": 0.05, "power": 0.8, "looks": 28,
     "cap": None, "missing_as_zero": False, "covariate": False, "baseline": 0.9, "units_a": 15473, "units_b": 15473,
     "guardrails": [{"kind": "errors", "limit": 0.02}], "promotes": False, "created_by": "maria",
     "created_at": "2026-11-20T09:30:00Z", "started_by": "maria", "started_at": "2026-11-20T10:00:00Z", "ended_at": None,
-    "outcome": "", "conclusion": "",
+    "outcome": "", "conclusion": "", "promoted": "",
 }  # fmt: skip
 
 LOOK = {
@@ -74,7 +77,8 @@ LOOK = {
 
 
 def experiments_of(deployment: Deployment) -> QuerySet[Experiment]:
-    return Experiment.objects.filter(deployment=deployment).select_related("created_by", "started_by")
+    rows = Experiment.objects.filter(deployment=deployment).select_related("created_by", "started_by")
+    return rows.prefetch_related("further")
 
 
 def the_experiment(request: Request, deployment: UUID, number: int) -> Experiment:
@@ -99,7 +103,8 @@ class ExperimentsView(PagedView):
         "Plan an experiment on a deployment", request=DeploymentExperimentIn, answer=DeploymentExperimentOut, status=201,
         tags=TAGS, operation_id="create_deployment_experiment",
         description="Makes a draft with the units that it takes; nothing changes until it is started. What is measured, and "
-                    "how, cannot be changed afterwards.",
+                    "how, cannot be changed afterwards. A bandit may have `further` versions, C to J; a split and pairs have "
+                    "two.",
         example=({"challenger": "77aa…", "guardrails": [{"kind": "errors", "limit": 0.02}], **DESIGN}, EXPERIMENT),
     )  # fmt: skip
     @idempotent
@@ -197,10 +202,12 @@ class ExperimentStopView(_VerbView):
 
 class ExperimentPromoteView(_VerbView):
     policy = {"POST": "deploy"}
+    reads = PromoteIn
 
     @documented(
-        "Promote B", request=StartIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
-        description="B answers alone from now on. Of an experiment that was decided or stopped, or a bandit at any time.",
+        "Promote B", request=PromoteIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
+        description="B, or of a bandit the `arm` named, answers alone from now on. Of an experiment that was decided or stopped, "
+                    "or a bandit at any time.",
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
         return self.act(request, deployment, number, services.promote)

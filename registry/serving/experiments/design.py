@@ -204,12 +204,9 @@ def traffic_of(deployment: Deployment, control: ModelVersion | None, measure: Me
 
 
 def version_answering_most(deployment: Deployment) -> ModelVersion | None:
-    live = (
-        deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE)
-        .select_related("version")
-        .order_by("-weight")
-    )
-    first = live.first()
+    """The live version with the greatest weight; of several the oldest, so that everybody means the same one."""
+    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).select_related("version")
+    first = live.order_by("-weight", "version__created_at", "version_id").first()
     return first.version if first else None
 
 

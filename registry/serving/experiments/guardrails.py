@@ -1,14 +1,13 @@
-"""Guardrails on the challenger: what they are, what is read for them, what they say. Alarms hold at every moment."""
+"""Guardrails on every version beside A: what they are, what is read for them, what they say. Alarms hold at every moment."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
-
 from registry.serving.statistics.guardrails import ALPHA, Guardrail, check_difference, check_rate
 from registry.serving.statistics.moments import Moments
 
+from .arms import LETTERS, refused
 from .models import Experiment
 from .readings import NOTHING, Outcomes, Reading
 from .sums import SLOW, Measure
@@ -27,25 +26,25 @@ NAMES = {
 def checked(guardrails: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The guardrails as they are stored. Raises ValidationError naming `guardrails.<position>.<field>`."""
     if len(guardrails) > MOST:
-        raise _refused("guardrails", f"Give at most {MOST} guardrails: they share one rate of false alarms.")
+        raise refused("guardrails", f"Give at most {MOST} guardrails: they share one rate of false alarms.")
     return [_checked(dict(one), f"guardrails.{position}") for position, one in enumerate(guardrails)]
 
 
 def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
     kind = given.get("kind")
     if kind not in KINDS:
-        raise _refused(f"{place}.kind", f"Choose one of: {', '.join(KINDS)}.")
+        raise refused(f"{place}.kind", f"Choose one of: {', '.join(KINDS)}.")
     limit, tolerance, milliseconds = given.get("limit"), given.get("tolerance"), given.get("milliseconds")
     if (limit is None) == (tolerance is None):
-        raise _refused(f"{place}.tolerance", "Give a tolerance beside A, or a limit for B alone; one of them.")
+        raise refused(f"{place}.tolerance", "Give a tolerance beside A, or a limit for B alone; one of them.")
     if limit is not None and kind not in RATES:
-        raise _refused(f"{place}.limit", "Only failures and slow requests have a limit; give a tolerance.")
+        raise refused(f"{place}.limit", "Only failures and slow requests have a limit; give a tolerance.")
     if limit is not None and not 0 < limit < 1:
-        raise _refused(f"{place}.limit", "Give a share between 0 and 1.")
+        raise refused(f"{place}.limit", "Give a share between 0 and 1.")
     if tolerance is not None and not 0 <= tolerance <= 1e12:
-        raise _refused(f"{place}.tolerance", "Give a number from 0 on.")
+        raise refused(f"{place}.tolerance", "Give a number from 0 on.")
     if (kind == SLOW) != (milliseconds is not None) or not 0 < (milliseconds or 1) <= LONGEST:
-        raise _refused(f"{place}.milliseconds", "Slow requests need a limit in milliseconds; nothing else has one.")
+        raise refused(f"{place}.milliseconds", "Slow requests need a limit in milliseconds; nothing else has one.")
     kept = {name: given[name] for name in ("kind", "limit", "tolerance", "milliseconds") if given.get(name) is not None}
     if kind == Experiment.Metric.NUMBER:
         kept["higher_is_better"] = bool(given.get("higher_is_better", True))
@@ -53,21 +52,23 @@ def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def readings(
-    guardrails: Sequence[Mapping[str, Any]], a: UUID, b: UUID, *, by_request: bool = False, with_copies: bool = False
+    guardrails: Sequence[Mapping[str, Any]], a: UUID, *others: UUID, by_request: bool = False, with_copies: bool = False
 ) -> list[Reading]:
     """The sums behind each guardrail.
 
-    A limit is held by requests, not by keys, and by B alone: nothing of A is read for it. ``by_request``: nor is anything else.
+    A limit is held by requests, not by keys, and by the others alone: nothing of A is read for it. ``by_request``: nor is
+    anything else.
     """
     return [
-        Outcomes((b,) if "limit" in one else (a, b), measure_for(one, by_request=by_request), with_copies)
+        Outcomes(others if "limit" in one else (a, *others), measure_for(one, by_request=by_request), with_copies)
         for one in guardrails
     ]
 
 
-def sums_of(found: Sequence[Mapping[UUID, Moments]], a: UUID, b: UUID) -> list[dict[str, Any]]:
-    """What these readings found, as it is stored: {a, b}, [count, total, squares] each."""
-    return [{"a": as_list(arms.get(a, NOTHING)), "b": as_list(arms[b])} for arms in found]
+def sums_of(found: Sequence[Mapping[UUID, Moments]], a: UUID, *others: UUID) -> list[dict[str, Any]]:
+    """What these readings found, as it is stored: {a, b, …}, [count, total, squares] each."""
+    variants = dict(zip(LETTERS, (a, *others), strict=False))
+    return [{arm: as_list(arms.get(variant, NOTHING)) for arm, variant in variants.items()} for arms in found]
 
 
 def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:
@@ -78,12 +79,19 @@ def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:
 def judge(
     guardrails: Sequence[Mapping[str, Any]], sums: Sequence[Mapping[str, Any]], *, tuned_units: int
 ) -> list[dict[str, Any]]:
-    """What each says: {alarm, evidence, harm, low, sentence} beside its definition. A pure function."""
-    return [_judged(one, read, tuned_units, len(guardrails)) for one, read in zip(guardrails, sums, strict=True)]
+    """What each says of each version beside A: {alarm, evidence, harm, low, sentence} beside its definition, and its
+    ``arm`` where there are several. A pure function."""
+    found = []
+    for one, read in zip(guardrails, sums, strict=True):
+        others = [arm for arm in sorted(read) if arm != "a"]
+        for arm in others:
+            named = {"arm": arm} if len(others) > 1 else {}
+            found.append(_judged(one, read, arm, tuned_units, len(guardrails) * len(others)) | named)
+    return found
 
 
-def _judged(one: Mapping[str, Any], read: Mapping[str, Any], tuned_units: int, count: int) -> dict[str, Any]:
-    a, b = from_list(read["a"]), from_list(read["b"])
+def _judged(one: Mapping[str, Any], read: Mapping[str, Any], arm: str, tuned_units: int, count: int) -> dict[str, Any]:
+    a, b = from_list(read["a"]), from_list(read[arm])
     if "limit" in one:
         found = check_rate(round(b.total), b.count, limit=one["limit"], guardrails=count)
     else:
@@ -92,22 +100,22 @@ def _judged(one: Mapping[str, Any], read: Mapping[str, Any], tuned_units: int, c
             guardrails=count,
         )  # fmt: skip
     told = {"alarm": found.alarm, "evidence": found.evidence, "harm": found.harm, "low": found.low}
-    return {**one, **told, "sentence": _sentence(one, found, a, b)}
+    return {**one, **told, "sentence": _sentence(one, found, a, b, arm.upper())}
 
 
 def _higher_is_worse(one: Mapping[str, Any]) -> bool:
     return not one.get("higher_is_better", one["kind"] == Experiment.Metric.ACCURACY)
 
 
-def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments) -> str:
+def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments, letter: str) -> str:
     name = NAMES[one["kind"]].format(**one)
     if not b.count:
-        return f"{_capital(name)}: nothing was seen of B yet."
-    said = f"{_capital(name)}: {_told(one, b.mean)} at B"
+        return f"{_capital(name)}: nothing was seen of {letter} yet."
+    said = f"{_capital(name)}: {_told(one, b.mean)} at {letter}"
     if "limit" in one:
         return f"{said} of {b.count:,} requests, limit {_told(one, one['limit'])}{_end(found)}"
     beside = f", {_told(one, a.mean)} at A" if a.count else ""
-    return f"{said}{beside}; B may be worse by {_told(one, one['tolerance'])}{_end(found)}"
+    return f"{said}{beside}; {letter} may be worse by {_told(one, one['tolerance'])}{_end(found)}"
 
 
 def _end(found: Guardrail) -> str:
@@ -139,7 +147,3 @@ def as_list(arm: Moments) -> list[float]:
 
 def from_list(stored: Sequence[Any]) -> Moments:
     return Moments(int(stored[0]), float(stored[1]), float(stored[2]))
-
-
-def _refused(field: str, sentence: str) -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code="invalid")})

@@ -68,6 +68,13 @@ def judge(experiment: Experiment, sums: dict[str, Any], until: datetime, earlier
     return JUDGES[experiment.mode](experiment, sums, until, earlier)
 
 
+def before(experiment: Experiment, last: Look | None) -> list[Results]:
+    """The results that a further look takes into account: of all looks there are, of a bandit those of the ``last``."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return [last.results] if last else []
+    return [one.results for one in experiment.taken.all()]
+
+
 def judge_guardrails(experiment: Experiment, sums: dict[str, Any]) -> list[dict[str, Any]]:
     """What its guardrails say, by the experiment's mode."""
     return GUARDRAILS[experiment.mode](experiment, sums)
@@ -148,7 +155,7 @@ def record_look(
     if not moving and number >= MOST_LOOKS and kind != Look.Kind.HARM and fraction_of(locked, sums) < 1:
         raise Conflict(f"{MOST_LOOKS - 1} looks are taken; the last one is that at the end.", code="looks_used_up")
     try:
-        earlier = [] if moving else [one.results for one in locked.taken.all()]
+        earlier = before(locked, last)
         results = judge(locked, sums, window.until, earlier)
     except ValueError as error:
         raise Conflict(f"There are fewer outcomes than at the look before ({error}).", code="fewer_outcomes") from None
@@ -162,16 +169,18 @@ def record_look(
 
 
 def _move(experiment: Experiment, results: Results) -> int | None:
-    """Have the traffic follow, unless there is harm; the deployment's revision with it."""
-    if guardrails.alarmed(results["guardrails"]):
+    """Have the traffic follow, unless nobody is left beside A; the deployment's revision with it."""
+    if not bandits.goes_on(results):
         return None
     reason = results["verdict"]["sentence"]
-    return move_traffic(experiment=experiment, share=results["bandit"]["shares"]["b"], reason=reason)
+    return move_traffic(experiment=experiment, shares=results["bandit"]["shares"], reason=reason)
 
 
 def _act(experiment: Experiment, results: Results) -> None:
-    """Harm goes before any verdict."""
-    if harm := guardrails.alarmed(results["guardrails"]):
+    """Harm goes before any verdict; of a bandit's several versions it takes out its own alone."""
+    moving = experiment.mode == Experiment.Mode.BANDIT
+    harm = guardrails.alarmed(results["guardrails"])
+    if harm and not (moving and bandits.goes_on(results)):
         stop_experiment(actor=None, experiment=experiment, reason=" ".join(harm), harm=True)
         return
     told = results["verdict"]
@@ -199,9 +208,13 @@ def replay(experiment: Experiment) -> list[Replayed]:
     moving = experiment.mode == Experiment.Mode.BANDIT
     found: list[Replayed] = []
     earlier: list[Results] = []
-    for look in reversed(experiment.taken.order_by("-number")[:REPLAYED]):
+    taken = list(reversed(experiment.taken.order_by("-number")[: REPLAYED + 1]))
+    if len(taken) > REPLAYED:
+        earlier.append(taken.pop(0).results)  # what the first of them went on from
+    for look in taken:
         again = judge(experiment, look.sums, look.until, earlier)
         done = not moving or bandits.agrees(experiment, look)
+        again = bandits.as_told_then(again, look.results) if moving else again
         earlier.append(again)
         assert experiment.started_at is not None
         window = Window(

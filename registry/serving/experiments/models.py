@@ -9,9 +9,14 @@ from django.db.models import Q
 from dlplatform.accounts.models import TenantQuerySet, User
 from registry.models import ModelVersion
 
+MOST_ARMS = 10  # of a bandit: A to J
+
 
 class Experiment(models.Model):
-    """Version B beside version A on one deployment. What is measured, and how, is frozen when it starts."""
+    """Version B beside version A on one deployment; of a bandit also C, D, …, which are rows of `FurtherArm`.
+
+    What is measured, and how, is frozen when it starts.
+    """
 
     tenant_parent = "deployment"
 
@@ -46,7 +51,10 @@ class Experiment(models.Model):
     control = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="A")
     challenger = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+", help_text="B")
     share = models.FloatField(
-        default=0.5, help_text="B's share of the units, between 0 and 1; of a bandit the first one"
+        default=0.5, help_text="B's share of the units, between 0 and 1; of a bandit the first one of each beside A"
+    )
+    floor = models.FloatField(
+        default=0.05, help_text="Of a bandit: each version's share of the traffic is at least this"
     )
     metric = models.CharField(max_length=20, choices=Metric.choices)
     higher_is_better = models.BooleanField()
@@ -81,6 +89,7 @@ class Experiment(models.Model):
     ended_at = models.DateTimeField(null=True)
     outcome = models.CharField(max_length=20, blank=True, help_text="Of the verdict, or `harm`")
     conclusion = models.TextField(blank=True, help_text="The verdict, or why it was stopped, in words")
+    promoted = models.CharField(max_length=1, blank=True, help_text="The arm that answers alone since: b, c, …")
     watched = models.JSONField(default=dict, help_text="What the last tick saw: {fraction, units, guardrails}")
     watched_at = models.DateTimeField(null=True)
     summed = models.JSONField(null=True, help_text="Up to where its running sums are: {until, last_record}")
@@ -98,6 +107,7 @@ class Experiment(models.Model):
                 fields=["deployment"], condition=Q(state__in=["running", "decided"]), name="ab_one_at_a_time"
             ),
             models.CheckConstraint(condition=Q(share__gt=0, share__lt=1), name="ab_share_is_a_share"),
+            models.CheckConstraint(condition=Q(floor__gt=0, floor__lte=0.5), name="ab_floor_is_a_share"),
             models.CheckConstraint(
                 condition=Q(state="draft") | Q(started_at__isnull=False) | Q(state="stopped"), name="ab_started"
             ),
@@ -115,6 +125,32 @@ class Experiment(models.Model):
     def of_one_version(self) -> bool:
         """An A/A test: whatever it finds is false."""
         return self.control_id == self.challenger_id
+
+
+class FurtherArm(models.Model):
+    """An arm of a bandit beyond A and B, which are columns of its experiment: C, D, …"""
+
+    tenant_parent = "experiment"
+
+    experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="further")
+    position = models.PositiveSmallIntegerField(help_text="2 is C, 3 is D, …")
+    version = models.ForeignKey(ModelVersion, on_delete=models.PROTECT, related_name="+")
+    variant = models.ForeignKey("serving.Variant", null=True, on_delete=models.CASCADE, related_name="+")
+
+    objects = TenantQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["position"]
+        constraints = [
+            models.UniqueConstraint(fields=["experiment", "position"], name="further_arm_once"),
+            models.UniqueConstraint(fields=["experiment", "version"], name="further_arm_version_once"),
+            models.CheckConstraint(
+                condition=Q(position__gte=2, position__lt=MOST_ARMS), name="further_arm_has_a_letter"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"arm {self.position + 1} of {self.experiment}"
 
 
 class Look(models.Model):

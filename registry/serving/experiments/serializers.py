@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 
 from . import guardrails, rollouts
-from .models import Experiment, Look, Rollout
+from .arms import LEAST_FLOOR, arms_of
+from .models import MOST_ARMS, Experiment, Look, Rollout
 
 REASON = "Why, for the log of the deployment"
 REVISION = "The deployment must be at this revision, else 409"
@@ -42,7 +44,10 @@ class DesignIn(Strict):
         default=0.0, min_value=0, max_value=1e12,
         help_text="The difference that must not be missed; of shares, 0.01 is one point. A bandit has none",
     )  # fmt: skip
-    share = serializers.FloatField(default=0.5, min_value=0.01, max_value=0.99, help_text="B's share of the units")
+    share = serializers.FloatField(
+        required=False, min_value=0.01, max_value=0.99,
+        help_text="B's share of the units, default 0.5; of a bandit the first one of each version beside A, default the same for all",
+    )  # fmt: skip
     alpha = serializers.FloatField(default=0.05, min_value=0.0001, max_value=0.5, help_text="False verdicts, two-sided")
     power = serializers.FloatField(
         default=0.8, min_value=0.1, max_value=0.999, help_text="The probability to find the minimum effect"
@@ -64,6 +69,14 @@ class DeploymentExperimentIn(DesignIn):
         required=False, allow_blank=True, max_length=10_000, help_text="What is expected, and why"
     )
     challenger = serializers.UUIDField(help_text="Version B; the same as A makes an A/A test")
+    further = serializers.ListField(
+        child=serializers.UUIDField(), required=False,
+        help_text=f"Of a bandit: versions C, D, …; {MOST_ARMS} with A and B at most. Anything else compares two",
+    )  # fmt: skip
+    floor = serializers.FloatField(
+        required=False, allow_null=True, min_value=LEAST_FLOOR, max_value=0.5,
+        help_text="Of a bandit: each version's share of the traffic is at least this; default 0.1 divided by their number",
+    )  # fmt: skip
     higher_is_better = serializers.BooleanField(required=False, allow_null=True, help_text="Of `number` alone")
     guardrails = GuardrailIn(many=True, required=False, max_length=guardrails.MOST)
     promotes = serializers.BooleanField(default=False, help_text="Act on the verdict without a person")
@@ -91,12 +104,25 @@ class StartIn(ReasonIn):
     revision = serializers.IntegerField(required=False, min_value=0, help_text=REVISION)
 
 
+class PromoteIn(StartIn):
+    arm = SafeCharField(
+        required=False, allow_blank=True, max_length=1, help_text="Of a bandit with several beside A, which: b, c, …"
+    )
+
+
+class ArmOut(serializers.Serializer):
+    arm = serializers.CharField(source="letter", help_text="a, b, …")
+    version = serializers.UUIDField()
+    variant = serializers.UUIDField(allow_null=True, help_text="Of the deployment; null before the start")
+
+
 class DeploymentExperimentOut(serializers.ModelSerializer):
     deployment = serializers.UUIDField(source="deployment_id")
     control = serializers.UUIDField(source="control_id", help_text="Version A")
     challenger = serializers.UUIDField(source="challenger_id", help_text="Version B")
     variant_a = serializers.UUIDField(source="variant_a_id", allow_null=True)
     variant_b = serializers.UUIDField(source="variant_b_id", allow_null=True)
+    arms = serializers.SerializerMethodField()
     guardrails = serializers.ListField(child=serializers.DictField())
     created_by = serializers.CharField(source="created_by.username", default=None)
     started_by = serializers.CharField(source="started_by.username", default=None)
@@ -104,11 +130,16 @@ class DeploymentExperimentOut(serializers.ModelSerializer):
     class Meta:
         model = Experiment
         fields = [
-            "id", "deployment", "number", "state", "mode", "hypothesis", "control", "challenger", "variant_a", "variant_b", "share",
+            "id", "deployment", "number", "state", "mode", "hypothesis", "control", "challenger", "variant_a", "variant_b", "arms", "share", "floor",
             "metric", "higher_is_better", "minimum_effect", "alpha", "power", "looks", "cap", "missing_as_zero", "covariate",
             "baseline", "units_a", "units_b", "guardrails", "promotes", "created_by", "created_at", "started_by",
-            "started_at", "ended_at", "outcome", "conclusion",
+            "started_at", "ended_at", "outcome", "conclusion", "promoted",
         ]  # fmt: skip
+
+    @extend_schema_field(ArmOut(many=True))
+    def get_arms(self, experiment: Experiment) -> Any:
+        """All of them, A first; of a bandit up to ten."""
+        return ArmOut(arms_of(experiment), many=True).data
 
 
 class StepIn(Strict):
@@ -163,15 +194,18 @@ class LookOut(serializers.ModelSerializer):
     )
     balance = serializers.DictField(source="results.balance", help_text="{alarm, sentence, p_value, tested}")
     guardrails = serializers.ListField(
-        child=serializers.DictField(), source="results.guardrails", help_text="{kind, …, alarm, harm, low, sentence}"
+        child=serializers.DictField(),
+        source="results.guardrails",
+        help_text="{kind, …, alarm, harm, low, sentence}, and the arm where several are beside A",
     )
     variance_left = serializers.FloatField(
         source="results.variance_left", allow_null=True, help_text="By the covariate, of 1"
     )
     bandit = serializers.DictField(
         source="results.bandit", default=None, allow_null=True,
-        help_text="Of a bandit: {shares, best (probability of being the better one), means, values (if it had always been "
-        "asked), requests, regret, regret_of_even}",
+        help_text="Of a bandit, by arm: {shares, best (probability of being the best one), means, values (if it had always been "
+        "asked), requests, expected_regret (of a request that it answers)}, and {regret (so far), regret_of_even, regret_ahead "
+        "(of a request by these shares), out (arms that guardrails have taken out)}",
     )  # fmt: skip
     copies = serializers.DictField(
         source="results.copies", default=None, allow_null=True,

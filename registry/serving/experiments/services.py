@@ -1,11 +1,11 @@
 """What happens to experiments. The only writers; what they do to the deployment is a change in its log."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
@@ -19,9 +19,10 @@ from registry.serving.models import Deployment, Variant
 from registry.serving.services import MODEL_FILE, Wanted, change_variants
 
 from . import guardrails
-from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan
+from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
+from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan, version_answering_most
 from .holding import complete_log, refuse_held, release_log
-from .models import Experiment
+from .models import Experiment, FurtherArm
 from .running import forget
 
 SECOND_ARM = "B"  # of an A/A test: one version, twice
@@ -34,25 +35,29 @@ def create_experiment(
     *, actor: User, deployment: Deployment, challenger: UUID, metric: str, minimum_effect: float = 0.0,
     mode: str = Experiment.Mode.SPLIT, control: UUID | None = None, hypothesis: str = "", higher_is_better: bool | None = None,
     guardrails_wanted: list[dict[str, Any]] | None = None, promotes: bool = False, covariate: bool = False,
-    **design: Any,
+    further: Sequence[UUID] = (), floor: float | None = None, **design: Any,
 ) -> Experiment:  # fmt: skip
     """A draft: B beside A, planned from the deployment's own traffic. Nothing changes until it starts.
 
-    ``control`` is by default the version that answers most; ``challenger`` may be the same one (an A/A test). ``design``:
-    share, alpha, power, looks, cap, missing_as_zero, baseline. Raises ValidationError, PermissionDenied, Conflict.
+    ``control`` is by default the version that answers most; ``challenger`` may be the same one (an A/A test). Of a bandit,
+    ``further`` are C, D, … and ``floor`` the least share of each. ``design``: share, alpha, power, looks, cap,
+    missing_as_zero, baseline. Raises ValidationError, PermissionDenied, Conflict.
     """
     require(actor, "deploy", deployment)
     locked = locked_deployment(deployment)
     check_design(mode=mode, metric=metric, minimum_effect=minimum_effect, **design)
     watched = guardrails.checked(guardrails_wanted or [])
-    _check_mode(mode, watched, covariate=covariate, promotes=promotes)
+    _check_mode(mode, watched, covariate=covariate, promotes=promotes, floor=floor)
+    check_number(mode, further)
     a = servable_version(actor, locked, "control", control or answering_most(locked))
     b = servable_version(actor, locked, "challenger", challenger)
+    others = [servable_version(actor, locked, field, one) for field, one in zip(FIELDS[2:], further, strict=False)]
     if a == b and mode != Experiment.Mode.SPLIT:
-        raise _refused("challenger", "Only a split compares a version with itself (an A/A test).")
-    planned: dict[str, Any] = {}
-    if mode != Experiment.Mode.BANDIT:
-        found = make_plan(
+        raise refused("challenger", "Only a split compares a version with itself (an A/A test).")
+    if mode == Experiment.Mode.BANDIT:
+        planned = _begins(locked, [a, b, *others], design.pop("share", None), floor)
+    else:
+        planned = _plan(
             deployment=locked,
             control=a,
             challenger=b,
@@ -61,7 +66,6 @@ def create_experiment(
             minimum_effect=minimum_effect,
             **design,
         )
-        planned = {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
     design.pop("baseline", None)
     number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
     made: Experiment = Experiment.objects.create(
@@ -69,6 +73,9 @@ def create_experiment(
         higher_is_better=_direction(metric, higher_is_better), minimum_effect=minimum_effect, covariate=covariate,
         guardrails=watched, promotes=promotes, created_by=actor, **planned, **design,
     )  # fmt: skip
+    FurtherArm.objects.bulk_create(
+        FurtherArm(experiment=made, position=position, version=one) for position, one in enumerate(others, start=2)
+    )
     audit.record(actor, "ab_test.create", made, locked.organization, deployment=locked.name, number=number)
     return made
 
@@ -83,15 +90,20 @@ def start_experiment(
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
     refuse_held(deployment)
     refuse_others(deployment, _versions(locked))
+    if locked.mode == Experiment.Mode.BANDIT and (shadow := _shadow_among(deployment, _versions(locked))):
+        raise Conflict(f"{shadow} has become a shadow here: take it out, or make it live first.", code="is_a_shadow")
     locked.state, locked.started_at, locked.started_by = Experiment.State.RUNNING, timezone.now(), actor
     locked.sample_rate = complete_log(deployment)
     locked.save()
     changed = change_variants(
-        actor=actor, deployment=deployment, variants=[*_arms(locked, locked.share), *shadows_beside(deployment, _versions(locked))],
+        actor=actor, deployment=deployment, variants=[*_opening_arms(locked), *shadows_beside(deployment, _versions(locked))],
         reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
     )  # fmt: skip
     locked.variant_a = deployment.variants.get(version=locked.control, arm="")
     locked.variant_b = deployment.variants.get(version=locked.challenger, arm=_second_arm(locked))
+    for row in locked.further.all():
+        row.variant = deployment.variants.get(version=row.version_id, arm="")
+        row.save(update_fields=["variant"])
     locked.revision = changed.revision
     locked.save(update_fields=["variant_a", "variant_b", "revision"])
     audit.record(actor, "ab_test.start", locked, deployment.organization, number=locked.number)
@@ -118,20 +130,26 @@ def stop_experiment(*, actor: User | None, experiment: Experiment, reason: str =
 
 
 @transaction.atomic
-def promote(*, actor: User | None, experiment: Experiment, reason: str = "", revision: int | None = None) -> Experiment:
-    """B answers alone from now on. Raises Conflict unless the experiment has ended, or when others changed things."""
-    return _settle(actor, experiment, Experiment.State.PROMOTED, reason, revision)
+def promote(
+    *, actor: User | None, experiment: Experiment, reason: str = "", revision: int | None = None, arm: str = ""
+) -> Experiment:
+    """B, or of a bandit that ``arm``, answers alone from now on.
+
+    Raises Conflict unless the experiment has ended, or when others changed things; ValidationError on `arm`.
+    """
+    return _settle(actor, experiment, reason, revision, challenger=arm)
 
 
 @transaction.atomic
 def keep(*, actor: User | None, experiment: Experiment, reason: str = "", revision: int | None = None) -> Experiment:
     """A answers alone from now on. Raises as `promote`."""
-    return _settle(actor, experiment, Experiment.State.KEPT, reason, revision)
+    return _settle(actor, experiment, reason, revision, challenger=None)
 
 
 def _settle(
-    actor: User | None, experiment: Experiment, state: "Experiment.State", reason: str, revision: int | None
+    actor: User | None, experiment: Experiment, reason: str, revision: int | None, *, challenger: str | None
 ) -> Experiment:
+    """Have A answer alone, or the ``challenger`` of that letter ('': the only one there is)."""
     if actor is not None:
         require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
@@ -140,19 +158,22 @@ def _settle(
     if locked.started_at is None:
         raise Conflict("It was thrown away before it started: there is nothing to act upon.", code="not_started")
     refuse_others(deployment, _versions(locked))
-    version = locked.challenger_id if state == Experiment.State.PROMOTED else locked.control_id
-    word = "B is promoted" if state == Experiment.State.PROMOTED else "A is kept"
+    winner = arms_of(locked)[0] if challenger is None else challenger_named(locked, challenger)
+    locked.promoted = "" if challenger is None else winner.letter
+    word = f"{winner.letter.upper()} is {'kept' if challenger is None else 'promoted'}"
     said = f"Experiment {locked.number}: {word}" + (f": {reason}" if reason else "")
-    _answer_alone(actor, deployment, locked, version, said, revision)
+    _answer_alone(actor, deployment, locked, winner.version, said, revision)
+    state = Experiment.State.KEPT if challenger is None else Experiment.State.PROMOTED
     return _end(actor, deployment, locked, state, locked.conclusion or str(locked.watched.get("sentence", "")))
 
 
 @transaction.atomic
-def move_traffic(*, experiment: Experiment, share: float, reason: str) -> int:
-    """Give B this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look."""
+def move_traffic(*, experiment: Experiment, shares: Mapping[str, float], reason: str) -> int:
+    """Give each arm this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look."""
     deployment = locked_deployment(experiment.deployment)
+    arms = [Wanted(one.version, shares[one.letter]) for one in arms_of(experiment)]
     changed = change_variants(
-        actor=None, deployment=deployment, variants=[*_arms(experiment, share), *shadows_beside(deployment, _versions(experiment))],
+        actor=None, deployment=deployment, variants=[*arms, *shadows_beside(deployment, _versions(experiment))],
         reason=f"Experiment {experiment.number}: {reason}"[:2000], holder=experiment,
     )  # fmt: skip
     return changed.revision
@@ -189,41 +210,45 @@ def current_experiment(deployment: Deployment) -> Experiment | None:
 def check_design(*, metric: str, minimum_effect: float = 0.0, mode: str = Experiment.Mode.SPLIT, **design: Any) -> None:
     """Refuse what no plan can be made of, by its field. Raises ValidationError."""
     if metric not in Experiment.Metric.values:
-        raise _refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
+        raise refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
     if mode not in Experiment.Mode.values:
-        raise _refused("mode", f"Choose one of: {', '.join(Experiment.Mode.values)}.")
+        raise refused("mode", f"Choose one of: {', '.join(Experiment.Mode.values)}.")
     if mode == Experiment.Mode.PAIRED and metric not in JUDGED:
-        raise _refused(
+        raise refused(
             "metric", f"Of an answer that nobody gets, labels alone tell: choose {' or '.join(sorted(JUDGED))}."
         )
     moving = mode == Experiment.Mode.BANDIT
     if moving and metric not in SHARES and design.get("cap") is None:
-        raise _refused("cap", "A bandit's reward lies between 0 and a most: give that most, in the metric's unit.")
+        raise refused("cap", "A bandit's reward lies between 0 and a most: give that most, in the metric's unit.")
     if not moving and not (math.isfinite(minimum_effect) and 0 < minimum_effect <= 1e12):
-        raise _refused("minimum_effect", "Give a number above 0.")
+        raise refused("minimum_effect", "Give a number above 0.")
     if not 0.01 <= design.get("share", 0.5) <= 0.99:
-        raise _refused("share", "Give B a share from 0.01 to 0.99.")
+        raise refused("share", "Give B a share from 0.01 to 0.99.")
     if not 1 <= design.get("looks", 28) <= MOST_LOOKS - 1:
-        raise _refused("looks", f"Plan from 1 to {MOST_LOOKS - 1} looks.")
+        raise refused("looks", f"Plan from 1 to {MOST_LOOKS - 1} looks.")
     cap = design.get("cap")
     if cap is not None and not 0 < cap <= 1e12:
-        raise _refused("cap", "Give a number above 0, or none.")
+        raise refused("cap", "Give a number above 0, or none.")
     if design.get("missing_as_zero") and metric != Experiment.Metric.NUMBER:
-        raise _refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
+        raise refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
 
 
-def _check_mode(mode: str, watched: list[dict[str, Any]], *, covariate: bool, promotes: bool) -> None:
+def _check_mode(
+    mode: str, watched: list[dict[str, Any]], *, covariate: bool, promotes: bool, floor: float | None
+) -> None:
     """Refuse what a mode cannot do, by its field."""
+    if mode != Experiment.Mode.BANDIT and floor is not None:
+        raise refused("floor", "Only a bandit has one: elsewhere the share stays as it is.")
     if mode != Experiment.Mode.SPLIT and covariate:
-        raise _refused("covariate", "Only a split is adjusted by what keys did before.")
+        raise refused("covariate", "Only a split is adjusted by what keys did before.")
     if mode != Experiment.Mode.BANDIT:
         return
     if promotes:
-        raise _refused("promotes", "A bandit gives no verdict that could be acted upon; it moves the traffic itself.")
+        raise refused("promotes", "A bandit gives no verdict that could be acted upon; it moves the traffic itself.")
     for position, one in enumerate(watched):
         if "tolerance" in one:
-            sentence = "A bandit's versions answer at different times, so they cannot be compared: give B a limit."
-            raise _refused(f"guardrails.{position}.tolerance", sentence)
+            sentence = "A bandit's versions answer at different times, so they cannot be compared: give a limit."
+            raise refused(f"guardrails.{position}.tolerance", sentence)
 
 
 def locked_deployment(deployment: Deployment) -> Deployment:
@@ -235,11 +260,10 @@ def locked_deployment(deployment: Deployment) -> Deployment:
 
 def answering_most(deployment: Deployment) -> UUID:
     """The version with the greatest weight. Raises Conflict when nobody answers."""
-    live = deployment.variants.filter(removed_at=None, role=Variant.Role.LIVE).order_by("-weight")
-    found: UUID | None = live.values_list("version_id", flat=True).first()
+    found = version_answering_most(deployment)
     if found is None:
         raise Conflict("Nobody answers in this deployment.", code="nobody_answers")
-    return found
+    return found.pk
 
 
 def servable_version(actor: User, deployment: Deployment, field: str, identifier: UUID) -> ModelVersion:
@@ -247,9 +271,9 @@ def servable_version(actor: User, deployment: Deployment, field: str, identifier
     rows = ModelVersion.objects.visible_to(actor).filter(model__organization_id=deployment.organization_id)
     found: ModelVersion | None = rows.select_related("model").filter(pk=identifier).first()
     if found is None:
-        raise _refused(field, "The organization has no model version with this id.", "does_not_exist")
+        raise refused(field, "The organization has no model version with this id.", "does_not_exist")
     if MODEL_FILE not in found.tree:
-        raise _refused(field, f"v{found.number} has no {MODEL_FILE}: it cannot answer here.", "model_unusable")
+        raise refused(field, f"v{found.number} has no {MODEL_FILE}: it cannot answer here.", "model_unusable")
     return found
 
 
@@ -270,6 +294,21 @@ def shadows_beside(deployment: Deployment, versions: Collection[UUID]) -> list[W
 # --- the steps ----------------------------------------------------------------------------------------
 
 
+def _begins(
+    deployment: Deployment, versions: Sequence[ModelVersion], share: float | None, floor: float | None
+) -> dict[str, Any]:
+    """What a bandit of these has instead of a plan: {share, floor}."""
+    check_different([(one.pk, f"v{one.number}") for one in versions])
+    _refuse_shadows(deployment, [one.pk for one in versions])
+    return opening(len(versions), share, floor)
+
+
+def _plan(**wanted: Any) -> dict[str, Any]:
+    """What is kept of a plan."""
+    found = make_plan(**wanted)
+    return {"baseline": found.baseline, "units_a": found.plan.units_a, "units_b": found.plan.units_b}
+
+
 def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
     locked: Experiment = (
         Experiment.objects.select_for_update(of=("self",))
@@ -286,7 +325,7 @@ def _direction(metric: str, higher_is_better: bool | None) -> bool:
         return higher_is_better is not False
     natural = metric not in LOWER_IS_BETTER
     if higher_is_better is not None and higher_is_better != natural:
-        raise _refused("higher_is_better", f"Of this metric, {'more' if natural else 'less'} is better.")
+        raise refused("higher_is_better", f"Of this metric, {'more' if natural else 'less'} is better.")
     return natural
 
 
@@ -294,17 +333,30 @@ def _second_arm(experiment: Experiment) -> str:
     return SECOND_ARM if experiment.of_one_version else ""
 
 
-def _arms(experiment: Experiment, share: float) -> list[Wanted]:
+def _opening_arms(experiment: Experiment) -> list[Wanted]:
     if experiment.mode == Experiment.Mode.PAIRED:
         return [Wanted(experiment.control_id), Wanted(experiment.challenger_id, role=Variant.Role.SHADOW)]
-    return [
-        Wanted(experiment.control_id, round(1 - share, 12)),
-        Wanted(experiment.challenger_id, share, arm=_second_arm(experiment)),
-    ]
+    arms = arms_of(experiment)
+    shares = first_shares([one.letter for one in arms], experiment.share)
+    first, *others = (Wanted(one.version, shares[one.letter]) for one in arms)
+    return [first, *(replace(one, arm=_second_arm(experiment)) for one in others)]
 
 
-def _versions(experiment: Experiment) -> tuple[UUID, UUID]:
-    return experiment.control_id, experiment.challenger_id
+def _versions(experiment: Experiment) -> list[UUID]:
+    return [one.version for one in arms_of(experiment)]
+
+
+def _refuse_shadows(deployment: Deployment, versions: Sequence[UUID]) -> None:
+    """An arm answers, a shadow never does: one would end without anybody having said so. Raises ValidationError."""
+    if (shadow := _shadow_among(deployment, versions)) is not None:
+        sentence = f"{shadow} is a shadow here, and an arm answers: take the shadow out, or make it live first."
+        raise refused(FIELDS[versions.index(shadow.version_id)], sentence, "is_a_shadow")
+
+
+def _shadow_among(deployment: Deployment, versions: Collection[UUID]) -> Variant | None:
+    rows = deployment.variants.filter(removed_at=None, role=Variant.Role.SHADOW, version_id__in=versions)
+    found: Variant | None = rows.select_related("version__model").first()
+    return found
 
 
 def _answer_alone(
@@ -328,7 +380,3 @@ def _end(
     forget(experiment)
     audit.record(actor, f"ab_test.{state}", experiment, deployment.organization, number=experiment.number)
     return experiment
-
-
-def _refused(field: str, sentence: str, code: str = "invalid") -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})

@@ -11,9 +11,9 @@ from django.utils import timezone
 
 from dlplatform.api import Conflict
 
-from . import guardrails, pairs, rollouts
+from . import bandits, guardrails, pairs, rollouts
 from .judging import fraction_of, plain
-from .looks import agree, carried_sums, due, judge, judge_guardrails, read_sums, record_look, window_of
+from .looks import agree, before, carried_sums, due, judge, judge_guardrails, read_sums, record_look, window_of
 from .models import Experiment, Look, Rollout
 from .running import forget
 from .sums import Window, window_until_now
@@ -49,7 +49,10 @@ def _each(holding: Any, act: Callable[[Any], bool]) -> int:
 
 
 def watch(experiment: Experiment) -> bool:
-    """One look at what came; whether a look was written down. A guardrail's alarm always is, and rolls back."""
+    """One look at what came; whether a look was written down. A guardrail's alarm always is, and rolls back.
+
+    Of a bandit's several versions it takes out the one that it is about, once.
+    """
     began = time.monotonic()
     window = window_of(experiment)
     if window.until <= window.since:
@@ -59,7 +62,7 @@ def watch(experiment: Experiment) -> bool:
     seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
     moving = experiment.mode == Experiment.Mode.BANDIT
     if moving:
-        told = judge(experiment, sums, window.until, ())
+        told = judge(experiment, sums, window.until, before(experiment, experiment.taken.last()))
         seen |= {"bandit": told["bandit"], "sentence": told["verdict"]["sentence"]}
     if experiment.mode == Experiment.Mode.PAIRED:
         seen |= {"copies": pairs.told_of_copies(sums), "pairs": sums["differences"][0], "means": sums["means"]}
@@ -77,9 +80,12 @@ def watch(experiment: Experiment) -> bool:
 
 def _wanted(experiment: Experiment, window: Window, sums: dict[str, Any]) -> str | None:
     """The kind of look that these sums make due, if any."""
-    if guardrails.alarmed(judge_guardrails(experiment, sums)):
+    last, found = experiment.taken.last(), judge_guardrails(experiment, sums)
+    if experiment.mode == Experiment.Mode.BANDIT:
+        found = bandits.fresh_alarms(found, bandits.out_of(last.results if last else None))
+    if guardrails.alarmed(found):
         return Look.Kind.HARM
-    if experiment.state == Experiment.State.DECIDED or not due(experiment, window, sums, experiment.taken.last()):
+    if experiment.state == Experiment.State.DECIDED or not due(experiment, window, sums, last):
         return None
     return Look.Kind.MOVE if experiment.mode == Experiment.Mode.BANDIT else Look.Kind.DUE
 

@@ -13,13 +13,15 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from dlplatform.accounts.access import may, require
 from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, submitted
 from dlplatform.web import page
+from registry.models import ModelVersion
 from registry.serving.forms import ChangeForm, candidate_named, candidates
 from registry.serving.views import deployment_or_404
 
 from . import looks, services
+from .arms import LETTERS, arms_of, first_shares
 from .design import SHARES, make_plan, traffic_of, version_answering_most
-from .forms import METRICS, DesignForm, ExperimentForm
-from .models import Experiment, Look
+from .forms import METRICS, DesignForm, ExperimentForm, PromoteForm
+from .models import MOST_ARMS, Experiment, Look
 from .sums import Measure
 
 A_A_EFFECT = 0.02
@@ -45,6 +47,7 @@ def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
         request.POST if request.method == "POST" else None, control=control,
         versions=candidates(request.user, found),  # type: ignore[arg-type]
         initial={"challenger": request.GET.get("challenger", "")},
+        roles=dict(found.variants.filter(removed_at=None).values_list("version_id", "role")),
     )  # fmt: skip
     if (
         request.method == "POST"
@@ -57,7 +60,7 @@ def experiment_new(request: HttpRequest, deployment: UUID) -> HttpResponse:
     ):
         said(request, f"Experiment {made.number} is planned; nothing has changed yet.")
         return redirect("deployment-experiment", found.pk, made.number)
-    context = {"section": "deployments", "deployment": found, "form": form, "control": control}
+    context = {"section": "deployments", "deployment": found, "form": form, "control": control, "most_arms": MOST_ARMS}
     return render(request, "serving/experiment_new.html", context)
 
 
@@ -110,59 +113,97 @@ def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
 @require_safe
 def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
     found = experiment_or_404(request, deployment, number)
+    arms, may_act = _arms(found), may(request.user, "deploy", found.deployment)
     taken = list(found.taken.select_related("taken_by").order_by("-number")[:LOOKS_SHOWN])[::-1]
     context = {
         "section": "deployments",
         "deployment": found.deployment,
         "experiment": found,
         "metric": METRICS[found.metric],
+        "many": len(arms) > 2,
+        "settles": may_act and _ends_by_hand(found),
         "moving": found.mode == Experiment.Mode.BANDIT,
         "paired": found.mode == Experiment.Mode.PAIRED,
-        "arms": _arms(found),
+        "arms": arms,
         "in_points": found.metric in SHARES,
         "looks": taken[::-1],
         "last": taken[-1] if taken else None,
-        "charts": traffic_chart(found, taken) if found.mode == Experiment.Mode.BANDIT else interval_chart(found, taken),
+        "charts": traffic_charts(found, taken)
+        if found.mode == Experiment.Mode.BANDIT
+        else interval_chart(found, taken),
         "guardrails": _guardrails(found, taken),
-        "may_act": may(request.user, "deploy", found.deployment),
+        "may_act": may_act,
     }
     return page(request, "serving/experiment.html", context, partial="serving/_experiment.html")
 
 
+def _ends_by_hand(experiment: Experiment) -> bool:
+    """Whether somebody may promote a version, or keep A: a bandit's at any time."""
+    if experiment.state == Experiment.State.RUNNING:
+        return experiment.mode == Experiment.Mode.BANDIT
+    stopped = experiment.state == Experiment.State.STOPPED and experiment.started_at is not None
+    return stopped or experiment.state == Experiment.State.DECIDED
+
+
 def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
     """What was seen last of each: by a tick, or by the look that ended it."""
-    if taken and taken[-1].kind == Look.Kind.HARM:
+    if taken and taken[-1].kind == Look.Kind.HARM and not experiment.holds:
         return list(taken[-1].results["guardrails"])
     return list(experiment.watched.get("guardrails", []))
 
 
+TOLD = ("shares", "best", "requests", "means", "values", "expected_regret")
+
+
 def _arms(experiment: Experiment) -> list[dict[str, Any]]:
     """What the last tick saw of each arm."""
+    arms = arms_of(experiment)
+    versions = ModelVersion.objects.select_related("model").in_bulk([one.version for one in arms])
     told = experiment.watched.get("bandit")
     seen = experiment.watched.get("units", {})
+    planned = {"a": experiment.units_a, "b": experiment.units_b}
     return [
         {
-            "name": arm.upper(), "version": version, "planned": planned, "units": seen.get(arm),
-            "mean": experiment.watched.get("means", {}).get(arm),
-            "bandit": {name: told[name][arm] for name in ("shares", "best", "requests", "means", "values")} if told else None,
+            "letter": one.letter, "name": one.letter.upper(), "version": versions[one.version], "planned": planned.get(one.letter),
+            "units": seen.get(one.letter), "mean": experiment.watched.get("means", {}).get(one.letter),
+            "out": bool(told) and one.letter in told.get("out", ()),
+            "bandit": {name: told.get(name, {}).get(one.letter) for name in TOLD} if told else None,
         }
-        for arm, version, planned in (
-            ("a", experiment.control, experiment.units_a), ("b", experiment.challenger, experiment.units_b)
-        )
+        for one in arms
     ]  # fmt: skip
 
 
-def traffic_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
-    """B's share of the traffic, and how probable it is that B is the better one, over the hours since the start."""
+def traffic_charts(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
+    """Each arm's share of the traffic, and how probable it is that it is the best one, over the hours since the start.
+
+    Of two, A's are what B's leave.
+    """
     assert not taken or experiment.started_at is not None
     told = [((one.until - experiment.started_at).total_seconds() / 3600, one.results["bandit"]) for one in taken]  # type: ignore[operator]
     if not told:
         return []
-    series = [
-        {"name": name, "color": color, "points": [[round(hours, 4), 100 * one[key]["b"]] for hours, one in told]}
-        for name, color, key in (("B's share of the traffic", 0, "shares"), ("B is the better one", 2, "best"))
+    arms = [one.letter for one in arms_of(experiment)]
+    if taken[0].number == 1:
+        nothing_known = {"shares": first_shares(arms, experiment.share), "best": dict.fromkeys(arms, 1 / len(arms))}
+        told = [(0.0, nothing_known), *told]
+    if len(arms) == 2:
+        lines = [("B's share of the traffic", 0, "shares", "b"), ("B is the better one", 2, "best", "b")]
+        return [_percents("Percent", told, lines)]
+    return [
+        _percents(title, told, [(arm.upper(), LETTERS.index(arm), key, arm) for arm in arms])
+        for title, key in (("Traffic, percent", "shares"), ("Probability of being the best one, percent", "best"))
     ]
-    return [{"kind": "line", "title": "Percent", "x": "hours since the start", "series": series}]
+
+
+def _percents(
+    title: str, told: list[tuple[float, dict[str, Any]]], lines: list[tuple[str, int, str, str]]
+) -> dict[str, Any]:
+    """A chart with these lines: name, color, which figure, of which arm."""
+    series = [
+        {"name": name, "color": color, "points": [[round(hours, 4), 100 * one[key][arm]] for hours, one in told]}
+        for name, color, key, arm in lines
+    ]
+    return {"kind": "line", "title": title, "x": "hours since the start", "series": series}
 
 
 def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
@@ -203,14 +244,19 @@ def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, 
 
 
 def _acted(
-    request: HttpRequest, deployment: UUID, number: int, verb: Any, told: str, *, undo: bool = True
-) -> HttpResponse:
+    request: HttpRequest, deployment: UUID, number: int, verb: Any, told: str, *, undo: bool = True,
+    form: type[ChangeForm] = ChangeForm,
+) -> HttpResponse:  # fmt: skip
     found = experiment_or_404(request, deployment, number)
     require(request.user, "deploy", found.deployment)
     with refusals_as_messages(request):
-        reason = submitted(ChangeForm(request.POST))["reason"]
-        verb(actor=request.user, experiment=found, reason=reason)
-        said(request, told, reverse("deployment-undo", args=[found.deployment_id]) if undo else "")
+        given = submitted(form(request.POST))
+        given.pop("revision")
+        changed = verb(actor=request.user, experiment=found, **given)
+        said(
+            request, told.format(arm=changed.promoted.upper()),
+            reverse("deployment-undo", args=[found.deployment_id]) if undo else "",
+        )  # fmt: skip
     return redirect("deployment-experiment", found.deployment_id, number)
 
 
@@ -226,7 +272,7 @@ def experiment_stop(request: HttpRequest, deployment: UUID, number: int) -> Http
 
 @require_POST
 def experiment_promote(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
-    return _acted(request, deployment, number, services.promote, "B answers alone from now on.")
+    return _acted(request, deployment, number, services.promote, "{arm} answers alone from now on.", form=PromoteForm)
 
 
 @require_POST

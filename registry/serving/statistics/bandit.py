@@ -68,14 +68,45 @@ def propensities(arms: Sequence[BetaArm], *, floor: float = FLOOR) -> tuple[floa
     """
     if not arms:
         raise ValueError("arms must not be empty")
-    if not 0 <= require_finite("floor", floor) <= 1 / len(arms):
-        raise ValueError(f"floor must lie between 0 and {1 / len(arms):.4g} for {len(arms)} arms, not {floor!r}")
-    best = probabilities_best(arms)
-    return tuple(floor + (1 - floor * len(arms)) * share for share in best)
+    return with_floor(probabilities_best(arms), floor)
+
+
+def with_floor(best: Sequence[float], floor: float) -> tuple[float, ...]:
+    """The same from the probabilities to be the best, where these are known already. Raises ValueError."""
+    if not 0 <= require_finite("floor", floor) <= 1 / len(best):
+        raise ValueError(f"floor must lie between 0 and {1 / len(best):.4g} for {len(best)} arms, not {floor!r}")
+    return tuple(floor + (1 - floor * len(best)) * share for share in best)
 
 
 def probabilities_best(arms: Sequence[BetaArm]) -> tuple[float, ...]:
     """P(arm i has the highest rate), by the trapezoid rule on points that lie where each posterior does."""
+    import numpy as np
+
+    _, below = _distributions(arms)
+    shares = []
+    for index in range(len(arms)):
+        others = np.prod(np.delete(below, index, axis=0), axis=0)
+        shares.append(float(((others[1:] + others[:-1]) / 2 * np.diff(below[index])).sum()))
+    total = math.fsum(shares)
+    return tuple(share / total for share in shares)
+
+
+def expected_losses(arms: Sequence[BetaArm]) -> tuple[float, ...]:
+    """What a choice of arm i is expected to lose: E[the highest rate] - E[rate i], from the posteriors.
+
+    The highest of independent rates is below x where all of them are: its mean is 1 less the integral of that product.
+    Raises ValueError without arms.
+    """
+    import numpy as np
+
+    points, below = _distributions(arms)
+    every = np.prod(below, axis=0)
+    highest = 1 - float(((every[1:] + every[:-1]) / 2 * np.diff(points)).sum())
+    return tuple(max(0.0, highest - arm.mean) for arm in arms)
+
+
+def _distributions(arms: Sequence[BetaArm]) -> tuple["Array", "Array"]:
+    """Points over [0, 1], and of each arm P(rate < point) there. Raises ValueError without arms."""
     import numpy as np
 
     if not arms:
@@ -86,12 +117,7 @@ def probabilities_best(arms: Sequence[BetaArm]) -> tuple[float, ...]:
     pieces = (densities[:, 1:] + densities[:, :-1]) / 2 * widths
     below = np.concatenate([np.zeros((len(arms), 1)), pieces.cumsum(1)], axis=1)
     below /= below[:, -1:]
-    shares = []
-    for index in range(len(arms)):
-        others = np.prod(np.delete(below, index, axis=0), axis=0)
-        shares.append(float(((others[1:] + others[:-1]) / 2 * np.diff(below[index])).sum()))
-    total = math.fsum(shares)
-    return tuple(share / total for share in shares)
+    return points, below
 
 
 def choose(shares: Sequence[float], randomness: random.Random) -> Choice:

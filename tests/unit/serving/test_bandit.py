@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta
 
-from registry.serving.statistics.bandit import BetaArm, choose, estimate_value, probabilities_best, propensities
+from registry.serving.statistics.bandit import (
+    BetaArm,
+    choose,
+    estimate_value,
+    expected_losses,
+    probabilities_best,
+    propensities,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +36,20 @@ def test_several_arms_agree_with_draws():
     )
     shares = np.bincount(drawn.argmax(axis=0), minlength=3) / 400_000
     assert probabilities_best(arms) == pytest.approx(shares, abs=0.004)
+    lost = drawn.max(axis=0).mean() - drawn.mean(axis=1)
+    assert expected_losses(arms) == pytest.approx(lost, abs=0.002)
+
+
+def test_ten_arms_share_what_is_left_above_the_floor_and_lose_by_what_they_lack():
+    """Far apart, the best one is certain: it loses nothing, and the others their distance. Alike, all lose alike."""
+    arms = [
+        BetaArm(1 + 400 * rate, 1 + 400 * (1 - rate)) for rate in (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 0.1)
+    ]
+    shares, lost = propensities(arms, floor=0.01), expected_losses(arms)
+    assert shares == pytest.approx([0.01] * 8 + [0.91, 0.01], abs=1e-9) and sum(shares) == pytest.approx(1.0)
+    assert lost == pytest.approx([arms[8].mean - arm.mean for arm in arms], abs=1e-5)
+    alike = expected_losses([BetaArm(30, 70)] * 10)
+    assert max(alike) == min(alike) > 0.05 and expected_losses([BetaArm(30, 70)]) == pytest.approx((0.0,), abs=1e-5)
 
 
 def test_millions_of_rewards_are_as_exact():
@@ -81,6 +102,8 @@ def test_wrong_arguments_are_named():
         propensities([])
     with pytest.raises(ValueError, match="arms"):
         probabilities_best([])
+    with pytest.raises(ValueError, match="arms"):
+        expected_losses([])
     with pytest.raises(ValueError, match="floor"):
         propensities([BetaArm(), BetaArm()], floor=0.6)
     for shares in ((), (0.5, 0.4), (1.5, -0.5)):
