@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,8 @@ from dlplatform.engine import batch_size
 from dlplatform.engine.batch_size import fitting_batch_size
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.processes import Processes
-from dlplatform.engine.run import trainer_on_arrays
+from dlplatform.engine.run import prepare_arrays
+from dlplatform.engine.training import Trainer
 
 OUT_OF_MEMORY = [
     MemoryError(),
@@ -63,9 +66,32 @@ def test_what_training_holds_besides_has_to_fit_too(monkeypatch: pytest.MonkeyPa
     learner = Constant()
     learner.network.bias.requires_grad_(False)
     fitting_batch_size(learner)
-    assert set(asked) == {4 * (8 * 3 + 2)}, "the average of all, two moments of the weights that learn"
+    assert 4 * (8 * 3 + 2) in asked, "the average of all, two moments of the weights that learn"
 
 
 def test_any_other_error_is_told() -> None:
     with pytest.raises(ValueError, match="no loss"):
         fitting_batch_size(Constant(20, ValueError("no loss")))
+
+
+class Three(Processes):
+    world = 3
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2, False), (6, True), (64, True)])
+def test_a_step_that_leaves_a_process_without_rows_is_refused_with_the_fix(
+    tmp_path: Path, size: int, fits: bool
+) -> None:
+    random = np.random.default_rng(0)
+    features, target = random.normal(size=(59, 3)), random.integers(0, 2, 59)
+    alone = prepare_arrays(features, target, "classification", tmp_path, epochs=1, folds=1, batch_size=size)
+    least = alone.rows_per_epoch // alone.steps_per_epoch
+    assert (least >= 3) == fits, "or the case shows nothing"
+    if fits:
+        assert Trainer(alone.learner, alone.reporter, processes=Three()).processes.world == 3
+        return
+    with pytest.raises(EngineError) as refused:
+        Trainer(alone.learner, alone.reporter, processes=Three())
+    assert refused.value.code == "bad_config"
+    assert f"{least} of the training rows, which 3 processes" in refused.value.sentence
+    assert "batch_size of at least 6" in refused.value.next_step

@@ -124,6 +124,31 @@ def test_what_is_no_image_is_refused(content: bytes) -> None:
         decode(content)
 
 
+def lying(content: bytes) -> bytes:
+    """The same image as a camera that was turned stores it: its pixels on their side, and EXIF that says so."""
+    image = Image.open(io.BytesIO(content)).transpose(Image.Transpose.ROTATE_90)
+    exif, file = image.getexif(), io.BytesIO()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def test_a_turned_image_trains_and_is_answered_as_the_upright_one(job: Callable[..., Path]) -> None:
+    images, labels = squares(40)
+    weights = []
+    for name, files in (("upright", images), ("lying", [lying(content) for content in images])):
+        names = [hashlib.sha256(content).hexdigest() for content in files]
+        made = job({"image": ("image", names), "y": ("category", labels)}, name=name, config={**QUICK, "epochs": 2})
+        keep_images(made, files)
+        assert run_job(made) == 0, last_events(made)
+        weights.append((made / "output" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+    predictor = Predictor(made / "output")
+    sent = [[{"image": base64.b64encode(turn(content)).decode()} for content in images] for turn in (bytes, lying)]
+    assert predictor.predict(sent[0]) == predictor.predict(sent[1])
+
+
 def texts(rows: int) -> dict[str, tuple[str, list[Any]]]:
     random = np.random.default_rng(0)
     words = [["good", "bad"][row % 2] for row in range(rows)]
