@@ -39,23 +39,24 @@ class Adapter(nn.Module):
     The weight is seen as (groups, rows, columns): outputs are its rows, or in the grouped layers its columns.
     """
 
-    def __init__(self, weight: Tensor, kind: str, rank: int, alpha: float, columns_are_outputs: bool) -> None:
+    def __init__(self, weight: Tensor, config: FinetuneConfig, columns_are_outputs: bool) -> None:
         super().__init__()
-        self.kind = kind
-        self.scale = alpha / rank
+        self.kind = config.adapter
+        self.format = config.format
+        self.scale = config.alpha / config.rank
         self.form = _form(weight)
         self.kernel = tuple(weight.shape[1:]) if weight.dim() == 4 else ()
         self.inputs_dimension = 1 if columns_are_outputs else 2
         groups, rows, columns = self.form
         sizes = (groups, 1, columns) if columns_are_outputs else (groups, rows, 1)
-        if kind != "ia3":
-            rank = min(rank, rows, columns)
+        if self.kind != "ia3":
+            rank = min(config.rank, rows, columns)
             self.lora_A = nn.Parameter(torch.empty(groups, rank, columns, device=weight.device))
             self.lora_B = nn.Parameter(torch.zeros(groups, rows, rank, device=weight.device))
-        if kind == "dora":
+        if self.kind == "dora":
             norms = weight.detach().reshape(self.form).norm(dim=self.inputs_dimension, keepdim=True)
             self.lora_magnitude_vector = nn.Parameter(norms.clone())
-        if kind == "ia3":
+        if self.kind == "ia3":
             self.ia3_l = nn.Parameter(torch.ones(sizes, device=weight.device))
 
     @torch.no_grad()
@@ -109,10 +110,10 @@ def attach(network: nn.Module, config: FinetuneConfig, blocks: set[str], seed: i
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(adaptable(network)):
         if block_of(f"{name}.weight") in blocks:
-            adapter = Adapter(module.weight, config.adapter, config.rank, config.alpha, isinstance(module, _GROUPED))
+            adapter = Adapter(module.weight, config, isinstance(module, _GROUPED))
             adapter.start(generator)
             _parametrize(module, "weight", adapter)
-            if config.adapter == "ia3" and config.scales == "outputs" and module.bias is not None:
+            if config.adapter == "ia3" and config.format == "peft" and module.bias is not None:
                 _parametrize(module, "bias", ScaledBias(adapter))
     for name, model in parts(network):
         inside = {block.removeprefix(f"{name}.") for block in blocks if block.startswith(f"{name}.")}
@@ -208,16 +209,18 @@ def _stored(part: str, tensor: Tensor, adapter: Adapter) -> Tensor:
     """As peft has it: plain layers without the axis of groups, convolutions with their kernel."""
     if adapter.form[0] != 1:
         return tensor
-    if adapter.kernel:
-        shapes = {"lora_A": (-1, *adapter.kernel), "lora_B": (*tensor.shape[1:], 1, 1)}
-        return tensor.reshape(shapes.get(part, (1, -1, 1, 1)))
+    if adapter.kernel and part == "lora_A":
+        return tensor.view(-1, *adapter.kernel)
+    if adapter.kernel and part == "lora_B":
+        return tensor.view(*tensor.shape[1:], 1, 1)
+    if adapter.kernel and adapter.format == "peft":
+        return tensor.view(1, -1, 1, 1)
     return tensor.reshape(-1) if part == "lora_magnitude_vector" else tensor.squeeze(0)
 
 
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take over what `save_tensors` gave, now or when the factors and sizes of convolutions had fewer axes. Raises
-    PackageError for tensors that do not fit."""
+    """Take over what `save_tensors` gave, in either format. Raises PackageError for tensors that do not fit."""
     needed: dict[str, Tensor] = {
         f"{name}.{_key(part)}": parameter
         for name, adapter in adapters(network)

@@ -13,7 +13,7 @@ from dlplatform.engine.fields import Field
 MODES: Final = ("full", "head", "lora")
 ADAPTERS: Final = ("lora", "dora", "ia3")
 HEADS: Final = ("whole", "adapted")
-SCALES: Final = ("outputs", "weights")
+FORMATS: Final = ("peft", "first")
 MOST_BLOCKS: Final = 1000
 
 FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
@@ -36,11 +36,11 @@ FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
           "Learning rate of each block as a share of that of the block after it, from the head downwards.",
           0.01, 1, advanced=True),
 )  # fmt: skip
-# Recorded, so that what was made before is answered and trained as it was; nothing to choose anew.
+# Recorded, so that what was made before answers, and is trained again, to the bit as it was; nothing to choose anew.
 RECORDED_FIELDS: Final[tuple[Field, ...]] = (
-    Field("scales", "choice", "outputs",
-          "What the factors of ia3 scale: outputs with their bias, as the peft library does, or the weights alone.",
-          choices=SCALES),
+    Field("format", "choice", "peft",
+          "How adapters are computed and stored: as the peft library does; or as first here, where ia3 scaled the weights "
+          "without their bias, and the factors and sizes of convolutions had fewer axes.", choices=FORMATS),
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class FinetuneConfig:
     head: str = "whole"
     unfreeze_every: int = 0
     layer_decay: float = 1.0
-    scales: str = "outputs"
+    format: str = "peft"
     blocks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,5 +90,5 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
 
 def recorded_finetune(raw: Any) -> FinetuneConfig:
     """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
-    it was adapted; while they said nothing of what ia3 scales, it was the weights. Raises ConfigError."""
-    return parse_finetune({"head": "adapted", "scales": "weights", **raw} if isinstance(raw, dict) else raw)
+    it was adapted; while they said nothing of the format, it was the first. Raises ConfigError."""
+    return parse_finetune({"head": "adapted", "format": "first", **raw} if isinstance(raw, dict) else raw)
