@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from django.conf import settings
 from django.db import transaction
 from safetensors.torch import save_file
 
 from datasets.models import DatasetVersion
 from dlplatform.engine import metrics, package
-from dlplatform.engine.adapters import adapters
+from dlplatform.engine.adapters import frozen
 from dlplatform.engine.behaviour import labels_of
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.errors import EngineError, PackageError
@@ -106,7 +107,8 @@ class Merging:
         save_file(tensors, merged / WEIGHTS, metadata={"format": "pt"})
         if (tokenizer := adapter / TOKENIZER).exists():
             shutil.copyfile(tokenizer, merged / TOKENIZER)
-        changed = sum(1 for _ in adapters(loaded.network))
+        kept = frozen(loaded.network)
+        changed = sum(not torch.equal(tensors[name], tensor) for name, tensor in kept.items())
         described = {name: value for name, value in loaded.description.items() if name != "finetune"}
         return described, {"merged": changed, "same": len(tensors) - changed}
 

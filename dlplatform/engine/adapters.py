@@ -1,14 +1,16 @@
 """Adapters beside frozen weights: LoRA, DoRA and IA³ as parametrizations of the weight that they change.
 
 LoRA: Hu et al., 2021 (W + α/r·BA). DoRA: Liu et al., 2024 (the direction of W + α/r·BA times a size for each output).
-IA³: Liu et al., 2022 (a factor for each output). The frozen weight itself is never written, so taking an adapter
-away gives the base back bit for bit. Stored in the format of the ``peft`` library, which itself adapts the networks of
-the ``transformers`` library (see `dlplatform.engine.peft_adapters`).
+IA³: Liu et al., 2022 (a factor for each output, its bias included). The frozen weight itself is never written, so taking
+an adapter away gives the base back bit for bit. Stored in the format of the ``peft`` library, which reads those of linear
+layers and of convolutions over all channels back (docs/adr/0014), and which itself adapts the networks of the
+``transformers`` library (see `dlplatform.engine.peft_adapters`).
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ CONFIG: Final = "adapter_config.json"
 PREFIX: Final = "base_model.model."
 _GROUPED: Final = (GroupedLinear, EnsembleLinear, MemberLinear)
 _ADAPTED: Final = (nn.Linear, nn.Conv2d, *_GROUPED)
+_ORIGINAL: Final = re.compile(r"parametrizations\.(weight|bias)\.original")
 
 
 class Adapter(nn.Module):
@@ -36,23 +39,24 @@ class Adapter(nn.Module):
     The weight is seen as (groups, rows, columns): outputs are its rows, or in the grouped layers its columns.
     """
 
-    def __init__(self, weight: Tensor, kind: str, rank: int, alpha: float, columns_are_outputs: bool) -> None:
+    def __init__(self, weight: Tensor, config: FinetuneConfig, columns_are_outputs: bool) -> None:
         super().__init__()
-        self.kind = kind
-        self.scale = alpha / rank
+        self.kind = config.adapter
+        self.format = config.format
+        self.scale = config.alpha / config.rank
         self.form = _form(weight)
         self.kernel = tuple(weight.shape[1:]) if weight.dim() == 4 else ()
         self.inputs_dimension = 1 if columns_are_outputs else 2
         groups, rows, columns = self.form
         sizes = (groups, 1, columns) if columns_are_outputs else (groups, rows, 1)
-        if kind != "ia3":
-            rank = min(rank, rows, columns)
+        if self.kind != "ia3":
+            rank = min(config.rank, rows, columns)
             self.lora_A = nn.Parameter(torch.empty(groups, rank, columns, device=weight.device))
             self.lora_B = nn.Parameter(torch.zeros(groups, rows, rank, device=weight.device))
-        if kind == "dora":
+        if self.kind == "dora":
             norms = weight.detach().reshape(self.form).norm(dim=self.inputs_dimension, keepdim=True)
             self.lora_magnitude_vector = nn.Parameter(norms.clone())
-        if kind == "ia3":
+        if self.kind == "ia3":
             self.ia3_l = nn.Parameter(torch.ones(sizes, device=weight.device))
 
     @torch.no_grad()
@@ -71,6 +75,19 @@ class Adapter(nn.Module):
             norms = changed.norm(dim=self.inputs_dimension, keepdim=True).clamp(min=1e-12)
             changed = changed * (self.lora_magnitude_vector / norms)
         return changed.view(weight.shape)
+
+
+class ScaledBias(nn.Module):
+    """bias → the bias times the factors of its layer's IA³ adapter, so that the whole output is scaled."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        super().__init__()
+        self._of = (adapter,)  # in a tuple: the factors are among the network's parameters once, beside the weight
+
+    def forward(self, bias: Tensor) -> Tensor:
+        between = [1] * (bias.dim() - 2)  # members of a group, which share its weight
+        factors = self._of[0].ia3_l
+        return bias * (factors.view(-1) if bias.dim() == 1 else factors.view(bias.shape[0], *between, -1))
 
 
 def _form(weight: Tensor) -> tuple[int, int, int]:
@@ -93,13 +110,19 @@ def attach(network: nn.Module, config: FinetuneConfig, blocks: set[str], seed: i
     generator = torch.Generator().manual_seed(seed)
     for name, module in list(adaptable(network)):
         if block_of(f"{name}.weight") in blocks:
-            adapter = Adapter(module.weight, config.adapter, config.rank, config.alpha, isinstance(module, _GROUPED))
+            adapter = Adapter(module.weight, config, isinstance(module, _GROUPED))
             adapter.start(generator)
-            parametrize.register_parametrization(module, "weight", adapter)
-            module.parametrizations["weight"].original.requires_grad_(False)
+            _parametrize(module, "weight", adapter)
+            if config.adapter == "ia3" and config.format == "peft" and module.bias is not None:
+                _parametrize(module, "bias", ScaledBias(adapter))
     for name, model in parts(network):
         inside = {block.removeprefix(f"{name}.") for block in blocks if block.startswith(f"{name}.")}
         peft_adapters.attach(model, config, inside, seed)
+
+
+def _parametrize(module: Any, part: str, change: nn.Module) -> None:
+    parametrize.register_parametrization(module, part, change)
+    module.parametrizations[part].original.requires_grad_(False)
 
 
 def adapted(network: nn.Module) -> Iterator[str]:
@@ -125,12 +148,16 @@ def adapters(network: nn.Module) -> Iterator[tuple[str, Adapter]]:
 
 def plain_name(name: str) -> str:
     """The name that a tensor has without adapters."""
-    return peft_adapters.plain_name(name.replace("parametrizations.weight.original", "weight"))
+    return peft_adapters.plain_name(_ORIGINAL.sub(r"\1", name))
 
 
 def merged(network: nn.Module) -> dict[str, Tensor]:
     """All tensors by their plain names, every adapter worked into its weight."""
-    changed = {f"{name}.weight": module.weight.detach() for name, module in _parametrized(network)}
+    changed = {
+        f"{name}.{part}": getattr(module, part).detach()
+        for name, module in _parametrized(network)
+        for part in module.parametrizations
+    }
     for prefix, model in parts(network):
         changed |= {f"{prefix}.{name}": tensor for name, tensor in peft_adapters.worked_in(model).items()}
     return {name: changed.get(name, tensor) for name, tensor in frozen(network).items()}
@@ -182,16 +209,18 @@ def _stored(part: str, tensor: Tensor, adapter: Adapter) -> Tensor:
     """As peft has it: plain layers without the axis of groups, convolutions with their kernel."""
     if adapter.form[0] != 1:
         return tensor
-    if part == "lora_magnitude_vector":
-        return tensor.reshape(-1)
     if adapter.kernel and part == "lora_A":
         return tensor.view(-1, *adapter.kernel)
-    return tensor.view(*tensor.shape[1:], 1, 1) if adapter.kernel and part == "lora_B" else tensor.squeeze(0)
+    if adapter.kernel and part == "lora_B":
+        return tensor.view(*tensor.shape[1:], 1, 1)
+    if adapter.kernel and adapter.format == "peft":
+        return tensor.view(1, -1, 1, 1)
+    return tensor.reshape(-1) if part == "lora_magnitude_vector" else tensor.squeeze(0)
 
 
 @torch.no_grad()
 def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take over what `save_tensors` gave. Raises PackageError for tensors that do not fit."""
+    """Take over what `save_tensors` gave, in either format. Raises PackageError for tensors that do not fit."""
     needed: dict[str, Tensor] = {
         f"{name}.{_key(part)}": parameter
         for name, adapter in adapters(network)
@@ -225,8 +254,21 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str, tensors: 
         described["feedforward_modules"] = []
     if kind == "LORA":
         described |= {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none",
-                      "use_dora": config.adapter == "dora"}  # fmt: skip
+                      "use_dora": config.adapter == "dora", **_low_ranks(network, config)}  # fmt: skip
     return described
+
+
+def _low_ranks(network: nn.Module, config: FinetuneConfig) -> dict[str, dict[str, Any]]:
+    """The layers that are too small for the rank: their own one, and the alpha with which their scale stays."""
+    ranks = {
+        f"^{name}": adapter.lora_A.shape[1]
+        for name, adapter in adapters(network)
+        if adapter.lora_A.shape[1] != config.rank
+    }
+    return {
+        "rank_pattern": dict(ranks),
+        "alpha_pattern": {name: config.alpha * rank / config.rank for name, rank in ranks.items()},
+    }
 
 
 def _kept_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

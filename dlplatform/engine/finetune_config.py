@@ -13,6 +13,7 @@ from dlplatform.engine.fields import Field
 MODES: Final = ("full", "head", "lora")
 ADAPTERS: Final = ("lora", "dora", "ia3")
 HEADS: Final = ("whole", "adapted")
+FORMATS: Final = ("peft", "first")
 MOST_BLOCKS: Final = 1000
 
 FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
@@ -35,12 +36,18 @@ FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
           "Learning rate of each block as a share of that of the block after it, from the head downwards.",
           0.01, 1, advanced=True),
 )  # fmt: skip
+# Recorded, so that what was made before answers, and is trained again, to the bit as it was; nothing to choose anew.
+RECORDED_FIELDS: Final[tuple[Field, ...]] = (
+    Field("format", "choice", "peft",
+          "How adapters are computed and stored: as the peft library does; or as first here, where ia3 scaled the weights "
+          "without their bias, and the factors and sizes of convolutions had fewer axes.", choices=FORMATS),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """See `FINETUNE_FIELDS`. ``blocks``: names or patterns of the blocks that train (head) or are adapted (lora);
-    empty for the usual ones."""
+    """See `FINETUNE_FIELDS` and `RECORDED_FIELDS`. ``blocks``: names or patterns of the blocks that train (head) or are
+    adapted (lora); empty for the usual ones."""
 
     mode: str = "full"
     adapter: str = "lora"
@@ -49,6 +56,7 @@ class FinetuneConfig:
     head: str = "whole"
     unfreeze_every: int = 0
     layer_decay: float = 1.0
+    format: str = "peft"
     blocks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +77,7 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
     problems: list[Problem] = []
     given = dict(raw)
     blocks = given.pop("blocks", [])
-    values = parse_fields(given, FINETUNE_FIELDS, "", problems)
+    values = parse_fields(given, (*FINETUNE_FIELDS, *RECORDED_FIELDS), "", problems)
     names = isinstance(blocks, list | tuple) and all(isinstance(name, str) and len(name) <= 300 for name in blocks)
     if not names or len(blocks) > MOST_BLOCKS:
         problems.append(("blocks", "wrong_type", "blocks must be a list of names of blocks."))
@@ -82,5 +90,5 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
 
 def recorded_finetune(raw: Any) -> FinetuneConfig:
     """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
-    it was adapted. Raises ConfigError."""
-    return parse_finetune({"head": "adapted", **raw} if isinstance(raw, dict) else raw)
+    it was adapted; while they said nothing of the format, it was the first. Raises ConfigError."""
+    return parse_finetune({"head": "adapted", "format": "first", **raw} if isinstance(raw, dict) else raw)
