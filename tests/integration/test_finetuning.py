@@ -1,5 +1,6 @@
 """Fine-tuning through the platform: from a version to a run to a version; adapters, their merge, and who may."""
 
+import hashlib
 import math
 from dataclasses import fields
 
@@ -8,6 +9,7 @@ import pytest
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.finetune_config import RECORDED_FIELDS, FinetuneConfig
+from dlplatform.engine.package import weights_content
 from registry import deletion
 from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
@@ -92,6 +94,10 @@ def test_an_adapter_holds_little_needs_its_base_and_becomes_a_full_version(
     ]
     after = PredictorCache(1 << 30).get(whole.pk).predict([row])[0]["probabilities"]
     assert after == pytest.approx(before, abs=1e-6)
+    assert made.result["tensors"]["merged"] > 0 and version.lineage["finetune"]["format"] == "peft"
+    for of_base in (shared, PredictorCache(1 << 30).get(base.pk)):  # the adapter off again: the base, as it was stored
+        content = weights_content(of_base.network.state_dict())
+        assert hashlib.sha256(content).hexdigest() == base.tree["model.safetensors"]["sha256"]
     assert api(trainer).post(f"/api/v1/model-versions/{whole.pk}/merge-adapter").status_code == 409
 
 
