@@ -260,6 +260,8 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str, tensors: 
 
 def _low_ranks(network: nn.Module, config: FinetuneConfig) -> dict[str, dict[str, Any]]:
     """The layers that are too small for the rank: their own one, and the alpha with which their scale stays."""
+    if config.format == "first":  # said nothing of it
+        return {}
     ranks = {
         f"^{name}": adapter.lora_A.shape[1]
         for name, adapter in adapters(network)

@@ -21,19 +21,21 @@ MOMENTS: Final = 2  # that the optimizer keeps of every weight that it trains
 
 
 def fitting_batch_size(learner: Learner) -> int:
-    """Double the batch until memory ends, a row gets no cheaper, or an epoch would have too few steps.
+    """Double the batch until memory ends, a row gets no cheaper, or an epoch would have too few steps; where the first one is
+    too large already, halve it.
 
     Neither weights nor random state are changed.
     """
     rows = min(len(each) for each in learner.train_rows)
     most = max(1, min(LARGEST, rows // STEPS_AN_EPOCH))
-    best, size, fastest = min(FIRST, most), min(FIRST, most), 0.0
+    best = min(FIRST, most)
     random = torch.get_rng_state()
-    while size <= most:
-        speed = _rows_per_second(learner, size)
-        if speed < fastest * GAIN:
-            break
-        best, fastest, size = size, speed, size * 2
+    fastest = _rows_per_second(learner, best)
+    while not fastest and best > 1:
+        best //= 2
+        fastest, most = _rows_per_second(learner, best), best
+    while 2 * best <= most and (speed := _rows_per_second(learner, 2 * best)) >= fastest * GAIN and speed:
+        best, fastest = 2 * best, speed
     torch.set_rng_state(random)
     return best
 

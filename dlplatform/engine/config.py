@@ -168,7 +168,7 @@ def describe_fields() -> list[dict[str, Any]]:
 
 def _task_problems(values: dict[str, Any], task: str) -> list[Problem]:
     problems: list[Problem] = []
-    if task in ("regression", "language-model") and values.get("class_weights", "auto") == "balanced":
+    if task == "regression" and values.get("class_weights", "auto") == "balanced":
         fix = "class_weights is for classification; remove it or set it to auto."
         problems.append(("class_weights", "not_for_task", fix))
     if task == "regression" and values.get("label_smoothing", "auto") not in ("auto", 0):

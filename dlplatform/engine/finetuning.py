@@ -42,6 +42,11 @@ class Plan:
         """Whether blocks begin to train one after the other."""
         return self.begins is not None and any(self.begins.values())
 
+    @property
+    def last_stage(self) -> int:
+        """The epoch from which on all train that ever do."""
+        return max((self.begins or {}).values(), default=0)
+
     def rate(self, name: str) -> float:
         """The multiple of the learning rate for a parameter."""
         return self.rates.get(block_of(plain_name(name)), 1.0)

@@ -57,7 +57,7 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
     make = _language_learner if spec.task == "language-model" else _row_learner
     learner, plan = make(job_dir, spec, table, reporter, tokenizer, base)
     if learner.config.batch_size == "fit":
-        plan.apply(learner.network, 0)  # what is frozen needs less
+        plan.apply(learner.network, plan.last_stage)  # what stays frozen needs less
         known = loaded.state.get("batch_size") if loaded else None
         learner.set_batch_size(int(known) if known else agreed(fitting_batch_size(learner)))
         reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")

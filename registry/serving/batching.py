@@ -10,7 +10,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -45,6 +45,22 @@ class Request:
     rows: Rows
     asked: float
     answer: Any = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Requests that are run in one turn, with as many rows together."""
+
+    requests: list[Request]
+    rows: int
+
+    def takes(self, request: Request) -> bool:
+        """Whether it has room for this one, which it then has."""
+        if self.rows + len(request.rows) > MOST_ROWS:
+            return False
+        self.requests.append(request)
+        self.rows += len(request.rows)
+        return True
 
 
 class Deliveries:
@@ -111,7 +127,7 @@ class Batches:
         self._observe = observe
         self._predictor_of = predictor_of
         self._together = together
-        self._queues: dict[UUID, deque[Request]] = {}
+        self._queues: dict[UUID, deque[_Batch]] = {}
         self._waiting = 0
         self._lock = threading.Lock()
         self._deliveries: Deliveries | None = None
@@ -136,12 +152,21 @@ class Batches:
             if self._waiting >= MOST_WAITING:
                 raise Overloaded
             self._waiting += 1
-            queue = self._queues.get(version)
-            if queue is not None:  # its turn will come, and takes this one along
-                queue.append(request)
+            queue = self._queues.setdefault(version, deque())
+            if queue and queue[-1].takes(request):  # whose turn will come
                 return
-            self._queues[version] = deque([request])
-        self._thread.submit(self._turn, version)
+            batch = _Batch([request], len(request.rows))
+            queue.append(batch)
+        try:
+            self._thread.submit(self._turn, version)
+        except RuntimeError:  # the thread has ended: so no turn will come
+            self._forget(version, batch)
+            raise
+
+    def _forget(self, version: UUID, batch: "_Batch") -> None:
+        with self._lock:
+            self._queues[version].remove(batch)
+            self._waiting -= len(batch.requests)
 
     @property
     def waiting(self) -> int:
@@ -149,12 +174,8 @@ class Batches:
         return self._waiting
 
     def _turn(self, version: UUID) -> None:
-        """Run what waits for a version as it begins. What comes meanwhile has a turn of its own, behind those of others."""
-        for batch in self._taken(version):
-            self._run_batch(version, batch)
-
-    def _run_batch(self, version: UUID, waiting: list[Request]) -> None:
-        batch = [request for request in waiting if _in_time(request)]
+        """Run one batch: what comes meanwhile has a turn of its own, behind those of others."""
+        batch = [request for request in self._taken(version) if _in_time(request)]
         if not batch:
             return
         self._observe(sum(len(request.rows) for request in batch), time.monotonic() - batch[0].asked)
@@ -170,20 +191,15 @@ class Batches:
             for request in batch:
                 _run(predictor, request)
 
-    def _taken(self, version: UUID) -> Iterator[list[Request]]:
-        """All that wait for a version, in batches of at most so many rows. Each is taken when it is to be run: until then its
-        requests count as waiting."""
+    def _taken(self, version: UUID) -> list[Request]:
+        """The oldest batch of a version."""
         with self._lock:
-            queue = self._queues.pop(version)
-        while queue:
-            taken = [queue.popleft()]
-            rows = len(taken[0].rows)
-            while queue and rows + len(queue[0].rows) <= MOST_ROWS:
-                rows += len(queue[0].rows)
-                taken.append(queue.popleft())
-            with self._lock:
-                self._waiting -= len(taken)
-            yield taken
+            queue = self._queues[version]
+            taken = queue.popleft().requests
+            self._waiting -= len(taken)
+            if not queue:
+                del self._queues[version]
+        return taken
 
 
 def run_together(predictor: Predicting, requests: list[Request]) -> None:

@@ -32,6 +32,7 @@ AWAY_SECONDS = 1.0  # between two tries to write
 MOST = 10_000
 BATCH = 500
 MOST_IMAGES = 64 << 20  # characters of images that wait; further ones are kept as hashes
+MUCH_OF_IMAGES = MOST_IMAGES // 4  # are handed on at once
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class RecordBuffer:
             if self._writes and not self._started:
                 self._started = True
                 threading.Thread(target=self._work, name="prediction log", daemon=True).start()
-        if len(self._waiting) >= BATCH:
+        if len(self._waiting) >= BATCH or self._of_images >= MUCH_OF_IMAGES:
             self._full.set()
 
     def _take_images(self, record: Entry) -> None:

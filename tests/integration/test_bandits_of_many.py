@@ -308,7 +308,7 @@ def test_its_arms_are_chosen_on_a_form_and_watched_on_a_page(web, maintainer, vi
     form |= {"challenger": str(others[0].pk), "further": [str(others[2].pk), str(others[3].pk)], "errors_limit": "0.05"}
     for wrong, said in (
         ({}, "make it a bandit"), ({"mode": "bandit", "further": str(uuid.uuid4())}, "Select a valid choice"),
-        ({"mode": "bandit", "further": "v\0"}, "valid choice"), ({"mode": "bandit", "floor": "0.4"}, "4 versions"[2:]),
+        ({"mode": "bandit", "further": "v\0"}, "valid choice"), ({"mode": "bandit", "floor": "0.4"}, "4 versions share"),
         ({"mode": "bandit", "further": str(others[5].pk)}, "is a shadow here"),
         ({"mode": "bandit", "further": str(others[0].pk)}, "is B already"), ({"mode": "bandit", "share": "0.5"}, "or a lower floor"),
     ):  # fmt: skip

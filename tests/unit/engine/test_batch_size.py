@@ -14,6 +14,7 @@ from torch import nn
 from dlplatform.engine import batch_size
 from dlplatform.engine.batch_size import fitting_batch_size
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.processes import Processes
 from dlplatform.engine.run import prepare_arrays
 from dlplatform.engine.training import Trainer
@@ -50,6 +51,12 @@ def test_the_batch_grows_until_memory_ends_and_nothing_is_changed(error: Excepti
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize(("most", "found"), [(15, 8), (5, 4), (1, 1), (0, 1)])
+def test_a_first_size_that_is_too_large_is_halved(most: int, found: int) -> None:
+    """One that does not fit even alone is told by training itself."""
+    assert fitting_batch_size(Constant(most, MemoryError())) == found
+
+
 def test_an_epoch_keeps_some_steps_however_cheap_rows_are() -> None:
     assert fitting_batch_size(Constant()) == 4096 // batch_size.STEPS_AN_EPOCH
 
@@ -67,6 +74,14 @@ def test_what_training_holds_besides_has_to_fit_too(monkeypatch: pytest.MonkeyPa
     learner.network.bias.requires_grad_(False)
     fitting_batch_size(learner)
     assert 4 * (8 * 3 + 2) in asked, "the average of all, two moments of the weights that learn"
+
+
+def test_what_trains_later_counts_too() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    plan = Plan({"1": 3, "2": 0})
+    plan.apply(network, plan.last_stage)
+    assert [each.requires_grad for each in network.parameters()] == [False] * 2 + [True] * 4
+    assert Plan().last_stage == Plan({}).last_stage == 0
 
 
 def test_any_other_error_is_told() -> None:

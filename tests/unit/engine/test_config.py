@@ -83,7 +83,6 @@ def test_params_belong_to_the_architecture() -> None:
 def test_settings_of_the_other_task_are_refused() -> None:
     raw = {"class_weights": "balanced", "label_smoothing": 0.1}
     assert problems(raw, "regression") == {"class_weights": "not_for_task", "label_smoothing": "not_for_task"}
-    assert problems(raw, "language-model") == {"class_weights": "not_for_task"}
     assert problems({}, "dreaming") == {"task": "unknown_choice"}
     assert problems(["epochs"]) == {"config": "wrong_type"}
 

@@ -241,3 +241,50 @@ def test_what_comes_while_a_batch_runs_stands_behind_other_versions(thread):
     while len(late) < 5 or not late[-1].done():
         late[-1].result(SOON)
     assert ran == ["busy", "other", *["busy"] * 5]
+
+
+def test_each_batch_asks_for_its_turn_and_keeps_its_place(thread, monkeypatch):
+    """Who gives way is asked before each batch, and what is to be done after what waits comes after all of it."""
+    monkeypatch.setattr(batching, "MOST_ROWS", 2)
+    echo, done, turns = Echo(), [], []
+
+    class Counted:
+        def submit(self, *work):
+            turns.append(work)
+            return thread.submit(*work)
+
+    batches = Batches(Counted(), lambda version: echo)
+    held(batches, echo)
+    answers = [batches.ask(ONE, [{"x": number}]) for number in range(5)]
+    thread.submit(lambda: done.extend(answer.done() for answer in answers))
+    echo.gate.set()
+    assert [answer.result(SOON) for answer in answers] == [[{"value": number}] for number in range(5)]
+    thread.submit(lambda: None).result(SOON)
+    assert done == [True] * 5 and echo.calls == [1, 2, 2, 1] and len(turns) == 4
+
+
+def test_who_asks_after_the_end_is_refused_and_holds_no_place(echo):
+    thread = ThreadPoolExecutor(1)
+    thread.shutdown()
+    batches = Batches(thread, lambda version: echo)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            batches.ask(ONE, [{"x": 1}])
+    assert batches.waiting == 0
+
+
+def test_an_error_that_nobody_foresaw_costs_no_other_batch(thread, echo, monkeypatch):
+    monkeypatch.setattr(batching, "MOST_ROWS", 1)
+    seen = []
+
+    def observe(rows, waited):
+        seen.append(rows)
+        if len(seen) == 2:
+            raise RuntimeError("observed badly")
+
+    batches = Batches(thread, lambda version: echo, observe=observe)
+    held(batches, echo)
+    _, second = [batches.ask(ONE, [{"x": number}]) for number in (1, 2)]
+    echo.gate.set()
+    assert second.result(SOON) == [{"value": 2}]
+    assert batches.waiting == 0
