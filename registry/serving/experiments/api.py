@@ -205,7 +205,7 @@ class ExperimentPromoteView(_VerbView):
     reads = PromoteIn
 
     @documented(
-        "Promote B", request=PromoteIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
+        "Have a challenger answer alone", request=PromoteIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
         description="B, or of a bandit the `arm` named, answers alone from now on. Of an experiment that was decided or stopped, "
                     "or a bandit at any time.",
     )  # fmt: skip

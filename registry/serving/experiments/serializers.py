@@ -21,7 +21,7 @@ class GuardrailIn(Strict):
         required=False, min_value=0, max_value=1e12, help_text="B may be worse than A by this much"
     )
     limit = serializers.FloatField(
-        required=False, min_value=0, max_value=1, help_text="Of `errors` and `slow`: the share that B may have at most"
+        required=False, min_value=0, max_value=1, help_text="Of `errors` and `slow`: the share that a challenger may have at most"
     )
     milliseconds = serializers.FloatField(
         required=False, min_value=0, max_value=guardrails.LONGEST, help_text="Of `slow`: from when on a request is slow"
