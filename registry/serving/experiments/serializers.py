@@ -18,10 +18,13 @@ REVISION = "The deployment must be at this revision, else 409"
 class GuardrailIn(Strict):
     kind = serializers.ChoiceField(guardrails.KINDS, help_text="What is watched; `slow` is a share of requests")
     tolerance = serializers.FloatField(
-        required=False, min_value=0, max_value=1e12, help_text="B may be worse than A by this much"
+        required=False, min_value=0, max_value=1e12, help_text="A challenger may be worse than A by this much"
     )
     limit = serializers.FloatField(
-        required=False, min_value=0, max_value=1, help_text="Of `errors` and `slow`: the share that a challenger may have at most"
+        required=False,
+        min_value=0,
+        max_value=1,
+        help_text="Of `errors` and `slow`: the share that a challenger may have at most",
     )
     milliseconds = serializers.FloatField(
         required=False, min_value=0, max_value=guardrails.LONGEST, help_text="Of `slow`: from when on a request is slow"
