@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from django.db import connection
 
 from dlplatform.objects import collection, packs, storages
 from dlplatform.objects.models import StoredObject
@@ -17,6 +18,7 @@ from dlplatform.objects.store import ObjectStore
 from registry import services
 from registry.models import ModelVersion, Ref, RefMove
 from tests import factories
+from tests.fixtures.inference import eventually
 from tests.integration.test_object_collection import later, os_time_passes, put
 from tests.integration.test_object_store_faults import Failing, _address_of_the_test_database, assert_whole, weights
 
@@ -133,20 +135,32 @@ for number in range(100_000):
 
 
 def killed_after(program, *arguments, seconds, answers=0):
-    """Run a program and kill it a while after it has begun and printed `answers` lines; the lines that it printed."""
+    """Run a program and kill it a while after it has begun and printed `answers` lines; the lines that it printed.
+
+    PostgreSQL ends a statement whose sender is dead, a COMMIT too: what is in the database is settled when it has let go.
+    """
+    name = f"killed {uuid4()}"
     environment = os.environ | {
-        "DJANGO_SETTINGS_MODULE": "dlplatform.settings", "SECRET_KEY": "x",
+        "DJANGO_SETTINGS_MODULE": "dlplatform.settings", "SECRET_KEY": "x", "PGAPPNAME": name,
         "DATABASE_URL": _address_of_the_test_database(), "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = [sys.executable, "-c", program, *map(str, arguments)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"
     first = [process.stdout.readline() for _ in range(answers)]
+    assert _is_connected(name) or not answers
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     lines = [line.strip() for line in [*first, *process.stdout] if line.endswith("\n")]
     process.wait()
+    eventually(lambda: not _is_connected(name))
     return lines
+
+
+def _is_connected(name):
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s)", [name])
+        return cursor.fetchone()[0]
 
 
 @pytest.mark.slow
