@@ -177,10 +177,20 @@ def test_a_collector_killed_at_any_moment_removes_nothing_that_is_needed(store, 
         assert all(store.read(sha256) for sha256 in kept)
 
 
+def stored_in(store, content):
+    stored = store.put_bytes(content)
+    return {"sha256": stored.sha256, "size": stored.size}
+
+
 @pytest.mark.slow
 def test_whoever_commits_and_moves_refs_may_be_killed_at_any_moment(organization, maintainer):
     model = factories.RegisteredModelFactory(organization=organization)
     store = services.object_store(organization.pk)
+    first = services.commit_version(
+        actor=maintainer, model=model, tree={"w": stored_in(store, b"first")}, task="", signature={}, metrics={}, lineage={},
+        message="m",
+    )  # fmt: skip
+    services.move_ref(actor=maintainer, model=model, kind="alias", name="production", version=first)  # to roll back to
     generator, answered = random.Random(4), []
     for kill in range(10):
         answered += killed_after(
