@@ -54,7 +54,7 @@ def _rows_per_second(learner: Learner, size: int) -> float:
                 torch.cuda.synchronize(learner.device)
             seconds.append(time.perf_counter() - began)
         del kept
-    except Exception as error:
+    except (MemoryError, RuntimeError) as error:  # torch's is one of these
         if not is_out_of_memory(error):
             raise
         return 0.0
