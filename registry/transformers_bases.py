@@ -10,18 +10,22 @@ from dlplatform.engine.transformers_config import (
     INDEX,
     MAXIMUM_BYTES,
     POOLING,
+    PREPROCESSOR,
+    TEXT,
     TOKENIZER,
     is_decoder,
     refusal,
 )
+from dlplatform.engine.transformers_settings import sense_of
 from dlplatform.objects.errors import CorruptObject, MissingObject
 
 from .models import ModelVersion
 from .services import object_store
 
 LANGUAGE = "language-model"
-TASKS = ("classification", "regression", "multilabel")  # of rows with texts
+TASKS = ("classification", "regression", "multilabel")  # of rows with texts or images
 WEIGHTS = ".safetensors"
+_WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 OURS = "model.json"
 
 
@@ -32,7 +36,7 @@ def is_transformers(version: ModelVersion) -> bool:
 
 def is_needed(path: str) -> bool:
     """Whether starting from a Hugging Face directory needs the file; the rest of it is for people and other programs."""
-    return path in (CONFIG, INDEX, POOLING, TOKENIZER) or (path.endswith(WEIGHTS) and "/" not in path)
+    return path in (CONFIG, INDEX, POOLING, PREPROCESSOR, TOKENIZER) or (path.endswith(WEIGHTS) and "/" not in path)
 
 
 def config_of(version: ModelVersion) -> dict[str, Any]:
@@ -53,12 +57,28 @@ def why_not(version: ModelVersion) -> str | None:
     """Why no run can start from a Hugging Face directory, as far as it can be told without its weights; None if one can."""
     if not any(is_needed(path) and path.endswith(WEIGHTS) for path in version.tree):
         return "It has no weights in safetensors; pickles are not read. Save it again with safetensors."
-    if TOKENIZER not in version.tree:
-        return f"It has no {TOKENIZER}: load its tokenizer with AutoTokenizer, save it again, and send that too."
     try:
-        return refusal(config_of(version))
+        config = config_of(version)
     except PackageError as error:
         return str(error)
+    if refused := refusal(config, sense_of(config)):
+        return refused
+    if sense_of(config) == TEXT and TOKENIZER not in version.tree:
+        return f"It has no {TOKENIZER}: load its tokenizer with AutoTokenizer, save it again, and send that too."
+    return None
+
+
+def takes(version: ModelVersion) -> str:
+    """What a Hugging Face directory takes, as a type of column: text or image. Raises PackageError."""
+    return sense_of(config_of(version))
+
+
+def width(version: ModelVersion) -> int:
+    """Numbers that stand for a text or an image, as far as ``config.json`` says; 0 where it does not."""
+    config = config_of(version)
+    sizes = config.get("hidden_sizes")
+    known = [sizes[-1] if isinstance(sizes, list) and sizes else None, *(config.get(name) for name in _WIDTHS)]
+    return next((one for one in known if isinstance(one, int) and not isinstance(one, bool) and one > 0), 0)
 
 
 def writes(version: ModelVersion) -> bool:

@@ -8,14 +8,17 @@ from dlplatform.engine.blocks import block_of, blocks_of, chosen, usual_heads
 from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from registry.tensors import tensor_shapes
-from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
+from registry.transformers_bases import LANGUAGE, is_transformers, takes, tasks_of, width
 
 # Tensors that belong to no layer an adapter could change: tables of embeddings.
 NOT_ADAPTED = ("tokens", "positions", "embedding", "wte", "wpe")
 # Where the engine puts a pretrained transformer, and what it leaves out of a Hugging Face file.
-ENCODER, WRITER = "encoder.sequences.model", "model"
+ENCODERS, WRITER = {"text": "encoder.sequences.model", "image": "encoder.images.body.model"}, "model"
 FOREIGN_HEADS = ("cls", "lm_head", "classifier", "score", "qa_outputs", "pooler", "vocab_", "predictions", "generator")
-FOREIGN_BUFFERS = ("position_ids", "masked_bias", "inv_freq")
+FOREIGN_BUFFERS = (
+    "position_ids", "masked_bias", "inv_freq", "relative_position_index", "running_mean", "running_var",
+    "num_batches_tracked",
+)  # fmt: skip
 BYTES = 4  # of a float32
 ADAM = 2  # more numbers that the optimizer keeps for each one that trains
 
@@ -58,7 +61,7 @@ def _weights(version: ModelVersion, task: str = "") -> dict[str, list[int]]:
     whole = whole_version(version)
     shapes = tensor_shapes(whole)
     if is_transformers(whole):
-        return _inside_ours(shapes, writes=will_write(whole, task))
+        return _written(shapes) if will_write(whole, task) else _inside_ours(shapes, ENCODERS[takes(whole)])
     return {name: shape for name, shape in shapes.items() if not _is_fitted(name)}
 
 
@@ -67,16 +70,19 @@ def will_write(version: ModelVersion, task: str) -> bool:
     return task in ("", LANGUAGE) and LANGUAGE in tasks_of(version)
 
 
-def _inside_ours(shapes: Mapping[str, Sequence[int]], writes: bool) -> dict[str, list[int]]:
+def _written(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """The tensors of a language model by the names that they get inside ours."""
+    return {f"{WRITER}.{name}": list(shape) for name, shape in shapes.items() if not _is_foreign_buffer(name)}
+
+
+def _inside_ours(shapes: Mapping[str, Sequence[int]], encoder: str) -> dict[str, list[int]]:
     """The tensors of a Hugging Face file by the names that they get inside a network of ours, which has its own heads."""
-    if writes:
-        return {f"{WRITER}.{name}": list(shape) for name, shape in shapes.items() if not _is_foreign_buffer(name)}
     firsts = {name.partition(".")[0] for name in shapes}
     inner = {first for first in firsts if not first.startswith(FOREIGN_HEADS)}
     prefix = f"{inner.pop()}." if len(inner) == 1 else ""
     kept = {name.removeprefix(prefix): list(shape) for name, shape in shapes.items() if name.startswith(prefix)}
     return {
-        f"{ENCODER}.{name}": shape
+        f"{encoder}.{name}": shape
         for name, shape in kept.items()
         if not name.startswith(FOREIGN_HEADS) and not _is_foreign_buffer(name)
     }
@@ -111,7 +117,7 @@ def outlook(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> 
         added = _adapter_sizes(shapes, settings, (named or set(counts)) - trains)
     blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
     if gets_outputs:
-        blocks.append(_new_outputs(shapes))
+        blocks.append(_new_outputs(width(whole) or _width_of_table(shapes)))
         counts["linear"] = blocks[-1].parameters
     trainable = sum(block.parameters for block in blocks if block.trains) + sum(added.values())
     held = sum(counts.values()) + sum(added.values())
@@ -119,10 +125,13 @@ def outlook(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> 
     return Outlook(blocks, sum(counts.values()), trainable, memory)
 
 
-def _new_outputs(shapes: Mapping[str, Sequence[int]]) -> Block:
+def _new_outputs(numbers: int) -> Block:
     """What comes after a transformer that has only been pretrained: a weight for each of its numbers, for each output."""
-    width = next((shape[1] for name, shape in shapes.items() if len(shape) == 2 and _is_table(name)), 0)
-    return Block("linear", width + 1, trains=True)
+    return Block("linear", numbers + 1, trains=True)
+
+
+def _width_of_table(shapes: Mapping[str, Sequence[int]]) -> int:
+    return next((int(shape[1]) for name, shape in shapes.items() if len(shape) == 2 and _is_table(name)), 0)
 
 
 def _is_table(name: str) -> bool:

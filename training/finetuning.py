@@ -132,18 +132,20 @@ def _require_fit(
         raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
     missing = misfits(version, dataset_version, targets, task)
     if is_transformers(version) and task != services.LANGUAGE:
-        _check_texts(dataset_version, features)
+        _check_taken(transformers_bases.takes(version), dataset_version, features)
     if missing:
         raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
 
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A Hugging Face directory reads the texts of rows, unless the settings say otherwise."""
-    own = (*SENSES, *(("params",) if brings_code(version) else ())) if not is_transformers(version) else ("text_model",)
+    """A Hugging Face directory reads the texts of rows, or looks at their images, unless the settings say otherwise."""
+    sense = transformers_bases.takes(version) if is_transformers(version) else ""
+    own = [name for name, each in SENSES.items() if sense in ("", each)]
+    own += ["params"] if brings_code(version) else []
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     if is_transformers(version) and task != services.LANGUAGE:
-        return {"text_encoder": PRETRAINED, **(config or {})}
+        return {f"{sense}_encoder": PRETRAINED, **(config or {})}
     return config
 
 
@@ -195,11 +197,15 @@ def _task(version: ModelVersion, task: str) -> str:
     return version.task
 
 
-def _check_texts(data: DatasetVersion, features: Sequence[str] | None) -> None:
-    """Of the columns that are to be read at least one holds texts."""
-    texts = {column["name"] for column in data.columns if column["type"] == "text"}
-    if features is not None and texts and not texts & set(features):
-        raise _invalid("features", f"The base reads texts; name one of: {', '.join(sorted(texts)[:10])}.", "no_text")
+_TAKES = {"text": "reads texts", "image": "looks at images"}
+
+
+def _check_taken(sense: str, data: DatasetVersion, features: Sequence[str] | None) -> None:
+    """Of the columns that are to be learned from at least one is what the base takes."""
+    fitting = {column["name"] for column in data.columns if column["type"] == sense}
+    if features is not None and fitting and not fitting & set(features):
+        known = ", ".join(sorted(fitting)[:10])
+        raise _invalid("features", f"The base {_TAKES[sense]}; name one of: {known}.", f"no_{sense}")
 
 
 def _known_features(version: ModelVersion) -> list[str] | None:
@@ -240,9 +246,10 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str],
     """What the data lack for the model, in words; ``task`` is what a Hugging Face directory is to be taught."""
     if is_transformers(version):
         taken = () if task == services.LANGUAGE else targets  # what a model is to write it also reads
-        texts = [column["name"] for column in data.columns if column["type"] == "text" and column["name"] not in taken]
-        lacking = [] if texts else ["The model reads texts, and these data have no column of them besides the target."]
-        return lacking + _absent(data, targets)
+        sense = transformers_bases.takes(version)
+        fitting = [one for one in data.columns if one["type"] == sense and one["name"] not in taken]
+        told = f"The model {_TAKES[sense]}, and these data have no column of them besides the target."
+        return ([] if fitting else [told]) + _absent(data, targets)
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
     # A language model can do without a column of prompts.

@@ -177,9 +177,10 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
-    if parsed.get("text_encoder") == PRETRAINED and base is None:
-        fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
-        problems["config.text_encoder"] = ValidationError(fix, code="needs_base")
+    for name in ("text_encoder", "image_encoder") if base is None else ():
+        if parsed.get(name) == PRETRAINED:
+            fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
+            problems[f"config.{name}"] = ValidationError(fix, code="needs_base")
     problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)

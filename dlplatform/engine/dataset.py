@@ -23,6 +23,7 @@ from dlplatform.engine.split import Split, split_rows
 from dlplatform.engine.table import Table
 from dlplatform.engine.target import Target, code_like, code_target, rows_with_target
 from dlplatform.engine.tokens import Tokenizer
+from dlplatform.engine.transformers_pixels import ImageProcessor
 
 MINIMUM_ROWS: Final = 8
 NORMALISED_BYTES: Final = 1 << 28
@@ -62,10 +63,12 @@ def prepare(
     source: Source = bytes,
     tokenizer: Tokenizer | None = None,
     base: Base | None = None,
+    images: ImageProcessor | None = None,
 ) -> Dataset:
     """Drop rows without a target, settle the "auto" settings, split, fit and encode.
 
-    ``source`` reads images; ``tokenizer`` is one that an earlier attempt fitted, or a pretrained one. Raises EngineError:
+    ``source`` reads images; ``tokenizer`` is one that an earlier attempt fitted, or a pretrained one; ``images``: how a
+    pretrained model wants them. Raises EngineError:
     too_few_rows, single_class, target_missing, bad_data.
     """
     if base is not None:
@@ -88,7 +91,7 @@ def prepare(
     split = split_rows(target.strata(), config.folds, config.validation_fraction, config.seed)
     if base is None:
         fit_rows = table if split.groups > 1 else table.take(split.train[0])
-        preprocessor = fit_preprocessor(fit_rows, spec.features, config, source, tokenizer)
+        preprocessor = fit_preprocessor(fit_rows, spec.features, config, source, tokenizer, images)
     else:
         preprocessor = base.preprocessor
     inputs = preprocessor.transform(table, beat, source)

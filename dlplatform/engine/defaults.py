@@ -41,7 +41,8 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     # A deep encoder, or a network of somebody's own, is one for all rows: nothing can be cross-fitted beside it.
     folds = 1 if deep or architecture == CODE else _folds(config, size)
     params = config.params if architecture == CODE else _params(config, size, folds)
-    epochs: int = _or(config.epochs, _epochs_of(text_encoder, deep, size.rows))
+    tuned = bool(deep) and PRETRAINED in (text_encoder, config.image_encoder)
+    epochs: int = _or(config.epochs, _epochs_of(tuned, deep, size.rows))
     return replace(
         config,
         params=params,
@@ -49,8 +50,8 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
         augmentation=_or(config.augmentation, "shift"),
         folds=folds,
         epochs=epochs,
-        batch_size=_or(config.batch_size, _batch_size_of(text_encoder, deep, size.rows)),
-        learning_rate=_or(config.learning_rate, _rate_of(config, deep, size)),
+        batch_size=_or(config.batch_size, _batch_size_of(tuned, deep, size.rows)),
+        learning_rate=_or(config.learning_rate, _rate_of(config, tuned, deep, size)),
         weight_decay=_or(config.weight_decay, 0.05 if deep else 0.01),
         validation_fraction=_or(config.validation_fraction, 1 / folds if folds > 1 else 0.15),
         early_stopping=_or(config.early_stopping, max(8, min(30, math.ceil(epochs / 4)))),
@@ -89,28 +90,29 @@ def _architecture(config: TrainingConfig, size: Size, deep: int) -> str:
 
 def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
     params: dict[str, Any] = {}
-    if size.images and not config.image_model:
+    if size.images and not config.image_model and config.image_encoder != PRETRAINED:
         params |= {"image_width": 16, "image_depth": 2 if config.image_encoder == "convnext" else 1}
     if size.texts and config.text_encoder == "transformer" and not config.text_model:
         params |= {"text_width": 128, "text_layers": 2 if size.rows < LARGE_ROWS else 4, "text_heads": 4}
     return params
 
 
-def _epochs_of(text_encoder: str, deep: int, rows: int) -> int:
-    if deep and text_encoder == PRETRAINED:
+def _epochs_of(tuned: bool, deep: int, rows: int) -> int:
+    """``tuned``: a pretrained encoder learns on."""
+    if tuned:
         return max(3, min(20, 20_000 // max(rows, 1)))
     return _deep_epochs(rows) if deep else _epochs(rows)
 
 
-def _batch_size_of(text_encoder: str, deep: int, rows: int) -> int:
-    if deep and text_encoder == PRETRAINED:
+def _batch_size_of(tuned: bool, deep: int, rows: int) -> int:
+    if tuned:
         return min(16 if rows < SMALL_ROWS else 32, _deep_batch_size(rows))
     return _deep_batch_size(rows) if deep else _batch_size(rows)
 
 
-def _rate_of(config: TrainingConfig, deep: int, size: Size) -> float:
+def _rate_of(config: TrainingConfig, tuned: bool, deep: int, size: Size) -> float:
     """Beside a pretrained transformer that of what is new; the transformer itself takes smaller steps (`Plan.rate`)."""
-    if deep and config.text_encoder == PRETRAINED:
+    if tuned:
         return 0.005 if config.architecture == "linear" else 0.002
     return _deep_rate(size, bool(config.image_model)) if deep else _learning_rate(config.architecture, size.rows)
 

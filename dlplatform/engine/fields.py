@@ -46,8 +46,10 @@ FIELDS: Final[tuple[Field, ...]] = (
           "tables), mlp (a plain multilayer perceptron) or linear. auto: tabm for tables, mlp when images or "
           "long texts come with other columns, linear when they are alone.", choices=ARCHITECTURES, words=(CODE,)),
     Field("params", "params", {}, "Settings of the architecture itself.", advanced=True),
-    Field("image_encoder", "choice", "auto", "The network that looks at images: a small ResNet or a ConvNeXt.",
-          choices=("auto", *IMAGE_ENCODERS), words=(TRANSFORMERS,)),
+    Field("image_encoder", "choice", "auto",
+          "The network that looks at images: a small ResNet or a ConvNeXt, or pretrained (a transformers model that the "
+          "run starts from).",
+          choices=("auto", *IMAGE_ENCODERS), words=(TRANSFORMERS, PRETRAINED)),
     Field("image_model", "model", None,
           "An architecture of the transformers library that looks at images, starting from nothing: its configuration "
           'as JSON, such as {"model_type": "vit", "hidden_size": 128, "patch_size": 4}.', words=(None,), advanced=True),

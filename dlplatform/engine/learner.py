@@ -21,7 +21,7 @@ from dlplatform.engine.augmentation import augment
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.dataset import Dataset, Tensors, to_tensors
 from dlplatform.engine.dropout import Share, sharing
-from dlplatform.engine.fields import CODE
+from dlplatform.engine.fields import CODE, TRANSFORMERS
 from dlplatform.engine.network import Batch, NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
 from dlplatform.engine.statistics import fit_statistics
@@ -97,8 +97,11 @@ class Learner(ABC):
         return []
 
 
-def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -> NetworkShape:
-    """The shape of the network that the settings and the inputs ask for; ``transformer`` reads the texts, if given.
+def network_shape(
+    dataset: Dataset, transformer: dict[str, Any] | None = None, image_transformer: dict[str, Any] | None = None
+) -> NetworkShape:
+    """The shape of the network that the settings and the inputs ask for; ``transformer`` reads the texts and
+    ``image_transformer`` looks at the images, if given.
 
     The params of somebody's own code are for that code alone.
     """
@@ -106,6 +109,8 @@ def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -
     known = {} if config.architecture == CODE else config.params
     params = {name: known[name] for name in _CONFIG_OF_SHAPE if name in known}
     sizes = dataset.preprocessor.sizes()
+    looking = image_transformer or looks_at_images(config, sizes)
+    encoder = TRANSFORMERS if looking else config.image_encoder
     return NetworkShape(
         architecture=config.architecture,
         groups=groups,
@@ -113,9 +118,9 @@ def network_shape(dataset: Dataset, transformer: dict[str, Any] | None = None) -
         outputs=dataset.target.outputs,
         inputs=sizes,
         kind=dataset.target.kind,
-        image_encoder=config.image_encoder if sizes.images else "",
+        image_encoder=encoder if sizes.images else "",
         transformer=transformer or reads_texts(config, sizes),
-        image_transformer=looks_at_images(config, sizes),
+        image_transformer=looking,
         **params,
     )
 
@@ -124,9 +129,10 @@ def new_network(
     dataset: Dataset,
     transformer: dict[str, Any] | None = None,
     build: Callable[[NetworkShape], RowNetwork] = build_network,
+    image_transformer: dict[str, Any] | None = None,
 ) -> RowNetwork:
     """A network for the data with statistics fitted to them and weights from the seed."""
-    shape = network_shape(dataset, transformer)
+    shape = network_shape(dataset, transformer, image_transformer)
     numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
     statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
     network = build(shape)

@@ -15,6 +15,7 @@ from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
@@ -28,7 +29,8 @@ from dlplatform.engine.processes import agreed
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
-from dlplatform.engine.transformers_config import longest_text
+from dlplatform.engine.transformers_config import IMAGE, TEXT, longest_text
+from dlplatform.engine.transformers_images import pretrained
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
 from dlplatform.engine.transformers_settings import SENSES
@@ -65,9 +67,10 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
 
 
 def _check_models(spec: JobSpec, base: Started) -> None:
-    """A base has its networks; only one that reads texts leaves images to be looked at by another."""
-    for name in SENSES if base is not None else ():
-        if getattr(spec.config, name) and (name == "text_model" or isinstance(base, package.Package)):
+    """A base has its networks; one of the transformers library leaves what it does not take to another."""
+    for name, sense in SENSES.items() if base is not None else ():
+        theirs = isinstance(base, TransformersBase) and sense != base.sense
+        if getattr(spec.config, name) and not theirs:
             raise EngineError("bad_config", f"The base brings its own network, so {name} has no place.", "Remove it.")
 
 
@@ -78,9 +81,10 @@ def _row_learner(
     spec = _reading_as(spec, base)
     known = Base(base.description, base.preprocessor) if isinstance(base, package.Package) else None
     fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
-    if isinstance(base, TransformersBase):
+    if isinstance(base, TransformersBase) and base.sense == TEXT:
         fitted = base.text_tokenizer()
-    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known)
+    images = base.images if isinstance(base, TransformersBase) else None
+    dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known, images)
     if spec.entry:
         return _own_learner(job_dir, spec, dataset, base)
     if base is None or spec.finetune is None:
@@ -117,25 +121,61 @@ def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) 
 
 
 def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
-    """The job with the text encoder that the base has. Raises EngineError ``bad_config`` without one."""
-    shape = base.description["architecture"] if isinstance(base, package.Package) else {}
-    if isinstance(base, TransformersBase) or shape.get("transformer"):
-        fresh = isinstance(base, package.Package) and shape["transformer"].get("fresh")
-        return replace(spec, config=replace(spec.config, text_encoder="transformer" if fresh else "pretrained"))
-    if base is None and spec.config.text_encoder == "pretrained":
-        fix = "Fine-tune a version that holds a transformers model, or choose another text encoder."
-        raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
-    return spec
+    """The job with the encoders that the base has. Raises EngineError ``bad_config`` without one."""
+    config = spec.config
+    if base is None:
+        if PRETRAINED in (config.text_encoder, config.image_encoder):
+            fix = "Fine-tune a version that holds a transformers model, or choose another encoder."
+            raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
+        return spec
+    texts, images = _transformers_of(base)
+    if texts is not None:
+        config = replace(config, text_encoder="transformer" if texts.get("fresh") else PRETRAINED)
+    if images is not None and not images.get("fresh"):
+        config = replace(config, image_encoder=PRETRAINED)
+    return replace(spec, config=config)
+
+
+def _transformers_of(base: package.Package | TransformersBase) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What reads the texts of a base, and what looks at its images, if they are of the transformers library."""
+    if isinstance(base, TransformersBase):
+        described = base.transformer.to_dict()
+        return (described, None) if base.sense == TEXT else (None, described)
+    shape = base.description["architecture"]
+    return shape.get("transformer"), shape.get("image_transformer")
 
 
 def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
-    """A new network whose texts are read by the base's architecture. Raises EngineError for texts it cannot read."""
+    """A new network with the base's architecture in it. Raises EngineError for data that it cannot take."""
+    return _around_images(base, dataset) if base.sense == IMAGE else _around_texts(base, dataset)
+
+
+def _around_texts(base: TransformersBase, dataset: Dataset) -> RowNetwork:
     sizes, most = dataset.preprocessor.sizes(), longest_text(base.transformer.config)
     if not sizes.sequences:
         raise EngineError("bad_data", "The base reads texts, and none of the features is one.", "Add a text column.")
     if sizes.sequence_length > most:
         raise EngineError("bad_config", f"The base reads {most} tokens at most.", f"Set text_length to {most} or less.")
     return new_network(dataset, base.transformer.to_dict())
+
+
+def _around_images(base: TransformersBase, dataset: Dataset) -> RowNetwork:
+    """Its pixels are normalised as those were that the base was trained on."""
+    sizes, processor = dataset.preprocessor.sizes(), base.images
+    assert processor is not None
+    if not sizes.images:
+        raise EngineError("bad_data", "The base looks at images, and no feature is one.", "Add a column of images.")
+    try:
+        transformer = pretrained(base.transformer.config, sizes.image_channels, sizes.image_size)
+    except PackageError as error:
+        if sizes.image_size == processor.side:
+            raise
+        sentence = f"The base cannot look at images of {sizes.image_size} pixels a side. {error}"[:400]
+        raise EngineError("bad_config", sentence, f"Leave image_size out: it is made for {processor.side}.") from error
+    network = new_network(dataset, image_transformer=transformer.to_dict())
+    network.encoder.images.mean.copy_(torch.tensor(processor.mean))
+    network.encoder.images.deviation.copy_(torch.tensor(processor.deviation))
+    return network
 
 
 def _language_learner(

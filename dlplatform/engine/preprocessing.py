@@ -24,6 +24,7 @@ from dlplatform.engine.schema import NUMBER_LIKE, Column
 from dlplatform.engine.table import Table, missing
 from dlplatform.engine.tokens import Tokenizer, encode_rows, fit_tokenizer
 from dlplatform.engine.transformers_config import longest_text
+from dlplatform.engine.transformers_pixels import ImageProcessor
 from dlplatform.engine.transformers_tokens import as_transformers_tokenizer
 
 UNKNOWN: Final = 0
@@ -254,11 +255,12 @@ def fit_preprocessor(
     config: TrainingConfig | None = None,
     source: Source = bytes,
     tokenizer: Tokenizer | None = None,
+    processor: ImageProcessor | None = None,
 ) -> Preprocessor:
     """Fit units, vocabularies, tokenizer and image shape on the given (training) rows.
 
     ``config`` has settled settings (see `dlplatform.engine.defaults.resolve`). ``tokenizer``: one that was fitted
-    already, or that belongs to a pretrained model.
+    already, or that belongs to a pretrained model. ``processor``: how a pretrained model wants images.
     """
     config = config or TrainingConfig()
     codings = [_fit_coding(column, table) for column in features]
@@ -270,7 +272,7 @@ def fit_preprocessor(
         codings = [replace(each, length=length) if each.column.type == "text" else each for each in codings]
     images = [column for column in features if column.type == "image"]
     if images:
-        channels, side = _image_shape(table, images, config, source)
+        channels, side = _image_shape(table, images, config, source, processor)
         codings = [
             replace(each, channels=channels, side=side) if each.column.type == "image" else each for each in codings
         ]
@@ -302,7 +304,11 @@ def _text_length(table: Table, texts: list[Column], tokenizer: Tokenizer, config
     return min(max(8, -(-needed // 8) * 8), tokenizer.longest)
 
 
-def _image_shape(table: Table, images: list[Column], config: TrainingConfig, source: Source) -> tuple[int, int]:
+def _image_shape(
+    table: Table, images: list[Column], config: TrainingConfig, source: Source, processor: ImageProcessor | None
+) -> tuple[int, int]:
+    if processor is not None:
+        return processor.channels, config.image_size if isinstance(config.image_size, int) else processor.side
     shapes = [suggested_shape(table.columns[column.name].to_pylist(), source) for column in images]
     side = config.image_size if isinstance(config.image_size, int) else max(side for _, side in shapes)
     return max(channels for channels, _ in shapes), side

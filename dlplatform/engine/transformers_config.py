@@ -18,11 +18,12 @@ from dlplatform.engine.errors import PackageError
 
 CONFIG: Final = "config.json"
 POOLING: Final = "1_Pooling/config.json"
+PREPROCESSOR: Final = "preprocessor_config.json"
 INDEX: Final = "model.safetensors.index.json"
 TOKENIZER: Final = "tokenizer.json"
 TEXT, IMAGE = "text", "image"  # what a network reads
 WIDEST: Final = 1 << 16
-POOLINGS: Final = ("mean", "cls", "last")
+POOLINGS: Final = {TEXT: ("mean", "cls", "last"), IMAGE: ("mean", "cls", "own")}
 MAXIMUM_BYTES: Final = 1 << 20
 DEEPEST: Final = 8
 MOST_REPEATED: Final = 4096  # layers, heads, experts: each is built one by one
@@ -49,7 +50,8 @@ _DECODERS: Final = ("ForCausalLM", "LMHeadModel")
 
 @dataclass(frozen=True)
 class Transformer:
-    """A transformers architecture as a package describes it: its config, and how tokens become one vector (encoders).
+    """A transformers architecture as a package describes it: its config, and how tokens, or the places of an image, become
+    one vector (encoders): their mean, the first (cls) or last of them, or what the network itself makes of them (own).
 
     ``width``: numbers that stand for an image (encoders of images). ``fresh``: it began from nothing, not from a base.
     """
@@ -67,7 +69,7 @@ class Transformer:
 
 def checked(raw: Any, sense: str = TEXT) -> Transformer:
     """Read what `Transformer.to_dict` wrote, trusting nothing. Raises PackageError."""
-    if not isinstance(raw, dict) or raw.get("pooling", "mean") not in POOLINGS:
+    if not isinstance(raw, dict) or raw.get("pooling", "mean") not in POOLINGS[sense]:
         raise PackageError("The package describes no transformers architecture that can be built.")
     width = raw.get("width", 0)
     if isinstance(width, bool) or not isinstance(width, int) or not (sense == IMAGE) <= width <= WIDEST:
@@ -99,7 +101,7 @@ def refusal(config: Mapping[str, Any], sense: str = TEXT) -> str | None:
     if config.get("quantization_config"):
         return f"The weights of the model ({shown}) are quantised; take the version in full precision."
     if sense == TEXT and _OTHER_SENSES & config.keys():
-        return f"The model ({shown}) is one of images or sound; bases are models of text so far."
+        return f"The model ({shown}) is one of sound or of several senses; bases read texts or look at images alone."
     if sense == IMAGE and _COMPOSED & config.keys():
         return f"The model ({shown}) is put together from several; take one that looks at images alone."
     if config.get("is_encoder_decoder"):

@@ -23,8 +23,10 @@ from dlplatform.engine.tokens import LONGEST, Tokenizer
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.transformers_config import (
     CONFIG,
+    IMAGE,
     INDEX,
     POOLING,
+    TEXT,
     TOKENIZER,
     TWO_PARTS,
     Transformer,
@@ -34,6 +36,8 @@ from dlplatform.engine.transformers_config import (
     read_json,
     safe_config,
 )
+from dlplatform.engine.transformers_pixels import ImageProcessor, read_image_processor
+from dlplatform.engine.transformers_settings import sense_of
 from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
 
 WEIGHTS: Final = "model.safetensors"
@@ -44,12 +48,19 @@ _UNUSED: Final = ("pooler",)
 
 @dataclass(frozen=True)
 class TransformersBase:
-    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts."""
+    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts. ``images``: how one that
+    looks at images wants them; it has no tokenizer, and its ``transformer`` is completed by `transformers_images.pretrained`."""
 
     directory: Path
     transformer: Transformer
-    tokenizer: str
-    writes: bool
+    tokenizer: str = ""
+    writes: bool = False
+    images: ImageProcessor | None = None
+
+    @property
+    def sense(self) -> str:
+        """What the network takes: texts or images."""
+        return TEXT if self.images is None else IMAGE
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer for texts that are read whole."""
@@ -60,6 +71,9 @@ class TransformersBase:
 def read_base(directory: Path) -> TransformersBase:
     """Check a Hugging Face directory and read all but its weights. Raises PackageError."""
     raw = read_json(directory / CONFIG)
+    if isinstance(raw, dict) and sense_of(raw) == IMAGE:
+        config = safe_config(raw, IMAGE)
+        return TransformersBase(directory, Transformer(config), images=read_image_processor(directory, config))
     config = safe_config(raw)
     pooling = pooling_of(read_json(directory / POOLING)) if (directory / POOLING).is_file() else "mean"
     path = directory / TOKENIZER
@@ -80,12 +94,12 @@ def build(config: dict[str, Any], writes: bool = False) -> Any:
     """The network of a checked config, with weights that are nobody's. Raises PackageError."""
     settings = settings_of(config)
     if not all(isinstance(getattr(settings, name, None), int) for name in ("hidden_size", "vocab_size")):
-        raise PackageError("The model does not read texts; bases are models of text so far.")
+        raise PackageError("The model does not read texts.")
     if settings.is_encoder_decoder:
         raise PackageError(f"The model ({config['model_type'][:60]}) {TWO_PARTS}")
     network = made(settings, "AutoModelForCausalLM" if writes else "AutoModel")
     if network.main_input_name != "input_ids":
-        raise PackageError("The model does not read texts; bases are models of text so far.")
+        raise PackageError("The model does not read texts.")
     if not writes:
         leave_out(network, _UNUSED)
     return network

@@ -8,7 +8,7 @@ bring torch into processes that do without. Its types and ranges are checked by 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +68,17 @@ PRESETS: Final = (
          "layer_type": "basic"},
     ),
 )  # fmt: skip
+
+
+def sense_of(config: Mapping[str, Any]) -> str:
+    """What a network of a ``config.json`` takes: images, if its architecture has channels and no tokens in order, else texts.
+
+    A BEiT has a vocabulary too, of pieces of images that it was trained to guess.
+    """
+    kind = config.get("model_type")
+    own = own_names(kind) if isinstance(kind, str) else frozenset()
+    reads = _SIGN[TEXT] in own and ("image_size" not in own or "max_position_embeddings" in own)
+    return IMAGE if _SIGN[IMAGE] in own and not reads else TEXT
 
 
 def faults(setting: str, raw: Any) -> Iterator[tuple[str, str, str]]:

@@ -162,7 +162,7 @@ def test_a_text_that_is_too_long_is_cut_with_its_end(job: Callable[..., Path], b
         ({"model_type": "nobody-knows"}, "unknown"),
         ({"model_type": "../../etc"}, "unknown"),
         ({"model_type": None}, "model_type"),
-        ({"vision_config": {}}, "images or sound"),
+        ({"vision_config": {}}, "sound or of several senses"),
         ({"is_encoder_decoder": True}, "encoder and a decoder"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"num_hidden_layers": 10**9}, "at most"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import tokenizers
@@ -64,4 +65,45 @@ def tiny_gpt(folder: Path, marked: bool = False) -> Path:
         )
         model = GPT2LMHeadModel(config)
     model.save_pretrained(folder)
+    return folder
+
+
+IMAGES = {
+    "vit": {**TINY, "image_size": 16, "patch_size": 4},
+    "deit": {**TINY, "image_size": 16, "patch_size": 4},
+    "beit": {**TINY, "image_size": 16, "patch_size": 4},
+    "swin": {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 4,
+    },
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2, "image_size": 16},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8},
+}
+PROCESSOR = {
+    "crop_size": {"height": 16, "width": 16}, "do_normalize": True, "do_rescale": True, "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.4], "rescale_factor": 1 / 255, "size": {"shortest_edge": 20},
+}  # fmt: skip
+
+
+def tiny_images(folder: Path, kind: str = "resnet") -> Path:
+    """What ``save_pretrained`` writes of a classifier of images of 16 pixels a side, and of its image processor."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    folder.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        named = {"architectures": ["DeiTForImageClassification"]} if kind == "deit" else {}  # it has two of them
+        settings = AutoConfig.for_model(kind, num_labels=3, **named, **IMAGES[kind])
+        model = AutoModelForImageClassification.from_config(settings)
+        with torch.no_grad():
+            for _ in range(3):  # statistics of batches that are not those of a new network
+                model.train()(pixel_values=torch.randn(8, 3, 16, 16) * 2 + 1)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return folder

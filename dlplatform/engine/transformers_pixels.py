@@ -1,0 +1,99 @@
+"""How a pretrained model wants its images: what ``preprocessor_config.json`` of a Hugging Face directory says. Torch-free.
+
+How an image is brought to that size is ours (`dlplatform.engine.image_arrays`): whole, the rest black; nothing is cut off.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dlplatform.engine.errors import PackageError
+from dlplatform.engine.transformers_config import CONFIG, PREPROCESSOR, read_json
+
+USUAL_SIDE: Final = 224
+SMALLEST_SIDE, LARGEST_SIDE = 8, 512
+# Of ImageNet, which most models of photographs were trained on: where a directory does not say otherwise.
+USUAL_MEAN: Final = (0.485, 0.456, 0.406)
+USUAL_DEVIATION: Final = (0.229, 0.224, 0.225)
+BYTE: Final = 1 / 255
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Images as a model was trained on them: ``channels`` (1 or 3) of ``side`` pixels, normalised by ``mean`` and
+    ``deviation`` of each channel in steps of 0 to 255."""
+
+    channels: int
+    side: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
+def read_image_processor(directory: Path, config: Mapping[str, Any]) -> ImageProcessor:
+    """Of a Hugging Face directory with a checked config. Raises PackageError."""
+    raw = read_json(directory / PREPROCESSOR) if (directory / PREPROCESSOR).is_file() else {}
+    if not isinstance(raw, dict):
+        raise PackageError(f"{PREPROCESSOR} is not a JSON object.")
+    channels = config.get("num_channels", 3)
+    if isinstance(channels, bool) or channels not in (1, 3):
+        raise PackageError(f"The model looks at images of {str(channels)[:40]} channels; 1 and 3 are possible.")
+    scale = raw.get("rescale_factor", BYTE) if raw.get("do_rescale", True) else 1.0
+    if not _is_positive(scale):
+        raise PackageError(f"{PREPROCESSOR} gives {str(scale)[:40]} as rescale_factor; it must be above 0.")
+    mean, deviation = (0.0,) * channels, (1.0,) * channels
+    if raw.get("do_normalize", True):
+        mean = _of_channels(raw, "image_mean", USUAL_MEAN, channels)
+        deviation = _of_channels(raw, "image_std", USUAL_DEVIATION, channels)
+        if min(deviation) <= 0:
+            raise PackageError(f"{PREPROCESSOR} gives an image_std that is not above 0.")
+    return ImageProcessor(
+        channels, _side(raw, config), tuple(one / scale for one in mean), tuple(one / scale for one in deviation)
+    )  # fmt: skip
+
+
+def _of_channels(raw: Mapping[str, Any], name: str, usual: Sequence[float], channels: int) -> tuple[float, ...]:
+    given = raw.get(name)
+    if given is None:
+        return tuple(usual) if channels == len(usual) else (math.fsum(usual) / len(usual),)
+    values = given if isinstance(given, list) else [given] * channels
+    if len(values) != channels or not all(_is_number(one) for one in values):
+        raise PackageError(f"{PREPROCESSOR} gives {str(given)[:60]} as {name}; {channels} numbers are needed.")
+    return tuple(map(float, values))
+
+
+def _side(raw: Mapping[str, Any], config: Mapping[str, Any]) -> int:
+    """What the architecture is made for, else what is cut out of an image, else what an image is brought to."""
+    for name, given in (
+        (CONFIG, config.get("image_size")),
+        *((PREPROCESSOR, raw.get(one)) for one in ("crop_size", "size")),
+    ):
+        if given is not None:
+            return _checked_side(name, given)
+    return USUAL_SIDE
+
+
+def _checked_side(file: str, given: Any) -> int:
+    sides = given
+    if isinstance(given, dict):
+        sides = [given[name] for name in ("height", "width", "shortest_edge") if name in given]
+    sides = sides if isinstance(sides, list) else [sides]
+    whole = all(isinstance(one, int) and not isinstance(one, bool) for one in sides)
+    if not sides or not whole or len(set(sides)) != 1:
+        raise PackageError(f"{file} gives {str(given)[:60]} as the size of images; the platform's are square.")
+    if not SMALLEST_SIDE <= sides[0] <= LARGEST_SIDE:
+        raise PackageError(
+            f"{file} asks for images of {sides[0]} pixels; {SMALLEST_SIDE} to {LARGEST_SIDE} are possible."
+        )
+    return int(sides[0])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and abs(value) < 1e6
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 1e-9
