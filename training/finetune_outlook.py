@@ -114,7 +114,7 @@ def outlook(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> 
         trains = set(counts) if settings.unfreeze_every else named or heads
     else:
         trains = set() if gets_outputs else set(settings.beside_adapters(list(counts)))
-        added = _adapter_sizes(shapes, settings, (named or set(counts)) - trains)
+        added = _adapter_sizes(shapes, settings, (named or set(counts)) - trains, is_transformers(whole))
     blocks = [Block(name, size, name in trains, added.get(name, 0)) for name, size in counts.items()]
     if gets_outputs:
         blocks.append(_new_outputs(width(whole) or _width_of_table(shapes)))
@@ -140,14 +140,24 @@ def _is_table(name: str) -> bool:
     return owner in NOT_ADAPTED or "embed" in owner
 
 
-def _adapter_sizes(shapes: Mapping[str, Sequence[int]], settings: FinetuneConfig, blocks: set[str]) -> dict[str, int]:
-    """{block: numbers that its adapters hold}."""
+def _adapter_sizes(
+    shapes: Mapping[str, Sequence[int]], settings: FinetuneConfig, blocks: set[str], foreign: bool
+) -> dict[str, int]:
+    """{block: numbers that its adapters hold}. ``foreign``: of a network of transformers, where peft attaches them."""
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         block = block_of(name)
-        if block in blocks and name.endswith(".weight") and len(shape) > 1 and not _is_table(name):
+        if block in blocks and name.endswith(".weight") and _is_adapted(name, shape, foreign):
             sizes[block] = sizes.get(block, 0) + _adapter_size(shape, settings)
     return sizes
+
+
+def _is_adapted(name: str, shape: Sequence[int], foreign: bool) -> bool:
+    """Matrices and convolutions; in a network of transformers none that looks at each channel alone, which has a single
+    one in although no images come in there."""
+    if len(shape) == 4:
+        return not foreign or shape[1] > 1 or shape[0] == 1 or "stem" in name or "embed" in name
+    return len(shape) > 1 and not _is_table(name)
 
 
 def _adapter_size(shape: Sequence[int], settings: FinetuneConfig) -> int:

@@ -156,7 +156,10 @@ def test_features_without_a_text_are_refused(bert, texts, trainer, api):
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
         (lambda folder: replaced(folder, '"model_type": "bert"', '"model_type": "unheard-of"'), "unknown"),
         (lambda folder: replaced(folder, '"model_type"', '"auto_map": {}, "model_type"'), "never run here"),
-        (lambda folder: replaced(folder, '"model_type"', '"vision_config": {}, "model_type"'), "sound or of several senses"),
+        (
+            lambda folder: replaced(folder, '"model_type"', '"vision_config": {}, "model_type"'),
+            "sound or of several senses",
+        ),
     ],
 )
 def test_bases_that_no_run_can_start_from(organization, trainer, texts, tmp_path, api, web, change, told):
