@@ -29,7 +29,13 @@ from .transfer_learning import LABELS, finished
 SIDE, MEAN, DEVIATION = 28, 0.13, 0.31
 KINDS: dict[str, dict[str, Any]] = {
     "resnet": {"embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1], "layer_type": "basic"},
-    "vit": {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192, "patch_size": 4},
+    "vit": {
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "patch_size": 4,
+    },
 }
 WAYS: dict[str, dict[str, Any]] = {
     "full": {"mode": "full"}, "head": {"mode": "head"}, "lora": {"mode": "lora", "rank": 4, "alpha": 8}
@@ -99,7 +105,9 @@ def main() -> None:
             folder = Path(name)
             base = pretrained(folder / "base", kind)
             for seed in range(seeds):
-                few, rest = train_test_split(np.arange(len(images)), train_size=LABELS, random_state=seed, stratify=labels)
+                few, rest = train_test_split(
+                    np.arange(len(images)), train_size=LABELS, random_state=seed, stratify=labels
+                )
                 for way in ("scratch", *WAYS):
                     job, config = folder / f"{way}-{seed}", {"seed": seed, "early_stopping": False}
                     if way == "scratch":

@@ -23,7 +23,7 @@ from tests.unit.engine.conftest import (
     start_engine,
 )
 from tests.unit.engine.test_modalities import image_job, texts
-from tests.unit.engine.transformers_bases import tiny_bert
+from tests.unit.engine.transformers_bases import tiny_bert, tiny_images
 
 CHECKPOINT = b'"type":"checkpoint"'
 # More of them by hand: EXACTNESS_KILLS=20 pytest tests/unit/engine/test_exactness.py
@@ -161,14 +161,23 @@ def test_every_kind_of_training_is_exact_after_kills(job: Callable[..., Path], k
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["full", "head", "lora"])
-def test_a_transformers_base_is_exact_after_kills(job: Callable[..., Path], tmp_path: Path, mode: str) -> None:
-    bert = tiny_bert(tmp_path / "bert")
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("bert", "full"), ("bert", "head"), ("bert", "lora"), ("resnet", "full"), ("vit", "lora")]
+)
+def test_a_transformers_base_is_exact_after_kills(
+    job: Callable[..., Path], tmp_path: Path, kind: str, mode: str
+) -> None:
+    base = tiny_bert(tmp_path / kind) if kind == "bert" else tiny_images(tmp_path / kind, kind)
     config = {**{key: value for key, value in DEEP.items() if key != "params"}, "epochs": 2 * EPOCHS}
     staged = {"unfreeze_every": 2} if mode == "head" else {}
-    jobs = [job(texts(40), name=name, config=config, finetune={"mode": mode, **staged}) for name in ("whole", "broken")]
-    for made in jobs:
-        shutil.copytree(bert, made / "base")
+
+    def make(name: str) -> Path:
+        asked = {"config": config, "finetune": {"mode": mode, **staged}}
+        made = job(texts(40), name=name, **asked) if kind == "bert" else image_job(job, 40, name, **asked)
+        shutil.copytree(base, made / "base")
+        return made
+
+    jobs = [make(name) for name in ("whole", "broken")]
     whole, broken = jobs
     assert start_engine(whole).wait(timeout=180) == 0
 
