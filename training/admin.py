@@ -94,10 +94,10 @@ class RunAdmin(ReadOnly):
 
 @admin.register(Accelerator)
 class AcceleratorAdmin(ReadOnly):
-    list_display = ["name", "host", "memory", "run", "seen_at"]
+    list_display = ["name", "host", "memory", "run", "preflight", "seen_at"]
     list_filter = ["host", "name"]
     search_fields = ["host", "name", "uuid"]
-    list_select_related = ["run"]
+    list_select_related = ["run", "preflight"]
 
     @admin.display(description="Memory", ordering="memory_bytes")
     def memory(self, accelerator: Accelerator) -> str:

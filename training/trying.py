@@ -19,8 +19,7 @@ from dlplatform.objects.store import ObjectStore
 from dlplatform.sandbox.process import WORK, Unconfinable
 
 from . import states
-from .accelerators.devices import devices
-from .accelerators.leases import TooFew, wanted
+from .accelerators import leases
 from .confined import SandboxConnection, allowed_to_code, read_plain
 from .connection import Connection, LocalConnection
 from .job_directories import fetch_base, fetch_code
@@ -86,11 +85,12 @@ class Trying:
             return
 
     def _ended(self, folder: Path) -> dict[str, Any]:
-        """What the trial told; nothing of it works in the folder any more."""
+        """What the trial told; nothing of it works in the folder, or on a device, any more."""
         try:
             return self._tried(folder)
         finally:
             self.connection.kill()
+            leases.give_back(self.preflight)
 
     def _drain(self, _signal: int, _frame: Any) -> None:
         self._draining = True
@@ -106,8 +106,8 @@ class Trying:
             return {"error": states.failure("code_not_permitted")}
         share = self._prepare(folder)
         try:
-            self.connection.start(folder, self._devices())
-        except TooFew as few:
+            self.connection.start(folder, leases.hold_for_trial(self.preflight))
+        except leases.TooFew as few:
             asked, idle = few.args
             return {"error": _failure("too_few_accelerators", asked=asked, idle=idle)}
         except Unconfinable as error:
@@ -140,14 +140,6 @@ class Trying:
         row = self.preflight
         organization = row.dataset_version.dataset.organization
         return not row.code_id or (row.created_by is not None and may_run_code(row.created_by, organization))
-
-    def _devices(self) -> list[str]:
-        """As many idle GPUs as the run would compute on; none where the machine has none. Raises TooFew."""
-        there = devices()
-        idle, asked = [device.uuid for device in there if not device.busy], wanted(self.preflight)
-        if there and len(idle) < asked:
-            raise TooFew(asked, len(idle))
-        return idle[:asked]
 
     def _beat(self, _count: int = 1) -> None:
         if time.monotonic() - self._renewed >= RENEW_SECONDS:

@@ -1,5 +1,6 @@
 """Runs share a machine's GPUs: nobody computes on what another one holds, and who waits gets their turn."""
 
+import json
 import os
 import threading
 from datetime import timedelta
@@ -14,8 +15,9 @@ from training.accelerators import leases
 from training.accelerators.devices import Device
 from training.connection import LocalConnection
 from training.jobs import train
-from training.models import Accelerator, Run, RunEvent
+from training.models import Accelerator, Preflight, Run, RunEvent
 from training.orchestrator import Orchestrator
+from training.trying import Trying
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -169,6 +171,74 @@ def test_workers_that_choose_at_the_same_time_choose_differently(has, queue_run)
         thread.join()
     given = sorted(one for devices in held if devices for one in devices)
     assert given == [f"GPU-{index}" for index in range(4)] and held.count(None) == 2
+
+
+def trial_of(run):
+    """A claimed preflight of what the run does."""
+    made = Preflight.objects.create(
+        dataset_version=run.dataset_version,
+        task=run.task,
+        targets=run.targets,
+        config=run.config,
+        created_by=run.created_by,
+    )
+    taken = Preflight.claim(made.pk)
+    assert taken is not None
+    return taken
+
+
+def test_a_trial_and_a_run_hold_different_devices(has, queue_run):
+    has(2)
+    run, other = claimed(queue_run()), claimed(queue_run())
+    trial = trial_of(run)
+    assert leases.hold_for_trial(trial) == ["GPU-0"] and leases.hold(run) == ["GPU-1"]
+    assert leases.hold(other) is None
+    with pytest.raises(leases.TooFew):
+        leases.hold_for_trial(trial_of(run))
+    leases.give_back(trial)
+    assert leases.hold(other) == ["GPU-0"]
+    assert Accelerator.objects.get(uuid="GPU-0").preflight is None
+
+
+def test_a_trial_whose_worker_died_holds_nothing(has, queue_run):
+    has(1)
+    trial = trial_of(queue_run())
+    leases.hold_for_trial(trial)
+    Preflight.objects.filter(pk=trial.pk).update(lease_epoch=trial.lease_epoch + 1, state="queued")
+    assert leases.hold(claimed(queue_run())) == ["GPU-0"]
+    leases.give_back(trial)
+    assert Accelerator.objects.get().run_id is not None
+
+
+def test_a_run_that_waits_for_a_trial_is_woken_by_its_end(has, queue_run, monkeypatch):
+    has(1)
+    trial, waiting = trial_of(queue_run()), queue_run()
+    leases.hold_for_trial(trial)
+    train(str(waiting.pk))
+    waiting.refresh_from_db()
+    assert (waiting.state, waiting.waits_for) == ("queued", 1)
+    woken = []
+    monkeypatch.setattr("dlplatform.jobs.wake", lambda job: woken.append(job.pk))
+    leases.give_back(trial)
+    assert woken == [waiting.pk]
+
+
+def test_a_trial_sees_its_devices_alone_and_frees_them(has, queue_run, monkeypatch):
+    has(2, busy={0})
+    seen, given_back = [], leases.give_back
+
+    def write_down(directory):
+        (directory / "trial.json").write_text(json.dumps({"error": {
+            "code": "bad_config", "sentence": os.environ["CUDA_VISIBLE_DEVICES"], "next_step": "."}}))  # fmt: skip
+        return 0
+
+    trial = trial_of(queue_run())
+    monkeypatch.setattr("training.trying._connection_for", lambda row: LocalConnection(write_down))
+    monkeypatch.setattr(leases, "give_back", lambda holder: (seen.append(holder.pk), given_back(holder)))
+    Trying(trial).work()
+    trial.refresh_from_db()
+    assert trial.error["sentence"] == "GPU-1" and seen == [trial.pk]
+    assert not Accelerator.objects.exclude(preflight=None).exists()
 
 
 def test_the_engine_sees_the_devices_of_its_run_alone(has, queue_run):

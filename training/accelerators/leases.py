@@ -1,7 +1,8 @@
-"""Which run computes on which GPU.
+"""Which run, or trial of one, computes on which GPU.
 
-A lease belongs to one claim of a run: it is worth as much as the run's own lease, and ends with it without anybody having
-to give it back. A run that has to wait for devices lets no later one pass that would take them away from it.
+A lease belongs to one claim of a run or preflight: it is worth as much as that job's own lease, and ends with it without
+anybody having to give it back. A run that has to wait for devices lets no later run pass that would take them away from it; a
+trial takes what is idle for its seconds, or none.
 """
 
 from datetime import timedelta
@@ -20,7 +21,8 @@ REMEMBERED = timedelta(days=1)
 
 
 class TooFew(Exception):
-    """No machine that was seen lately has as many devices as the run asks for. ``args``: asked for, the most there are."""
+    """No machine that was seen lately has as many devices as the run asks for, or has them idle for a trial of it.
+    ``args``: asked for, the most there are."""
 
 
 def wanted(run: Run | Preflight) -> int:
@@ -47,15 +49,36 @@ def hold(run: Run) -> list[str] | None:
         idle = _idle(there)
         if len(idle) < asked or _another_waits(run, len(there)):
             return None
-        chosen = [device.uuid for device in idle[:asked]]
-        _here().filter(uuid__in=chosen).update(run=run, lease_epoch=run.lease_epoch)
         Run.objects.filter(pk=run.pk).update(waits_for=None)
-        return chosen
+        return _taken(idle[:asked], run=run, lease_epoch=run.lease_epoch)
 
 
-def give_back(run: Run) -> None:
-    """Free what this claim of the run holds of this machine, and have those look again that wait for devices."""
-    if _here().filter(run=run, lease_epoch=run.lease_epoch).update(run=None):
+def hold_for_trial(preflight: Preflight) -> list[str]:
+    """As `hold`, for a preflight, which waits for nobody. Raises TooFew when not as many devices are idle."""
+    there = devices()
+    if not there:
+        return []
+    with transaction.atomic():
+        _one_at_a_time()
+        _remember(there)
+        idle, asked = _idle(there), wanted(preflight)
+        if len(idle) < asked:
+            raise TooFew(asked, len(idle))
+        return _taken(idle[:asked], preflight=preflight, lease_epoch=preflight.lease_epoch)
+
+
+def _taken(
+    chosen: list[Device], *, run: Run | None = None, preflight: Preflight | None = None, lease_epoch: int
+) -> list[str]:
+    uuids = [device.uuid for device in chosen]
+    _here().filter(uuid__in=uuids).update(run=run, preflight=preflight, lease_epoch=lease_epoch)
+    return uuids
+
+
+def give_back(holder: Run | Preflight) -> None:
+    """Free what this claim holds of this machine, and have those runs look again that wait for devices."""
+    held = {"run" if isinstance(holder, Run) else "preflight": holder}
+    if _here().filter(lease_epoch=holder.lease_epoch, **held).update(run=None, preflight=None):
         waiting = Run.objects.filter(state=Run.State.QUEUED, waits_for__isnull=False)
         waiting.update(not_before=None)
         for other in waiting.order_by("queued_at"):
@@ -95,6 +118,7 @@ def _most_of_any_machine() -> int:
 def _idle(there: list[Device]) -> list[Device]:
     """Neither held by a living claim nor used by any program."""
     living = Q(run__state__in=Run.HELD, run__lease_epoch=F("lease_epoch"))
+    living |= Q(preflight__state__in=Preflight.HELD, preflight__lease_epoch=F("lease_epoch"))
     held = set(_here().filter(living).values_list("uuid", flat=True))
     return [device for device in there if not device.busy and device.uuid not in held]
 
