@@ -178,7 +178,7 @@ def trial_of(run):
     made = Preflight.objects.create(
         dataset_version=run.dataset_version,
         task=run.task,
-        targets=run.targets,
+        targets=run.target_names,
         config=run.config,
         created_by=run.created_by,
     )
