@@ -26,7 +26,7 @@ class Checkup:
     def __init__(self, learner: Learner, reporter: Reporter, processes: Processes) -> None:
         self.learner = learner
         self.reporter = reporter
-        self.looks = processes.leads and processes.strategy != "fsdp"
+        self.looks = processes.leads or processes.divides
         self.doctor = Doctor(learner.config, learner.reference(), learner.judged, learner.begins_trained)
         self._since = time.monotonic()
         self._waited = 0.0

@@ -5,7 +5,7 @@ The architecture of GPT-2 (Radford et al., 2019) with pre-normalised blocks and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,18 +116,24 @@ class Writing:
     seed: int = 0
 
 
-def write(network: LanguageNetwork, prompt: list[int], end: int, how: Writing) -> Iterator[int]:
-    """The tokens that follow a prompt, one after the other, until the end token or ``how.most_tokens`` of them."""
+def write(
+    network: LanguageNetwork, prompt: list[int], end: int, how: Writing, agree: Callable[[int], int] = int
+) -> Iterator[int]:
+    """The tokens that follow a prompt, one after the other, until the end token or ``how.most_tokens`` of them.
+
+    ``agree``: makes of the token that one process chose that of all which hold a part of the network.
+    """
     generator = torch.Generator().manual_seed(how.seed)
     device, padded = network.device, network.shape.transformer is None
     known = prompt[-network.shape.length :] or [end]
-    with torch.inference_mode():
+    # Weights that are put together from many processes for a pass must stay ordinary tensors.
+    with torch.inference_mode() if agree is int else torch.no_grad():
         for _ in range(how.most_tokens):
             window = torch.tensor([known[-network.shape.length :]], device=device)
             logits = network(window)[0, -1].float().cpu()
             if padded:
                 logits[0] = float("-inf")  # padding is nothing to say
-            chosen = _choose(logits, how, generator)
+            chosen = agree(_choose(logits, how, generator))
             if chosen == end:
                 return
             known.append(chosen)

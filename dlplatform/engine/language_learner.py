@@ -210,13 +210,13 @@ class LanguageLearner(Learner):
         network.train()
         return float(total) / int(held.learnt[:, 1:].sum())
 
-    def samples(self, network: nn.Module) -> list[str]:
+    def samples(self, network: nn.Module, agree: Callable[[int], int] = int) -> list[str]:
         assert isinstance(network, LanguageNetwork)
         tokenizer, shown = self.corpus.tokenizer, []
         network.eval()
         for number, prompt in enumerate(self.corpus.prompts):
             how = Writing(SHOWN_TOKENS, seed=self.config.seed + number)
-            written = list(write(network, list(prompt), tokenizer.end, how))
+            written = list(write(network, list(prompt), tokenizer.end, how, agree))
             shown.append(f"{tokenizer.decode(prompt)}⟶{tokenizer.decode(written)}")
         network.train()
         return shown

@@ -92,8 +92,8 @@ class Learner(ABC):
         """Settle what was to be tried out."""
         self.config = replace(self.config, batch_size=size)
 
-    def samples(self, network: nn.Module) -> list[str]:
-        """What the network says at this point, of tasks in which it says something."""
+    def samples(self, network: nn.Module, agree: Callable[[int], int] = int) -> list[str]:
+        """What the network says at this point, of tasks in which it says something. ``agree``: see `language.write`."""
         return []
 
 

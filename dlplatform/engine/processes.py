@@ -31,6 +31,11 @@ class Processes:
     strategy = "alone"
 
     @property
+    def divides(self) -> bool:
+        """Whether each holds a part of the weights, so that a pass through the network takes all of them."""
+        return self.strategy == "fsdp"
+
+    @property
     def leads(self) -> bool:
         """Whether this process speaks for all: writes events, checkpoints and the package."""
         return self.rank == 0

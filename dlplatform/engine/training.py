@@ -24,7 +24,7 @@ from dlplatform.engine.errors import EngineError, Interrupted
 from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.learner import Learner, Values
 from dlplatform.engine.optimization import build_optimizer, learning_rate
-from dlplatform.engine.processes import Processes
+from dlplatform.engine.processes import Processes, agreed
 from dlplatform.engine.reporter import INTERVAL, Reporter
 from dlplatform.engine.training_state import Frozen, State, Trained
 from dlplatform.engine.user_code import CodeNetwork
@@ -262,10 +262,11 @@ class Trainer:
         self._stop_at_rung()
 
     def _show_samples(self) -> None:
-        """Once for each evaluation, whatever the number of resumes."""
-        writer = self.reporter.writer
-        if self.processes.leads and self.processes.strategy != "fsdp" and self.state.step > writer.last_metric_step:
-            for text in self.learner.samples(self.averaged):
+        """Once for each evaluation, whatever the number of resumes; only the leader knows what was told already."""
+        writer, divides = self.reporter.writer, self.processes.divides
+        due = self.state.step > writer.last_metric_step
+        if agreed(int(due)) if divides else due and self.processes.leads:
+            for text in self.learner.samples(self.averaged, agreed if divides else int):
                 writer.emit("sample", step=self.state.step, text=text)
 
     def _average(self) -> None:

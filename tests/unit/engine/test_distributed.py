@@ -173,6 +173,51 @@ def test_architectures_of_the_library_end_where_one_process_does(job: Callable[.
     assert ends[1] == pytest.approx(ends[0], rel=1e-6)
 
 
+OF_PARTS = {
+    "image": {"params": {"image_width": 8}, "image_size": 16, "epochs": 5},
+    "text": {
+        "text_encoder": "transformer",
+        "params": {"text_width": 32, "text_layers": 2, "text_heads": 2},
+        "epochs": 5,
+    },
+    "language": {"params": {"text_width": 32, "text_layers": 2, "text_heads": 2}, "text_length": 16, "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("kind", list(OF_PARTS))
+def test_parts_of_every_kind_of_network_end_where_one_process_does(job: Callable[..., Path], kind: str) -> None:
+    """FSDP2: and what is written along the way, and which units are silent, is told as by one."""
+    ends: list[Path] = []
+    for devices in (1, 2):
+        plain = {key: value for key, value in TOGETHER.items() if key not in ("folds", "params")}
+        config = {**plain, **OF_PARTS[kind], "devices": devices, "strategy": "fsdp"}
+        columns = {key: mixed_columns(120)[key] for key in ("note", "y")}
+        if kind == "image":
+            ends.append(image_job(job, 40, name=str(devices), config=config))
+        elif kind == "text":
+            ends.append(job(columns, name=str(devices), config=config))
+        else:
+            table = {"note": columns["note"]}
+            ends.append(job(table, name=str(devices), task="language-model", target="note", config=config))
+        assert start_engine(ends[-1]).wait(timeout=240) == 0, read_spool(ends[-1])[-3:]
+    assert losses(ends[1]) == pytest.approx(losses(ends[0]), rel=1e-6)
+    told = [[event["text"] for event in read_spool(each, "sample")] for each in ends]
+    assert len(told[1]) == len(told[0]) and bool(told[0]) == (kind == "language")
+    assert all(text.partition("⟶")[0] == other.partition("⟶")[0] for text, other in zip(*told, strict=True))
+
+
+def test_silent_units_of_a_network_in_parts_are_told(job: Callable[..., Path]) -> None:
+    columns = {"x": ("number", [float(row % 7) for row in range(120)]), "y": ("category", ["a", "b"] * 60)}
+    config = {**TOGETHER, "architecture": "mlp", "folds": 1, "epochs": 6, "learning_rate": 1.0, "max_grad_norm": 0,
+              "params": {"layers": 2, "width": 64}}  # fmt: skip
+    found = []
+    for devices in (1, 2):
+        made = job(columns, name=str(devices), config={**config, "devices": devices, "strategy": "fsdp"})
+        assert start_engine(made).wait(timeout=240) == 0, read_spool(made)[-3:]
+        found.append({event["code"] for event in read_spool(made, "finding")})
+    assert "dead_units" in found[0] and found[1] == found[0]
+
+
 def test_parts_of_the_noise_make_the_whole() -> None:
     import torch
 
