@@ -42,7 +42,7 @@ def resolve(config: TrainingConfig, task: str, size: Size) -> TrainingConfig:
     folds = 1 if deep or architecture == CODE else _folds(config, size)
     params = config.params if architecture == CODE else _params(config, size, folds)
     tuned = bool(deep) and PRETRAINED in (text_encoder, config.image_encoder)
-    epochs: int = _or(config.epochs, _epochs_of(tuned, deep, size.rows))
+    epochs: int = _or(config.epochs, _epochs_of(config, tuned, deep, size.rows))
     return replace(
         config,
         params=params,
@@ -97,10 +97,11 @@ def _encoder_params(config: TrainingConfig, size: Size) -> dict[str, Any]:
     return params
 
 
-def _epochs_of(tuned: bool, deep: int, rows: int) -> int:
-    """``tuned``: a pretrained encoder learns on."""
+def _epochs_of(config: TrainingConfig, tuned: bool, deep: int, rows: int) -> int:
+    """``tuned``: a pretrained encoder learns on; of few images with as many epochs as a new one, each of them changed anew."""
     if tuned:
-        return max(3, min(20, 20_000 // max(rows, 1)))
+        most = 60 if config.image_encoder == PRETRAINED else 20
+        return max(3, min(most, 20_000 // max(rows, 1)))
     return _deep_epochs(rows) if deep else _epochs(rows)
 
 

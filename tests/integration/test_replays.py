@@ -5,6 +5,7 @@ import pytest
 from registry.models import ModelVersion, Ref
 from tests import factories
 from tests.integration.conftest import QUICK, flower_rows
+from tests.integration.training_by_api import trained_version
 from training.jobs import train
 from training.models import ReplayCertificate, Run
 
@@ -86,6 +87,31 @@ def test_a_fine_tune_is_replayed_from_its_base(version, organization, tmp_path, 
     train(str(run.pk))
     certificate = ReplayCertificate.objects.get(version=tuned)
     assert certificate.equal, certificate.details
+
+
+TEXTS = {
+    "texts": {"task": "classification", "target": "kind", "features": ["note"],
+              "config": {"text_encoder": "transformer", "params": {"text_width": 32, "text_layers": 1, "text_heads": 2}}},
+    "language": {"task": "language-model", "target": "note",
+                 "config": {"text_length": 16, "params": {"text_width": 32, "text_layers": 1, "text_heads": 2}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(TEXTS))
+def test_readers_and_writers_of_texts_come_out_again_and_so_do_their_fine_tunes(
+    organization, tmp_path, api, trainer, kind
+):
+    rows = [{"note": f"the item {n} is very {word}", "kind": word} for n in range(30) for word in ("good", "bad")]
+    data = factories.ready_version(factories.DatasetFactory(organization=organization), rows, tmp_path)
+    quick = {"epochs": 2, "threads": 1, "importance": False}
+    body = TEXTS[kind] | {"dataset_version": str(data.pk), "config": quick | TEXTS[kind]["config"]}
+    first = trained_version(api(trainer).post("/api/v1/runs", body, format="json"))
+    body = {"dataset_version": str(data.pk), "mode": "lora", "rank": 2, "config": quick}
+    tuned = trained_version(api(trainer).post(f"/api/v1/models/{first.model_id}/finetune", body, format="json"))
+    for version in (first, tuned):
+        train(str(asked(api, trainer, version).pk))
+        certificate = ReplayCertificate.objects.get(version=version)
+        assert certificate.equal, certificate.details
 
 
 def test_a_second_replay_waits_for_the_first_and_a_version_without_a_run_has_none(version, api, trainer, organization):
