@@ -34,7 +34,7 @@ from dlplatform.engine.transformers_images import pretrained
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
 from dlplatform.engine.transformers_models import TransformersBase, try_out
 from dlplatform.engine.transformers_settings import SENSES
-from dlplatform.engine.user_code import CodeNetwork, load_build, started_from
+from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
 
 Started = package.Package | TransformersBase | None
 
@@ -115,7 +115,8 @@ def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) 
         raise EngineError("bad_config", "mode lora is not for networks of one's own.", "Take mode full or head.")
     torch.manual_seed(spec.config.seed)  # what the base does not give begins as the code says
     network = build_own(replace(base.network.shape, outputs=dataset.target.outputs))
-    fresh = started_from(network, base.network)
+    classes = Classes(base.description["output"].get("classes", []), dataset.target.classes)
+    fresh = started_from(network, base.network, classes)
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network, build_own), plan
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -154,6 +154,20 @@ class CodeNetwork(RowNetwork):
             raise EngineError("code_error", f"{FUNCTION} returned a module without parameters that can be trained.")
         return made
 
+    def axes_of_classes(self) -> dict[str, int]:
+        """The tensors that have one place for each output, and the axis: what the code builds otherwise for one more."""
+        with torch.random.fork_rng(devices=[]):
+            more = CodeNetwork(
+                replace(self.shape, outputs=self.shape.outputs + 1), self._build, self._params
+            ).state_dict()
+        axes = {}
+        for name, tensor in self.state_dict().items():
+            sizes = zip(tensor.shape, more[name].shape, strict=False) if name in more else ()
+            grown = [axis for axis, (one, other) in enumerate(sizes) if other == one + 1]
+            if len(grown) == 1 and tensor.shape[grown[0]] == self.shape.outputs:
+                axes[name] = grown[0]
+        return axes
+
     @torch.no_grad()
     def initialise(self, statistics: Statistics, seed: int) -> None:
         """As `RowNetwork.initialise`; the module is built anew, so that its weights follow from the seed alone."""
@@ -181,18 +195,56 @@ class CodeNetwork(RowNetwork):
         return copied.to(self.target_center.device)
 
 
-def started_from(network: CodeNetwork, base: nn.Module) -> list[str]:
-    """Take over the weights of a base that the same code built; the blocks that its shapes do not fit begin anew.
+@dataclass(frozen=True)
+class Classes:
+    """What a base answered and what the network is to answer, in the order of their outputs."""
 
-    Which parts depend on the number of classes only the code knows: those whose shapes differ. Raises EngineError
-    ``code_error`` when it builds other parts than it did.
+    old: Sequence[str]
+    new: Sequence[str]
+
+    @property
+    def changed(self) -> bool:
+        return list(self.old) != list(self.new)
+
+    def carried(self, fresh: Tensor, known: Tensor, axis: int) -> Tensor:
+        """A new tensor with the base's slices of the classes that both have."""
+        places = {label: place for place, label in enumerate(self.old)}
+        result = fresh.clone()
+        for place, label in enumerate(self.new):
+            if label in places:
+                result.select(axis, place).copy_(known.select(axis, places[label]))
+        return result
+
+
+def started_from(network: CodeNetwork, base: nn.Module, classes: Classes) -> list[str]:
+    """Take over the weights of a base that the same code built; the blocks that did not fit whole.
+
+    Where the classes changed, those of both keep what they have along the axis that grows with their number; the rest of
+    such a tensor begins as the code says, and so does one of any other shape. Raises EngineError ``code_error`` when the
+    code builds other parts than it did.
     """
     wanted, given = network.state_dict(), base.state_dict()
     if odd := sorted(wanted.keys() ^ given.keys()):
         raise EngineError("code_error", f"{FUNCTION} makes other parts than the base has, such as {odd[0][:200]!r}.")
-    fitting = {name: tensor for name, tensor in given.items() if tensor.shape == wanted[name].shape}
-    network.load_state_dict({**wanted, **fitting})
+    axes = network.axes_of_classes() if classes.changed else {}
+    carried = {
+        name: classes.carried(wanted[name], given[name], axis)
+        for name, axis in axes.items()
+        if _differ_along(wanted[name], given[name], axis, len(classes.old))
+    }
+    fitting = {
+        name: tensor for name, tensor in given.items() if name not in axes and tensor.shape == wanted[name].shape
+    }
+    network.load_state_dict({**wanted, **fitting, **carried})
     return list(dict.fromkeys(block_of(name) for name in wanted if name not in fitting))
+
+
+def _differ_along(wanted: Tensor, given: Tensor, axis: int, outputs: int) -> bool:
+    """Whether the shapes are the same but for that axis, which has one place for each output of the base."""
+    if wanted.dim() != given.dim() or given.shape[axis] != outputs:
+        return False
+    others = [place for place in range(given.dim()) if place != axis]
+    return all(wanted.shape[place] == given.shape[place] for place in others)
 
 
 def load_build(folder: Path) -> Build:

@@ -8,16 +8,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dlplatform.engine import package
 from dlplatform.engine.config import ConfigError, parse_config
 from dlplatform.engine.denials import failure_of
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.events import SPOOL, read_events
+from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.predict import Predictor
+from dlplatform.engine.preprocessing import InputSizes
 from dlplatform.engine.run import run_job
 from dlplatform.engine.sandboxed import run_script
 from dlplatform.engine.scripting import ScriptRun
+from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
 from tests.fixtures import own_code
 
 
@@ -200,3 +204,55 @@ def test_an_engine_error_goes_through_unchanged():
     with pytest.raises(EngineError, match="not a number"):
         guarded("model.py", fails)
     assert failure_of("x", RuntimeError("DefaultCPUAllocator: can't allocate memory")).code == "memory_limit"
+
+
+GROWING = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.body = nn.Linear(inputs, 5)
+        self.answer = nn.Linear(5, outputs)
+        self.mixed = nn.Parameter(torch.randn(3, outputs))
+        self.square = nn.Parameter(torch.randn(outputs, outputs))
+
+    def forward(self, given):
+        return self.answer(torch.relu(self.body(given["numbers"]))) + 0 * (self.mixed.sum() + self.square.sum())
+
+def build(schema, **params):
+    return Net(schema.numbers, schema.outputs)
+"""
+
+
+def test_classes_that_a_base_knows_keep_what_it_learned_of_them(tmp_path):
+    """Whatever the code calls its head and however its tensors lie: the axis is found by building for one class more."""
+    (tmp_path / "model.py").write_text(GROWING)
+    build, inputs = load_build(tmp_path), InputSizes(2, (), (), 0)
+
+    def network(outputs):
+        torch.manual_seed(outputs)
+        return CodeNetwork(NetworkShape("code", 1, 1, outputs, inputs, kind="class"), build, {})
+
+    base, grown, before = network(2), network(3), network(3)
+    for name in ("center", "inverse_scale", "known"):
+        getattr(base.encoder, name).fill_(1)
+    random = torch.get_rng_state()
+    fresh = started_from(grown, base, Classes(["a", "b"], ["a", "b", "c"]))
+    assert torch.equal(torch.get_rng_state(), random)
+    found, new, old = grown.state_dict(), before.state_dict(), base.state_dict()
+    assert torch.equal(found["model.answer.weight"][:2], old["model.answer.weight"])
+    assert torch.equal(found["model.answer.weight"][2], new["model.answer.weight"][2])
+    assert torch.equal(found["model.answer.bias"][:2], old["model.answer.bias"])
+    assert torch.equal(found["model.mixed"][:, :2], old["model.mixed"])
+    assert torch.equal(found["model.mixed"][:, 2], new["model.mixed"][:, 2])
+    assert torch.equal(
+        found["model.square"], new["model.square"]
+    )  # of two axes nobody knows which is that of the classes
+    assert torch.equal(found["model.body.weight"], old["model.body.weight"])
+    assert set(fresh) == {"model.answer", "model"}
+
+    same = network(2)
+    assert started_from(same, base, Classes(["a", "b"], ["a", "b"])) == []
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in old.items())
