@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from packaging.requirements import InvalidRequirement, Requirement
 
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require_code
@@ -24,11 +22,10 @@ from registry.models import ModelVersion
 
 from .models import CodeBundle
 
-ARCHITECTURE, SCRIPT, REQUIREMENTS = "model.py", "main.py", "requirements.txt"
+ARCHITECTURE, SCRIPT = "model.py", "main.py"
 MOST_BYTES = 7 * 1024 * 1024
 MOST_UNPACKED = 32 * 1024 * 1024
 MOST_FILES = 1_000
-MOST_REQUIREMENTS = 64 * 1024
 ONE_FILE = "Send one .py file, or a zip of the files with model.py or main.py at its top."
 
 
@@ -133,39 +130,6 @@ def entry_of(bundle: CodeBundle, wanted: str) -> str:
         told = "both main.py and model.py" if found else "neither main.py nor model.py"
         raise _invalid("entry", f"The code has {told}; say with `entry` which file to start with.", "required")
     return found[0]
-
-
-def check_requirements(bundle: CodeBundle) -> None:
-    """Compare requirements.txt with what is installed: a sandbox fetches nothing. ValidationError on `code`."""
-    if REQUIREMENTS not in bundle.tree:
-        return
-    if bundle.tree[REQUIREMENTS]["size"] > MOST_REQUIREMENTS:
-        raise _invalid("code", f"{REQUIREMENTS} is larger than {MOST_REQUIREMENTS >> 10} KB.", "bad_requirements")
-    text = object_store(bundle.organization).read(bundle.tree[REQUIREMENTS]["sha256"]).decode("utf-8", "replace")
-    problems = [problem for line in text.splitlines() if (problem := _problem_with(line.partition("#")[0].strip()))]
-    if problems:
-        raise _invalid("code", f"{REQUIREMENTS}: {' '.join(problems[:10])}", "missing_requirements")
-
-
-def _problem_with(line: str) -> str:
-    """What is wrong with one requirement, with the fix; "" when it is met or does not apply here."""
-    if not line:
-        return ""
-    try:
-        wanted = Requirement(line)
-    except InvalidRequirement:
-        return f"“{line[:80]}” is no plain requirement; write a name with versions, such as scikit-learn>=1.5."
-    if wanted.url:
-        return f"“{wanted.name}” names an address, and nothing is fetched; write its name with versions."
-    if wanted.marker and not wanted.marker.evaluate():
-        return ""
-    try:
-        found = metadata.version(wanted.name)
-    except metadata.PackageNotFoundError:
-        return f"“{wanted.name}” is not installed here; have an operator install it, or do without it."
-    if wanted.specifier and not wanted.specifier.contains(found, prereleases=True):
-        return f"“{wanted.name}{wanted.specifier}” is wanted and {found} is installed; allow {found}."
-    return ""
 
 
 def _refused(message: str, code: str) -> ValidationError:

@@ -20,10 +20,11 @@ from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
 
 from . import states
-from .code import ARCHITECTURE, check_requirements, entry_of
+from .code import ARCHITECTURE, entry_of, object_store
 from .experiments import experiment_for
 from .models import CodeBundle, Experiment, Run, Trial
 from .records import append_event
+from .requirements import check_requirements
 
 LANGUAGE = "language-model"
 LEAST_ROWS = 10
@@ -120,7 +121,7 @@ def check_code(actor: User, organization: Organization, code: CodeBundle, entry:
         raise _invalid(
             "code", "An architecture of one's own predicts from rows; use a script for texts.", "not_for_task"
         )
-    check_requirements(code)
+    check_requirements(code, object_store(code.organization))
     return entry
 
 

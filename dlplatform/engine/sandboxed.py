@@ -18,6 +18,7 @@ from dlplatform.engine.denials import failure_of
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.job import CODE, SPEC, STACKS
 from dlplatform.engine.scripting import ScriptRun, read_raw
+from dlplatform.engine.wheels import make_importable
 
 ARCHITECTURE: Final = "model.py"
 FINISHED, FAILED, INTERRUPTED = 0, 1, 75
@@ -70,14 +71,13 @@ def run_script(folder: Path, spec: dict[str, Any]) -> int:
     module = types.ModuleType("dlp_run")
     module.run = run  # type: ignore[attr-defined]
     sys.modules["dlp_run"] = module
-    sys.path.insert(0, str(folder / CODE))
     sys.argv = [str(folder / CODE / spec["entry"])]
     sys.stdout, sys.stderr = _Lines(run, "info"), _Lines(run, "warning")
     try:
         with (folder / STACKS).open("a") as stacks:
             faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
             run.started(_environment())
-            return _run_guarded(run, spec["entry"])
+            return _run_guarded(run, folder / CODE, spec["entry"])
     finally:
         faulthandler.unregister(signal.SIGUSR1)
         for stream in (sys.stdout, sys.stderr):
@@ -91,14 +91,18 @@ def _environment() -> dict[str, Any]:
     return {"versions": {"python": platform.python_version()}, "platform": sys.platform}
 
 
-def _run_guarded(run: ScriptRun, entry: str) -> int:
+def _run_guarded(run: ScriptRun, code: Path, entry: str) -> int:
     """The boundary: however a script ends, the run says how."""
     try:
+        make_importable(code)
+        sys.path.insert(0, str(code))
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as leaving:
         if leaving.code not in (None, 0):
             error = EngineError("code_error", f"{entry} left with the exit code {str(leaving.code)[:200]}.")
             return _failed(run, error)
+    except EngineError as error:
+        return _failed(run, error)
     except BaseException as error:
         if run.should_stop and isinstance(error, KeyboardInterrupt):
             return INTERRUPTED

@@ -24,6 +24,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.network import Batch, InputEncoder, NetworkShape, RowNetwork
 from dlplatform.engine.preprocessing import InputSizes
 from dlplatform.engine.statistics import CLIP, Statistics
+from dlplatform.engine.wheels import make_importable
 
 ENTRY: Final = "model.py"
 FUNCTION: Final = "build"
@@ -255,6 +256,7 @@ def load_build(folder: Path) -> Build:
     path = folder / ENTRY
     if not path.is_file():
         raise EngineError("code_missing", f"The code has no {ENTRY}.")
+    make_importable(folder)
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     found = importlib.util.spec_from_file_location(MODULE, path)
