@@ -56,7 +56,7 @@ class Optimizing:
         try:
             with tempfile.TemporaryDirectory(prefix="optimize-", dir=settings.JOB_PATH) as folder:
                 # Others compute on the same machine, and threads that wait for one another are the first to suffer.
-                with lease_kept(self.optimization), threads(serving_threads()):
+                with lease_kept(self.optimization), threads(serving_threads(settings.SERVE_PROCESSES)):
                     self._work(Path(folder))
                 self._finish()
         except Stopped:
@@ -107,7 +107,7 @@ class Optimizing:
             )
             told = report(
                 parent, folder, rows, self.optimization.tolerance, lambda done: beat(0.6 + 0.3 * done, "measuring"),
-                self._compiler,
+                self._compiler, settings.SERVE_PROCESSES,
             )  # fmt: skip
         except (BrokenPass, EngineError) as error:
             code = error.code if isinstance(error, EngineError) else "broken"

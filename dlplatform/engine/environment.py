@@ -77,8 +77,9 @@ def pin_threads(job_dir: Path, config: TrainingConfig, recorded: int | None, pro
 
 
 def serving_threads(processes: int = 1) -> int:
-    """Those of torch where a model answers: half of the cores that are left to one of so many processes, four at most. Its threads wait for each other, and one that shares
-    its core with the Python around it makes a small model ten times as slow (measured on two cores)."""
+    """Those of torch where a model answers: half of the cores that are left to one of so many processes, four at most. Its
+    threads wait for each other, and one that shares its core with the Python around it makes a small model ten times as slow
+    (measured on two cores)."""
     return max(1, min(4, len(os.sched_getaffinity(0)) // 2 // processes))
 
 

@@ -30,15 +30,15 @@ QUALITY: Final = {"class": "accuracy", "labels": "right labels", "number": "R²"
 
 def report(
     parent: Path, variant: Path, dataset: Dataset, tolerance: float, beat: Callable[[float], None] = lambda _: None,
-    compiler: Compiler | None = None,
+    compiler: Compiler | None = None, processes: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """JSON: rows, quality, agreement, difference, latency (seconds), load (seconds), size (bytes), machine, problems, notes;
     of what ``compiler`` compiles also compile: {seconds, bytes}.
 
     ``problems`` are [{code: slower·bigger·worse, sentence}]; without any nothing speaks against the variant. Measured
-    in turns with the parent. ``tolerance``: points that the quality may fall by.
+    in turns with the parent. ``tolerance``: points that the quality may fall by. ``processes``: that answer side by side here.
     """
-    with threads(serving_threads()):
+    with threads(serving_threads(processes)):
         return _report(parent, variant, dataset, tolerance, beat, compiler)
 
 
