@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dlplatform.engine import compact, graphs, programs, transformers_models
+from dlplatform.engine import compact, graphs, programs, transformers_images, transformers_models
 from dlplatform.engine.adapters import PREFIX, load_tensors, merged
 from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine.blocks import block_of
@@ -41,7 +41,7 @@ from dlplatform.engine.tokens import FILE as TOKENIZER
 from dlplatform.engine.tokens import MAXIMUM_BYTES as TOKENIZER_BYTES
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import CONFIG as TRANSFORMERS_CONFIG
-from dlplatform.engine.transformers_config import checked
+from dlplatform.engine.transformers_config import IMAGE, checked
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_tokens import read_transformers_tokenizer
@@ -129,8 +129,19 @@ def weights_file(description: dict[str, Any]) -> str:
 
 def read_base(directory: Path, *, sandboxed: bool = False) -> Package | TransformersBase:
     """What a run starts from: a package of ours, or a Hugging Face directory; see `load`. Raises PackageError."""
-    ours = (directory / MODEL).is_file() or not (directory / TRANSFORMERS_CONFIG).is_file()
-    return load(directory, sandboxed=sandboxed) if ours else transformers_models.read_base(directory)
+    if (directory / MODEL).is_file() or not (directory / TRANSFORMERS_CONFIG).is_file():
+        return load(directory, sandboxed=sandboxed)
+    base = transformers_models.read_base(directory)
+    config = base.transformer.config
+    transformers_models.require_filled(
+        base,
+        lambda: (
+            transformers_images.build(config, fresh=False)
+            if base.sense == IMAGE
+            else transformers_models.build(config, base.writes)
+        ),
+    )
+    return base
 
 
 def runs_code(description: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ The library is imported when the first such network is built, so that processes 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,20 @@ def read_base(directory: Path) -> TransformersBase:
         raise PackageError(f"{TOKENIZER} is larger than {TOKENIZER_BYTES >> 20} MB.")
     content = path.read_text("utf-8", errors="replace")
     return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw))
+
+
+def require_filled(base: TransformersBase, make: Callable[[], Any]) -> None:
+    """Before any of its network is allocated: a config can describe one that no weights of that size could fill.
+
+    Raises PackageError.
+    """
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in make().parameters())
+    held = sum(path.stat().st_size for path in _weight_files(base.directory))
+    if wanted > held:  # a number takes a byte at least
+        raise PackageError(
+            f"The weights of the base do not fit {CONFIG}: it describes {wanted:,} numbers, and their files have {held:,} bytes."
+        )
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

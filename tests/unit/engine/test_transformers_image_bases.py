@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_pixels import read_image_processor
 from tests.unit.engine.conftest import read_spool
 from tests.unit.engine.test_modalities import image_job, keep_images, last_events, squares
-from tests.unit.engine.transformers_bases import IMAGES, PROCESSOR, TINY, tiny_images
+from tests.unit.engine.transformers_bases import IMAGES, PROCESSOR, TINY, tiny_bert, tiny_gpt, tiny_images
 
 PREFIX = "encoder.images.body.model."
 CONFIG = {"epochs": 2, "threads": 1, "batch_size": 16, "checkpoint_seconds": 0.05, "importance": False}
@@ -183,6 +184,30 @@ def test_texts_beside_the_images_are_read_by_a_network_of_their_own(
     shutil.copytree(bases("resnet"), made / "base")
     architecture = Predictor(trained(made)).description["architecture"]
     assert architecture["transformer"]["fresh"] and "fresh" not in architecture["image_transformer"]
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (
+            lambda folder: tiny_images(folder, "vit"),
+            {"num_hidden_layers": 12, "hidden_size": 65536, "num_attention_heads": 2},
+        ),
+        (tiny_bert, {"num_hidden_layers": 12, "hidden_size": 65536, "num_attention_heads": 2}),
+        (tiny_gpt, {"n_layer": 12, "n_embd": 65536}),
+    ],
+    ids=["images", "texts", "language"],
+)
+def test_what_no_weights_could_fill_is_never_built(
+    tmp_path: Path, make: Callable[[Path], Path], change: dict[str, int]
+) -> None:
+    base = make(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **change}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PackageError, match="The weights of the base do not fit"):
+        package.read_base(base)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KB: far below what it describes
 
 
 @pytest.mark.parametrize(
