@@ -51,15 +51,17 @@ def finetune(
     of their own, Hugging Face directories: by default classification from all columns but the target. By default the result goes to the base's own model:
     on main if the base is its head, else on a branch of its own.
     """
-    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
-    if experiment is None:
-        experiment = experiment_named(
-            actor=actor, organization=version.model.organization, name=f"Fine-tuning {version.model.name}"[:120]
-        )
+    chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
     return services.create_run(
-        actor=actor, experiment=experiment, name=name, register_as=register_as or version.model.name,
+        actor=actor, experiment=experiment or experiment_of(actor, version), name=name, register_as=register_as or version.model.name,
         branch=branch or _branch(version, register_as), **chosen,
     )  # fmt: skip
+
+
+def experiment_of(actor: User, version: ModelVersion) -> Experiment:
+    """The experiment that holds what starts from a model, unless another one is named."""
+    name = f"Fine-tuning {version.model.name}"[:120]
+    return experiment_named(actor=actor, organization=version.model.organization, name=name)
 
 
 def request_finetune_preflight(
@@ -68,18 +70,18 @@ def request_finetune_preflight(
     features: Sequence[str] | None = None,
 ) -> Preflight:  # fmt: skip
     """Take two steps of the run that `finetune` would queue with the same choices, whose errors are the same."""
-    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
     return request_preflight(actor=actor, **chosen)
 
 
-def _choices(
+def choices_of(
     actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None,
     config: dict[str, Any] | None, task: str, target: str | Sequence[str] | None, features: Sequence[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the run of a fine-tuning is, checked. Errors name the field and the fix."""
     require(actor, "run.write", version.model.organization)
     parsed = parsed_settings(settings or {})
-    _require_usable(version, parsed, task)
+    require_usable(version, parsed, task)
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
     return {
@@ -94,7 +96,7 @@ def _choices(
     }
 
 
-def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
+def require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
     """Raises Conflict or ValidationError for what no run can start from."""
     availability.require_files(version)
     if brings_graph(version):

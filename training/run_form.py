@@ -258,7 +258,7 @@ class RunForm(forms.Form):
         config: dict[str, Any] = {}
         params: dict[str, Any] = {}
         for name, field in self.fields.items():
-            if not isinstance(field, SettingField):
+            if not isinstance(field, SettingField) or not name.startswith("config."):
                 continue
             value = field.to_python(self[name].value())
             if value is not None:

@@ -37,3 +37,14 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("#run-form button[data-all], #run-form button[data-none]");
   if (button) estimate(button.form);
 });
+
+// A link to another form takes along what was filled in here.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("#run-form a[data-carries]");
+  if (!link) return;
+  const address = new URL(link.href);
+  for (const [name, value] of new FormData(link.closest("form"))) {
+    if (value !== "" && name !== "csrfmiddlewaretoken") address.searchParams.append(name, value);
+  }
+  link.href = address;
+});
