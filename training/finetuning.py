@@ -1,6 +1,7 @@
 """Fine-tuning a version of the registry: what fits it, and the run that does it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -13,7 +14,7 @@ from dlplatform.api import Conflict
 from dlplatform.engine.blocks import chosen
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
-from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
@@ -28,6 +29,10 @@ from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
 from .models import Experiment, Preflight, Run
 from .preflights import request_preflight
+
+SETTINGS = tuple(field.name for field in fields(FinetuneConfig))
+PART = "finetune"  # where the settings stand in the body of a request that holds more
+FIRST = "first"  # how adapters were stored before peft's format
 
 
 def finetune(
@@ -150,12 +155,45 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:
-    """Raises ValidationError with every problem."""
+    """Those of a new fine-tuning. Raises ValidationError with every problem."""
+    parsed = _parsed(settings)
+    if parsed.format == FIRST:
+        text = "New adapters are stored as the peft library does; leave this out, or clone the run that is to be as it was."
+        raise _invalid("format", text, "not_for_new")
+    return parsed
+
+
+def _parsed(settings: Mapping[str, Any]) -> FinetuneConfig:
     try:
         return parse_finetune(dict(settings))
     except ConfigError as error:
         problems = {field: ValidationError(message, code=code) for field, code, message in error.problems}
         raise ValidationError(problems) from error
+
+
+def settings_of_clone(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fine-tuning settings of a run with changes. Raises Conflict, and ValidationError for `finetune.NAME`.
+
+    What a run shows can be given again. The first format is kept for a run that is trained again as it was.
+    """
+    if run.base_version is None or run.finetune is None:
+        raise _invalid("finetune", "This run starts from no base; leave this out.", "not_for_run")
+    recorded = recorded_finetune(run.finetune)
+    try:
+        wanted = _parsed({**recorded.to_dict(), **changes})
+        if wanted.format == FIRST and wanted != recorded:
+            text = "This format is kept for training a run again as it was; give peft to change how it is fine-tuned."
+            raise _invalid("format", text, "not_for_new")
+        require_usable(run.base_version, wanted, run.task)
+    except ValidationError as error:
+        raise as_part(error) from error
+    return wanted.to_dict()
+
+
+def as_part(error: ValidationError) -> ValidationError:
+    """The errors of settings that are sent as one block: `rank` is `finetune.rank`."""
+    named = {f"{PART}.{field}" if field in SETTINGS else field: each for field, each in error.error_dict.items()}
+    return ValidationError(named)
 
 
 def check_base(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import block_of
-from dlplatform.engine.finetune_config import RECORDED_FIELDS, FinetuneConfig
+from dlplatform.engine.finetune_config import FinetuneConfig
 from dlplatform.engine.package import weights_content
 from registry import deletion
 from registry.jobs import merge as merge_work
@@ -18,10 +18,10 @@ from registry.tensors import tensor_shapes
 from tests import factories
 from tests.integration.conftest import QUICK, flower_rows
 from tests.integration.training_by_api import trained_version
-from training.finetune_api import SettingsIn
 from training.finetuning import fitting_data
 from training.jobs import train
 from training.models import Run
+from training.serializers import SettingsIn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -143,8 +143,51 @@ def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
 
 
 def test_every_setting_of_the_engine_can_be_asked_for():
-    recorded = {field.name for field in RECORDED_FIELDS}
-    assert {field.name for field in fields(FinetuneConfig)} - recorded == set(SettingsIn().fields)
+    assert {field.name for field in fields(FinetuneConfig)} == set(SettingsIn().fields)
+
+
+def test_what_the_api_shows_of_a_fine_tuning_can_be_sent_back(base, flowers, trainer, api):
+    version = tuned(api, trainer, base, flowers, mode="lora", rank=2, blocks=["hidden.0"])
+    client, again = api(trainer), {"dataset_version": str(flowers.pk), "config": {"epochs": 1, "threads": 1}}
+    run = client.get(f"/api/v1/runs/{version.lineage['run']}").json()
+    made = client.get(f"/api/v1/model-versions/{version.pk}").json()
+    shown = [run["finetune"], made["lineage"]["finetune"]]
+    assert all(block["format"] == "peft" for block in shown)
+    body = again | {
+        "space": [{"name": "epochs", "kind": "integer", "low": 1, "high": 2}],
+        "trials": 1,
+        "base_version": str(base.pk),
+    }
+    for block in shown:
+        for address, sent in ((f"/api/v1/models/{base.model_id}/finetune", again | block | {"version": str(base.pk)}),
+                              (f"/api/v1/model-versions/{base.pk}/finetune-preflight", again | block),
+                              (f"/api/v1/runs/{run['id']}/clone", {"finetune": block}),
+                              ("/api/v1/sweeps", body | {"finetune": block})):  # fmt: skip
+            answer = client.post(address, sent, format="json")
+            assert answer.status_code in (201, 202), (address, answer.content)
+            assert answer.json().get("finetune", block) == block
+        assert (
+            client.post(f"/api/v1/model-versions/{base.pk}/finetune-outlook", block, format="json").status_code == 200
+        )
+
+    # A run from before peft's format is shown as it was meant, and cloned as it was; what is new is peft's.
+    old = {name: value for name, value in run["finetune"].items() if name not in ("format", "head")}
+    Run.objects.filter(pk=run["id"]).update(finetune=old)
+    block = client.get(f"/api/v1/runs/{run['id']}").json()["finetune"]
+    assert block == {**old, "format": "first", "head": "adapted"}
+    clone = f"/api/v1/runs/{run['id']}/clone"
+    assert client.post(clone, {"finetune": block}, format="json").json()["finetune"] == block
+    changed = client.post(clone, {"finetune": {**block, "format": "peft", "rank": 3}}, format="json")
+    assert (changed.json()["finetune"]["rank"], changed.json()["finetune"]["format"]) == (3, "peft")
+    refusals = [
+        (f"/api/v1/models/{base.model_id}/finetune", again | block, "format"),
+        (clone, {"finetune": block | {"rank": 3}}, "finetune.format"), (clone, {"finetune": {"rank": 0}}, "finetune.rank"),
+        (clone, {"finetune": {"odd": 1}}, "finetune.odd"), ("/api/v1/sweeps", body | {"finetune": block}, "finetune.format"),
+        (f"/api/v1/runs/{base.lineage['run']}/clone", {"finetune": {"rank": 1}}, "finetune"),
+    ]  # fmt: skip
+    for address, sent, attr in refusals:
+        answer = client.post(address, sent, format="json")
+        assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == attr, (address, answer.content)
 
 
 @pytest.mark.parametrize("head", ["whole", "adapted"])
@@ -180,3 +223,12 @@ def test_the_page_queues_a_run(base, flowers, trainer, viewer, stranger, web):
     assert run.finetune["mode"] == "head" and run.finetune["blocks"] == ["head"]
     clone = web(trainer).post(f"/api/v1/runs/{run.pk}/clone", {}, content_type="application/json")
     assert clone.status_code == 201 and clone.json()["finetune"] == run.finetune
+    again = web(trainer).get("/runs/new", {"clone": str(run.pk)}, follow=True)
+    form = again.context["form"]
+    assert again.redirect_chain[0][0].startswith(address) and (
+        form["finetune.mode"].value(),
+        form["blocks"].value(),
+    ) == (
+        "head",
+        ["head"],
+    )

@@ -6,9 +6,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
-from training.finetune_api import SettingsIn
 from training.models import Run, Sweep, Trial
-from training.serializers import TargetField
+from training.serializers import SettingsIn, TargetField
 
 from .judging import ALL_METRICS
 from .plans import LIMITS

@@ -90,7 +90,7 @@ def _parsed(finetune: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return finetuning.parsed_settings(finetune).to_dict()
     except ValidationError as error:
-        raise _renamed(error, {}) from error
+        raise finetuning.as_part(error) from error
 
 
 def check_ways(subject: Subject, dimensions: Sequence[Dimension]) -> None:
@@ -114,7 +114,7 @@ def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], plac
         names = {"version": "base_version"}
         for name in ("mode", tuning.BLOCKS):
             if (place := places.get(f"{tuning.PREFIX}{name}")) is not None:
-                names[name] = f"space.{place}.choices"
+                names[f"{tuning.PREFIX}{name}"] = f"space.{place}.choices"
         raise _renamed(error, names) from error
     except Conflict as conflict:
         place = places.get(f"{tuning.PREFIX}mode")
@@ -135,12 +135,9 @@ def _check_fixed(subject: Subject, dimensions: Sequence[Dimension]) -> None:
 
 
 def _renamed(error: ValidationError, names: Mapping[str, str]) -> ValidationError:
-    """The errors with the names that the fields have in a sweep: `rank` is `finetune.rank`."""
-    renamed: dict[str, Any] = {}
-    for field, errors in error.error_dict.items():
-        own = f"{tuning.PREFIX}{field}" if field in (*tuning.NAMES, "format") else field
-        renamed[names.get(field, own)] = errors
-    return ValidationError(renamed)
+    """The errors with the names that the fields have in a sweep."""
+    own = finetuning.as_part(error).error_dict
+    return ValidationError({names.get(field, field): errors for field, errors in own.items()})
 
 
 def _invalid(field: str, text: str, code: str) -> ValidationError:
