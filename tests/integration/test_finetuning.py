@@ -5,12 +5,14 @@ import math
 from dataclasses import fields
 
 import pytest
+from guardian.shortcuts import assign_perm
 
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.finetune_config import FinetuneConfig
 from dlplatform.engine.package import weights_content
 from registry import deletion
+from registry.jobs import compare as compare_work
 from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
@@ -232,3 +234,48 @@ def test_the_page_queues_a_run(base, flowers, trainer, viewer, stranger, web):
         "head",
         ["head"],
     )
+
+
+def test_adapters_of_other_models_are_compared_with_their_base_and_each_other(
+    base, flowers, trainer, viewer, stranger, api, web
+):
+    one = tuned(api, trainer, base, flowers, mode="lora", rank=1, register_as="small")
+    two = tuned(api, trainer, base, flowers, mode="lora", rank=2, register_as="larger")
+    page = web(viewer).get(f"/model-versions/{base.pk}/").content.decode()
+    assert all(f'value="{each.pk}"' in page for each in (base, one, two)) and "Compare the ticked" in page
+    ticked = {"version": [str(each.pk) for each in (base, one, two)]}
+    table = web(viewer).get("/model-versions/compare", ticked).content.decode()
+    assert "finetune.rank" in table and "3 versions beside each other" in table
+    diff = web(viewer).get("/model-versions/compare", {"version": ticked["version"][:2]}, follow=True)
+    text = diff.content.decode()
+    assert diff.redirect_chain[0][0] == f"/models/{one.model_id}/diff?base={base.pk}&head=1"
+    assert "An adapter and its base" in text and f"{base} → {one}" in text and str(two) in text
+    siblings = web(viewer).get(f"/models/{two.model_id}/diff", {"base": str(one.pk), "head": "1"}).content.decode()
+    assert "Two adapters over one base" in siblings and "finetune.rank" in siblings
+
+    told = api(viewer).get(f"/api/v1/models/{one.model_id}/diff?base={base.pk}&head=1").json()
+    assert (told["base"]["model"], told["common_ancestor"]) == (str(base.model_id), None)
+    asked = {"base": str(base.pk), "head": str(one.pk), "dataset_version": str(flowers.pk)}
+    made = api(trainer).post(f"/api/v1/models/{one.model_id}/comparisons", asked, format="json")
+    assert made.status_code == 202, made.content
+    compare_work(made.json()["id"])
+    done = api(viewer).get(f"/api/v1/comparisons/{made.json()['id']}").json()
+    assert done["state"] == "succeeded" and done["result"]["behaviour"]["rows"] == 240, done["error"]
+    shown = web(viewer).get(f"/models/{one.model_id}/diff", {"base": str(base.pk), "head": "1"}).content.decode()
+    assert "Flipped to right" in shown
+    pressed = web(trainer).post(f"/models/{two.model_id}/compare", {"base": str(one.pk), "head": str(two.pk)})
+    assert pressed.url == f"/models/{two.model_id}/diff?base={one.pk}&head=1"
+
+    # Whoever may see one of the models alone learns nothing of the other.
+    assert web(stranger).get(f"/models/{one.model_id}/diff", {"base": str(base.pk)}).status_code == 404
+    assert "Nothing to compare" in web(stranger).get("/model-versions/compare", ticked).content.decode()
+    assign_perm("view_registeredmodel", stranger, one.model)
+    alone = web(stranger).get("/model-versions/compare", ticked).content.decode()
+    assert "1 version beside each other" in alone and str(two) not in alone
+    refused = api(stranger).get(f"/api/v1/models/{one.model_id}/diff?base={base.pk}&head=1")
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "base"
+    assert api(stranger).get(f"/api/v1/comparisons/{made.json()['id']}").status_code == 404
+    assert api(stranger).get(f"/api/v1/models/{one.model_id}/comparisons").json()["results"] == []
+    nothing = {**asked, "base": "0c1c9a52-0000-0000-0000-000000000000"}
+    unknown = api(trainer).post(f"/api/v1/models/{one.model_id}/comparisons", nothing, format="json")
+    assert unknown.status_code == 400 and unknown.json()["errors"][0]["attr"] == "base"
