@@ -64,6 +64,13 @@ def effective(shared: Mapping[str, Any] | None, point: Mapping[str, Any]) -> dic
     return {name: value for name, value in point.items() if not name.startswith(PREFIX) or counts(bare(name), chosen)}
 
 
+def shared_by_all(shared: Mapping[str, Any], searched: Iterable[str]) -> dict[str, Any]:
+    """{finetune.mode: lora} of what is not searched and does something in a trial; blocks as a text."""
+    fixed = {name: shared.get(name) for name in NAMES if f"{PREFIX}{name}" not in set(searched)}
+    told = {name: " ".join(value) if isinstance(value, list) else value for name, value in fixed.items()}
+    return {f"{PREFIX}{name}": value for name, value in told.items() if value and counts(name, fixed)}
+
+
 def problems_with(name: str, value: Any, shared: Mapping[str, Any] | None) -> list[Problem]:
     """What the engine says to one value of one setting; ``shared`` is None in a search without a base."""
     if shared is None:

@@ -16,7 +16,7 @@ from training.forms import PromotionForm
 from training.models import Run, Sweep, Trial
 from training.sweeps import drawing, services
 from training.sweeps.progress import progress_of
-from training.sweeps.tuning import effective
+from training.sweeps.tuning import effective, shared_by_all
 
 PARTS = {"state": "training/_sweep_state.html", "charts": "training/_sweep_charts.html"}
 SORTS = {"number": "number", "state": "state", "value": "value"}
@@ -63,6 +63,7 @@ def sweep_page(request: HttpRequest, sweep: UUID) -> HttpResponse:
     request.GET.pop("part", None)  # what it links to are pages
     trials = _trials(found)
     context = {"section": "sweeps", "sweep": found, "can_write": may(request.user, "run.write", found)}
+    context["shared_tuning"] = shared_by_all(found.finetune or {}, [one["name"] for one in found.space])
     if part != "charts":
         context |= _state(request, found, trials)
     if part != "state":

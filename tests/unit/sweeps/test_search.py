@@ -10,7 +10,7 @@ from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from training.sweeps.rungs import Standing, last_hope, median_verdict, promotable, rung_epochs
 from training.sweeps.sampling import Past, propose
 from training.sweeps.space import SpaceError, dimensions_of, grid_order, grid_size, parse_space, with_settings
-from training.sweeps.tuning import tuned
+from training.sweeps.tuning import shared_by_all, tuned
 
 RATE = {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-1, "log": True, "points": 4}
 WIDTH = {"name": "params.width", "kind": "integer", "low": 8, "high": 64, "points": 3}
@@ -231,3 +231,9 @@ def test_fine_tuning_is_searched_from_a_base_only():
         parsed(MODE)
     assert refused.value.problems[0][:2] == ("space.0.name", "unknown_field")
     assert "base_version" in refused.value.problems[0][2]
+
+
+def test_what_all_trials_share_is_told_without_what_counts_nowhere():
+    told = shared_by_all(WHOLE | {"mode": "head", "blocks": ["a", "b"]}, ["finetune.layer_decay"])
+    assert told == {"finetune.mode": "head", "finetune.blocks": "a b"}
+    assert "finetune.rank" in shared_by_all(WHOLE, ["finetune.mode"])
