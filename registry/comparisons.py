@@ -38,7 +38,10 @@ def request_comparison(
     *, actor: User, base: ModelVersion, head: ModelVersion, dataset_version: DatasetVersion | None = None
 ) -> Comparison:
     """Queue a comparison; one of the same that is there already, waiting, at work or done, is the answer again."""
-    require(actor, "model.write", base.model)
+    require(actor, "model.write", head.model)
+    if base.model.organization_id != head.model.organization_id:
+        text = "The two versions belong to different organizations."
+        raise ValidationError({"base": ValidationError(text, code="invalid")})
     for version in (base, head):
         availability.require_files(version)
     if dataset_version is not None:

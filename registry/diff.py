@@ -1,4 +1,4 @@
-"""What differs between two versions of a model, as far as their commits tell: no weight is read for it.
+"""What differs between two versions, of one model or of two, as far as their commits tell: no weight is read for it.
 
 Weights and behaviour are compared by a job (`registry.comparisons`).
 """
@@ -16,14 +16,14 @@ MOST_COLUMNS = 200
 
 def diff(base: ModelVersion, head: ModelVersion) -> dict[str, Any]:
     """Every section of the comparison, ready for JSON."""
-    ancestor = common_ancestor(base, head)
+    ancestor = common_ancestor(base, head) if base.model_id == head.model_id else None
     bump, reasons = necessary_bump(base, head)
     return {
         "base": _named(base),
         "head": _named(head),
         "common_ancestor": _named(ancestor) if ancestor else None,
         "files": files(base.tree, head.tree),
-        "settings": changes(_flat(base.lineage.get("settings", {})), _flat(head.lineage.get("settings", {}))),
+        "settings": changes(settings_of(base), settings_of(head)),
         "signature": {"bump": bump, "reasons": reasons, **_signature(base, head)},
         "metrics": _metrics(base.metrics, head.metrics),
         "data": data(base.dataset_version, head.dataset_version),
@@ -31,7 +31,14 @@ def diff(base: ModelVersion, head: ModelVersion) -> dict[str, Any]:
 
 
 def _named(version: ModelVersion) -> dict[str, Any]:
-    return {"id": str(version.pk), "number": version.number}
+    return {"id": str(version.pk), "number": version.number, "model": str(version.model_id)}
+
+
+def settings_of(version: ModelVersion) -> dict[str, Any]:
+    """{"params.width": 256, "finetune.rank": 8, …}: those of its training, and how its base was fine-tuned."""
+    tuning = {name: " ".join(value) if isinstance(value, list) else value
+              for name, value in (version.lineage.get("finetune") or {}).items()}  # fmt: skip
+    return _flat(version.lineage.get("settings") or {}) | _flat(tuning, "finetune.")
 
 
 def files(base: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:

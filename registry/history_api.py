@@ -34,6 +34,7 @@ from .serializers import (
     ReleaseOut,
     RollbackIn,
 )
+from .sides import side_named, side_of
 
 RELEASE = {
     "number": "1.3.0", "bump": "minor", "version": "9c1d…", "version_number": 7, "base": "77aa…",
@@ -48,8 +49,8 @@ REF_AT = {
     "actor": "maria", "reason": "better recall",
 }  # fmt: skip
 DIFF = {
-    "base": {"id": "77aa…", "number": 6}, "head": {"id": "9c1d…", "number": 7},
-    "common_ancestor": {"id": "77aa…", "number": 6},
+    "base": {"id": "77aa…", "number": 6, "model": "4f2a…"}, "head": {"id": "9c1d…", "number": 7, "model": "4f2a…"},
+    "common_ancestor": {"id": "77aa…", "number": 6, "model": "4f2a…"},
     "files": {"added": [], "removed": [], "changed": [{"path": "model.safetensors", "base": 51200, "head": 51200}],
               "same": 3},
     "settings": [{"name": "epochs", "base": 20, "head": 40}],
@@ -88,7 +89,7 @@ class DiffView(APIView):
         "Compare two versions", answer=DiffOut, example=(None, DIFF), tags=["history"],
         description="Files, settings, signature, metrics and data, as the two commits tell them.",
         parameters=[
-            OpenApiParameter("base", str, required=True, description=VERSION_HELP),
+            OpenApiParameter("base", str, required=True, description=f"{VERSION_HELP}; by its id also of another model"),
             OpenApiParameter("head", str, required=True, description=VERSION_HELP),
         ],
     )  # fmt: skip
@@ -100,7 +101,10 @@ class DiffView(APIView):
 
 def _named_version(request: Request, model: RegisteredModel, parameter: str) -> ModelVersion:
     text = request.query_params.get(parameter, "")
-    version = services.version_named(model=model, text=text)
+    if parameter == "base":
+        version = side_named(user=request.user, model=model, text=text)
+    else:
+        version = services.version_named(model=model, text=text)
     if version is None:
         detail = f"“{text[:60]}” is no version of this model. Give its id, its number or a ref."
         raise ValidationError({parameter: [ErrorDetail(detail, "does_not_exist" if text else "required")]})
@@ -200,12 +204,13 @@ class ComparisonsView(PagedView):
     @documented("List a model's comparisons", answer=ComparisonOut(many=True), example=(None, COMPARISON),
                 tags=["history"])  # fmt: skip
     def get(self, request: Request, model: UUID) -> Response:
-        return self.paged(request, _model(request, model).comparisons.all(), ComparisonOut)
+        return self.paged(request, _model(request, model).comparisons.visible_to(request.user), ComparisonOut)
 
     @documented(
         "Compare weights and behaviour", request=ComparisonIn, answer=ComparisonOut, status=202, tags=["history"],
         description="Queues a job: every tensor of the two versions side by side and, on the rows of a dataset "
-                    "version, where their answers differ. The same question again answers with the same job.",
+                    "version, where their answers differ. The base may be of another model of the organization, as that of an "
+                    "adapter often is. The same question again answers with the same job.",
         example=({"base": "77aa…", "head": "9c1d…", "dataset_version": "02be…"}, COMPARISON),
     )  # fmt: skip
     @idempotent
@@ -215,7 +220,8 @@ class ComparisonsView(PagedView):
         given = ComparisonIn(data=request.data)
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
-        base, head = (services.version_of(model=found, identifier=wanted[side]) for side in ("base", "head"))
+        base = side_of(user=request.user, model=found, identifier=wanted["base"])
+        head = services.version_of(model=found, identifier=wanted["head"])
         data = dataset_version_of(request, wanted.get("dataset_version"))
         made = comparisons.request_comparison(actor=request.user, base=base, head=head, dataset_version=data)
         return Response(ComparisonOut(made).data, status=202)

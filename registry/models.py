@@ -190,7 +190,10 @@ class Release(models.Model):
 
 
 class ComparisonQuerySet(JobQuerySet, TenantQuerySet):  # type: ignore[override]
-    pass
+    def visible_to(self, user: User) -> Self:
+        """The base may be of another model than the head, to which the comparison belongs."""
+        models = RegisteredModel.objects.visible_to(user).values("pk")
+        return super().visible_to(user).filter(base__model__in=models)
 
 
 class Comparison(Job):

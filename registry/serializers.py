@@ -192,9 +192,11 @@ class ProposalOut(serializers.Serializer):
 
 
 class DiffOut(serializers.Serializer):
-    base = serializers.DictField(help_text="{id, number}")
-    head = serializers.DictField(help_text="{id, number}")
-    common_ancestor = serializers.DictField(allow_null=True, help_text="{id, number} of the lowest common ancestor")
+    base = serializers.DictField(help_text="{id, number, model}")
+    head = serializers.DictField(help_text="{id, number, model}")
+    common_ancestor = serializers.DictField(
+        allow_null=True, help_text="{id, number, model} of the lowest common ancestor within one model"
+    )
     files = serializers.DictField(help_text="{added, removed, changed, same}")
     settings = serializers.ListField(child=serializers.DictField(), help_text="[{name, base, head}]")
     signature = serializers.DictField(help_text="{bump, reasons, inputs, classes_added, classes_removed}")
@@ -203,8 +205,8 @@ class DiffOut(serializers.Serializer):
 
 
 class ComparisonIn(Strict):
-    base = serializers.UUIDField(help_text="A version")
-    head = serializers.UUIDField(help_text="Another version of the same model")
+    base = serializers.UUIDField(help_text="A version of this model, or of another one of the organization")
+    head = serializers.UUIDField(help_text="A version of this model")
     dataset_version = serializers.UUIDField(
         required=False, help_text="Rows to answer; without it only the weights are compared"
     )

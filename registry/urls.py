@@ -23,6 +23,7 @@ urlpatterns = [
     path("models/<uuid:model>/history", history.model_history, name="model-history"),
     path("models/<uuid:model>/diff", history.model_diff, name="model-diff"),
     path("models/<uuid:model>/compare", comparison.model_compare, name="model-compare"),
+    path("model-versions/compare", comparison.versions_compare, name="versions-compare"),
     path("comparisons/<uuid:comparison>/cancel", comparison.comparison_cancel, name="comparison-cancel"),
     path("models/<uuid:model>/merge", merge.model_merge, name="model-merge"),
     path("model-versions/<uuid:version>/merge-adapter", merge.adapter_merge, name="adapter-merge"),

@@ -19,7 +19,7 @@ from dlplatform.accounts.models import User
 from dlplatform.accounts.organizations import resolve
 from dlplatform.api import PagedView, boolean_parameter, documented, whole_parameter
 
-from . import doctor, experiments, services
+from . import doctor, experiments, finetuning, services
 from .curves import curves
 from .models import CodeBundle, Experiment, MetricSeries, Run
 from .records import log_lines
@@ -196,6 +196,8 @@ class RunCloneView(APIView):
         changes = dict(given.validated_data)
         if "dataset_version" in changes:
             changes["dataset_version"] = dataset_version_named(request.user, changes["dataset_version"])
+        if "finetune" in changes:
+            changes["finetune"] = finetuning.settings_of_clone(found, changes["finetune"])
         return Response(RunDetail(services.clone_run(actor=request.user, run=found, **changes)).data, status=201)
 
 

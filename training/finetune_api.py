@@ -1,6 +1,5 @@
 """REST API of fine-tuning: a run that starts from a version of the registry, and what it would train."""
 
-from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +11,7 @@ from rest_framework.views import APIView
 
 from dlplatform.accounts.access import require, visible_or_404
 from dlplatform.accounts.idempotency import idempotent
-from dlplatform.api import SafeCharField, Strict, documented
-from dlplatform.engine.finetune_config import FinetuneConfig
+from dlplatform.api import SafeCharField, documented
 from registry import availability
 from registry.models import ModelVersion, Ref, RegisteredModel
 
@@ -21,36 +19,12 @@ from . import finetuning
 from .api import RUN, dataset_version_named, experiment_named
 from .finetune_outlook import Outlook, outlook
 from .preflight_api import PREFLIGHT, PreflightOut
-from .serializers import RunDetail, TargetField
+from .serializers import RunDetail, SettingsIn, TargetField
 
-SETTINGS = tuple(field.name for field in fields(FinetuneConfig))
 OUTLOOK = {
     "parameters": 535_818, "trainable": 9_320, "memory_bytes": 4_398_336,
     "blocks": [{"name": "head", "parameters": 1290, "trains": True, "added": 0}],
 }  # fmt: skip
-
-
-class SettingsIn(Strict):
-    """How to fine-tune; every key has a good default."""
-
-    mode = serializers.CharField(required=False, max_length=20, help_text="full, head or lora")
-    adapter = serializers.CharField(required=False, max_length=20, help_text="In mode lora: lora, dora or ia3")
-    rank = serializers.IntegerField(required=False, help_text="Rank of an adapter")
-    alpha = serializers.FloatField(required=False, help_text="An adapter's change is scaled by alpha / rank")
-    head = serializers.CharField(
-        required=False, max_length=20,
-        help_text="In mode lora: whole, so that what answers trains whole beside the adapters, or adapted",
-    )  # fmt: skip
-    unfreeze_every = serializers.IntegerField(
-        required=False, help_text="In mode head: epochs until one more block trains"
-    )
-    layer_decay = serializers.FloatField(
-        required=False, help_text="Learning rate of a block as a share of the next one's"
-    )
-    blocks = serializers.ListField(
-        child=serializers.CharField(max_length=300), required=False, max_length=1000,
-        help_text="Names or patterns of the blocks that train, or get an adapter",
-    )  # fmt: skip
 
 
 class OutlookIn(SettingsIn):
@@ -129,7 +103,7 @@ def _given(request: Request, form: type[ChoicesIn]) -> dict[str, Any]:
     given = form(data=request.data)
     given.is_valid(raise_exception=True)
     wanted = dict(given.validated_data)
-    wanted["settings"] = {name: wanted.pop(name) for name in SETTINGS if name in wanted}
+    wanted["settings"] = {name: wanted.pop(name) for name in finetuning.SETTINGS if name in wanted}
     wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
     return wanted
 

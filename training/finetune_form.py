@@ -1,18 +1,21 @@
 """The form of a fine-tuning, generated from the engine's own description of its settings."""
 
 from typing import Any
+from urllib.parse import urlencode
 
 from django import forms
+from django.urls import reverse
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS
-from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune
+from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune, recorded_finetune
 from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, tasks_of
 
-from .run_form import SettingField
+from .models import Run
+from .run_form import SettingField, typed
 
 SHOWN = (
     "epochs",
@@ -107,3 +110,17 @@ class FinetuneForm(forms.Form):
             return parse_finetune(self.settings())
         except ConfigError:
             return FinetuneConfig()
+
+
+def address_of(run: Run) -> str:
+    """The page that fine-tunes the base of a run once more, filled with the run's choices."""
+    settings = recorded_finetune(run.finetune or {}).to_dict()
+    defaults = {one.name: one.default for one in FIELDS}
+    chosen = {name: run.config[name] for name in SHOWN if name in run.config and run.config[name] != defaults[name]}
+    query: dict[str, Any] = {
+        "dataset_version": run.dataset_version_id, "register_as": run.register_as, "blocks": settings["blocks"],
+        "task": run.task, "target": run.target_names,
+        **{f"finetune.{one.name}": typed(settings[one.name]) for one in FINETUNE_FIELDS},
+        **{f"config.{name}": typed(value) for name, value in chosen.items()},
+    }  # fmt: skip
+    return f"{reverse('finetune', args=[run.base_version_id])}?{urlencode(query, doseq=True)}"

@@ -1,6 +1,7 @@
 """Fine-tuning a version of the registry: what fits it, and the run that does it."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -13,7 +14,7 @@ from dlplatform.api import Conflict
 from dlplatform.engine.blocks import chosen
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
-from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
@@ -28,6 +29,10 @@ from .experiments import experiment_named
 from .finetune_outlook import trainable_blocks
 from .models import Experiment, Preflight, Run
 from .preflights import request_preflight
+
+SETTINGS = tuple(field.name for field in fields(FinetuneConfig))
+PART = "finetune"  # where the settings stand in the body of a request that holds more
+FIRST = "first"  # how adapters were stored before peft's format
 
 
 def finetune(
@@ -51,15 +56,17 @@ def finetune(
     of their own, Hugging Face directories: by default classification from all columns but the target. By default the result goes to the base's own model:
     on main if the base is its head, else on a branch of its own.
     """
-    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
-    if experiment is None:
-        experiment = experiment_named(
-            actor=actor, organization=version.model.organization, name=f"Fine-tuning {version.model.name}"[:120]
-        )
+    chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
     return services.create_run(
-        actor=actor, experiment=experiment, name=name, register_as=register_as or version.model.name,
+        actor=actor, experiment=experiment or experiment_of(actor, version), name=name, register_as=register_as or version.model.name,
         branch=branch or _branch(version, register_as), **chosen,
     )  # fmt: skip
+
+
+def experiment_of(actor: User, version: ModelVersion) -> Experiment:
+    """The experiment that holds what starts from a model, unless another one is named."""
+    name = f"Fine-tuning {version.model.name}"[:120]
+    return experiment_named(actor=actor, organization=version.model.organization, name=name)
 
 
 def request_finetune_preflight(
@@ -68,18 +75,18 @@ def request_finetune_preflight(
     features: Sequence[str] | None = None,
 ) -> Preflight:  # fmt: skip
     """Take two steps of the run that `finetune` would queue with the same choices, whose errors are the same."""
-    chosen = _choices(actor, version, dataset_version, settings, config, task, target, features)
+    chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
     return request_preflight(actor=actor, **chosen)
 
 
-def _choices(
+def choices_of(
     actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None,
     config: dict[str, Any] | None, task: str, target: str | Sequence[str] | None, features: Sequence[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What the run of a fine-tuning is, checked. Errors name the field and the fix."""
     require(actor, "run.write", version.model.organization)
     parsed = parsed_settings(settings or {})
-    _require_usable(version, parsed, task)
+    require_usable(version, parsed, task)
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
     return {
@@ -94,7 +101,7 @@ def _choices(
     }
 
 
-def _require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
+def require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -> None:
     """Raises Conflict or ValidationError for what no run can start from."""
     availability.require_files(version)
     if brings_graph(version):
@@ -150,12 +157,45 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:
-    """Raises ValidationError with every problem."""
+    """Those of a new fine-tuning. Raises ValidationError with every problem."""
+    parsed = _parsed(settings)
+    if parsed.format == FIRST:
+        text = "New adapters are stored as the peft library does; leave this out, or clone the run that is to be as it was."
+        raise _invalid("format", text, "not_for_new")
+    return parsed
+
+
+def _parsed(settings: Mapping[str, Any]) -> FinetuneConfig:
     try:
         return parse_finetune(dict(settings))
     except ConfigError as error:
         problems = {field: ValidationError(message, code=code) for field, code, message in error.problems}
         raise ValidationError(problems) from error
+
+
+def settings_of_clone(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fine-tuning settings of a run with changes. Raises Conflict, and ValidationError for `finetune.NAME`.
+
+    What a run shows can be given again. The first format is kept for a run that is trained again as it was.
+    """
+    if run.base_version is None or run.finetune is None:
+        raise _invalid("finetune", "This run starts from no base; leave this out.", "not_for_run")
+    recorded = recorded_finetune(run.finetune)
+    try:
+        wanted = _parsed({**recorded.to_dict(), **changes})
+        if wanted.format == FIRST and wanted != recorded:
+            text = "This format is kept for training a run again as it was; give peft to change how it is fine-tuned."
+            raise _invalid("format", text, "not_for_new")
+        require_usable(run.base_version, wanted, run.task)
+    except ValidationError as error:
+        raise as_part(error) from error
+    return wanted.to_dict()
+
+
+def as_part(error: ValidationError) -> ValidationError:
+    """The errors of settings that are sent as one block: `rank` is `finetune.rank`."""
+    named = {f"{PART}.{field}" if field in SETTINGS else field: each for field, each in error.error_dict.items()}
+    return ValidationError(named)
 
 
 def check_base(version: ModelVersion, settings: FinetuneConfig, task: str = "") -> None:

@@ -258,7 +258,7 @@ class RunForm(forms.Form):
         config: dict[str, Any] = {}
         params: dict[str, Any] = {}
         for name, field in self.fields.items():
-            if not isinstance(field, SettingField):
+            if not isinstance(field, SettingField) or not name.startswith("config."):
                 continue
             value = field.to_python(self[name].value())
             if value is not None:
@@ -324,13 +324,14 @@ def initial_of_clone(run: Run) -> dict[str, Any]:
     initial |= {"entry": run.entry, "code_params": json.dumps(run.config.get("params", {}))} if run.code_id else {}
     for name, value in run.config.items():
         if name != "params" and value != defaults.get(name):
-            initial[f"config.{name}"] = _text(value)
+            initial[f"config.{name}"] = typed(value)
     for name, value in run.config.get("params", {}).items():
-        initial[f"config.params.{name}"] = _text(value)
+        initial[f"config.params.{name}"] = typed(value)
     return initial
 
 
-def _text(value: Any) -> str:
+def typed(value: Any) -> str:
+    """A setting as somebody would type it."""
     if isinstance(value, dict):
         return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

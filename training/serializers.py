@@ -6,6 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
+from dlplatform.engine.finetune_config import recorded_finetune
 
 from .models import Experiment, Run
 
@@ -71,6 +72,34 @@ class RunIn(Strict):
     )  # fmt: skip
 
 
+class SettingsIn(Strict):
+    """How to fine-tune; every key has a good default."""
+
+    mode = serializers.CharField(required=False, max_length=20, help_text="full, head or lora")
+    adapter = serializers.CharField(required=False, max_length=20, help_text="In mode lora: lora, dora or ia3")
+    rank = serializers.IntegerField(required=False, help_text="Rank of an adapter")
+    alpha = serializers.FloatField(required=False, help_text="An adapter's change is scaled by alpha / rank")
+    head = serializers.CharField(
+        required=False, max_length=20,
+        help_text="In mode lora: whole, so that what answers trains whole beside the adapters, or adapted",
+    )  # fmt: skip
+    unfreeze_every = serializers.IntegerField(
+        required=False, help_text="In mode head: epochs until one more block trains"
+    )
+    layer_decay = serializers.FloatField(
+        required=False, help_text="Learning rate of a block as a share of the next one's"
+    )
+    blocks = serializers.ListField(
+        child=serializers.CharField(max_length=300), required=False, max_length=1000,
+        help_text="Names or patterns of the blocks that train, or get an adapter",
+    )  # fmt: skip
+    format = serializers.CharField(
+        required=False, max_length=20,
+        help_text="How adapters are stored, as runs show it: peft. Runs from before that (first) are trained again as they were "
+                  "by cloning them",
+    )  # fmt: skip
+
+
 class RunChanges(Strict):
     """What a clone changes; the rest is as in the original."""
 
@@ -81,6 +110,9 @@ class RunChanges(Strict):
         help_text="Input columns",
     )  # fmt: skip
     config = serializers.DictField(required=False, help_text="Settings to change, key by key")
+    finetune = SettingsIn(
+        required=False, help_text="Of a run that starts from a base: how it is fine-tuned, key by key"
+    )
     name = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Name of the new run")
     register_as = SafeCharField(max_length=120, required=False, allow_blank=True, help_text="Model for the result")
 
@@ -111,6 +143,13 @@ class RunDetail(RunOut):
     )
     replays = serializers.UUIDField(source="replays_id", allow_null=True)
     code = serializers.UUIDField(source="code_id", allow_null=True, help_text="Code of a user's own that it runs")
+    finetune = serializers.SerializerMethodField(
+        help_text="How the base is fine-tuned, with every setting as it was meant"
+    )
+
+    @extend_schema_field(serializers.DictField(allow_null=True))
+    def get_finetune(self, run: Run) -> dict[str, Any] | None:
+        return recorded_finetune(run.finetune).to_dict() if run.finetune else None
 
     class Meta(RunOut.Meta):
         fields = [

@@ -1,7 +1,7 @@
 """What changes in runs. The only writers besides the worker that holds a run."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -38,6 +38,18 @@ TARGET_TYPES = {
 }
 
 
+class Origin(TypedDict, total=False):
+    """What a run comes of. ``finetune``: how it starts from its base (see `training.finetuning`). A run of a sweep belongs
+    to its ``trial`` and pauses after ``stop_after_epoch`` epochs. ``replays``: the version that it trains once more."""
+
+    branch: str
+    finetune: dict[str, Any] | None
+    cloned_from: Run | None
+    trial: Trial | None
+    stop_after_epoch: int | None
+    replays: ModelVersion | None
+
+
 @transaction.atomic
 def create_run(
     *,
@@ -50,52 +62,53 @@ def create_run(
     experiment: Experiment | None = None,
     name: str = "",
     register_as: str = "",
-    branch: str = "main",
     base_version: ModelVersion | None = None,
-    finetune: dict[str, Any] | None = None,
-    cloned_from: Run | None = None,
-    trial: Trial | None = None,
-    stop_after_epoch: int | None = None,
-    replays: ModelVersion | None = None,
     code: CodeBundle | None = None,
     entry: str = "",
+    **origin: Unpack[Origin],
 ) -> Run:
     """Check everything that can be checked, then queue the run. Errors name the field and the fix.
 
     ``target`` is one column, or several for regression and multilabel. With ``base_version`` the run starts from that
-    model, as ``finetune`` says (see `training.finetuning`). A run of a sweep belongs to its ``trial`` and pauses after
-    ``stop_after_epoch`` epochs. With ``code`` it runs in a sandbox, and starts with the file ``entry``.
+    model. With ``code`` it runs in a sandbox, and starts with the file ``entry``.
     """
-    targets = targets_of(target)
     organization = dataset_version.dataset.organization
     experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
-    if code is not None:
-        entry = check_code(actor, organization, code, entry, task)
-    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
-    features = features or features_by_default(dataset_version, targets, task)
+    learnt = _learnt(
+        actor, dataset_version, task, targets_of(target), features, config or {}, code, entry, base_version
+    )
     run = Run.objects.create(
         experiment=experiment,
         created_by=actor,
         name=name or _next_name(dataset_version, experiment),
-        dataset_version=dataset_version,
-        task=task,
-        target=", ".join(targets),
-        targets=targets if len(targets) > 1 else None,
-        features=list(features) if features else None,
-        config=settings,
         register_as=register_as or dataset_version.dataset.name,
-        branch=branch,
-        base_version=base_version,
-        finetune=finetune,
-        cloned_from=cloned_from,
-        trial=trial,
-        stop_after_epoch=stop_after_epoch,
-        replays=replays,
-        code=code,
-        entry=entry,
+        **learnt,
+        **origin,
     )
     _begin(run, actor, organization)
     return run
+
+
+def _learnt(
+    actor: User, version: DatasetVersion, task: str, targets: list[str], features: Sequence[str] | None,
+    config: dict[str, Any], code: CodeBundle | None, entry: str, base: ModelVersion | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of a run that say what it learns and from what, checked."""
+    if code is not None:
+        entry = check_code(actor, version.dataset.organization, code, entry, task)
+    settings = check(version, task, targets, features, config, entry, base)
+    features = features or features_by_default(version, targets, task)
+    return {
+        "dataset_version": version,
+        "task": task,
+        "target": ", ".join(targets),
+        "targets": targets if len(targets) > 1 else None,
+        "features": list(features) if features else None,
+        "config": settings,
+        "base_version": base,
+        "code": code,
+        "entry": entry,
+    }
 
 
 def targets_of(target: str | Sequence[str]) -> list[str]:

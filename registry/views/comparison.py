@@ -6,14 +6,16 @@ from uuid import UUID
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
-from django.views.decorators.http import require_POST
+from django.views.decorators.http import require_POST, require_safe
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.access import may, visible_or_404
 from dlplatform.accounts.pages import refusals_as_messages, submitted
+from dlplatform.web import page
 from registry import comparisons, services
 from registry.forms import CompareForm
 from registry.models import Comparison, ModelVersion
+from registry.sides import beside, metrics_beside, settings_beside, side_of
 
 from .model import model_or_404
 
@@ -42,6 +44,42 @@ def comparison_context(request: HttpRequest, base: ModelVersion, head: ModelVers
         ),
         "flipped": _titled(behaviour.get("flipped"), {"to_right": "Gained most", "to_wrong": "Lost most"}),
     }
+
+
+def names_of(base: ModelVersion, head: ModelVersion) -> dict[str, Any]:
+    """What the two are called: by number within one model; with the model's name where they are of two."""
+    foreign = base.model_id != head.model_id
+    return {
+        "foreign": foreign,
+        "base_name": str(base) if foreign else f"v{base.number}",
+        "head_name": str(head) if foreign else f"v{head.number}",
+        "base_key": base.pk if foreign else base.number,
+    }
+
+
+def _address(base: ModelVersion, head: ModelVersion) -> str:
+    return f"{reverse('model-diff', args=[head.model_id])}?base={names_of(base, head)['base_key']}&head={head.number}"
+
+
+@require_safe
+def versions_compare(request: HttpRequest) -> HttpResponse:
+    """Versions of whichever models, as ticked on the page of a base; two of them tensor by tensor and answer by answer."""
+    identifiers = [one for text in request.GET.getlist("version") if (one := _uuid(text))]
+    versions = beside(request.user, identifiers)
+    if len(versions) == 2:
+        return redirect(_address(*versions))
+    tables = [
+        ("Metrics", metrics_beside(versions), "None of them has metrics."),
+        ("Settings that differ", settings_beside(versions), "The settings are the same."),
+    ]
+    return page(request, "registry/beside.html", {"section": "models", "versions": versions, "tables": tables})
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def _titled(parts: dict[str, Any] | None, titles: dict[str, str]) -> list[tuple[str, Any]]:
@@ -92,8 +130,9 @@ def model_compare(request: HttpRequest, model: UUID) -> HttpResponse:
     address = reverse("model-diff", args=[found.pk])
     with refusals_as_messages(request):
         wanted = submitted(CompareForm(request.POST))
-        base, head = (services.version_of(model=found, identifier=wanted[side]) for side in ("base", "head"))
-        address = f"{address}?base={base.number}&head={head.number}"
+        base = side_of(user=request.user, model=found, identifier=wanted["base"])
+        head = services.version_of(model=found, identifier=wanted["head"])
+        address = _address(base, head)
         data = None
         if wanted["dataset_version"]:
             data = visible_or_404(DatasetVersion.objects, request.user, pk=wanted["dataset_version"])
@@ -103,8 +142,8 @@ def model_compare(request: HttpRequest, model: UUID) -> HttpResponse:
 
 @require_POST
 def comparison_cancel(request: HttpRequest, comparison: UUID) -> HttpResponse:
-    rows = Comparison.objects.select_related("model__organization", "base", "head")
+    rows = Comparison.objects.select_related("model__organization", "base__model", "head__model")
     found = visible_or_404(rows, request.user, pk=comparison)
     with refusals_as_messages(request):
         comparisons.cancel_comparison(actor=request.user, comparison=found)
-    return redirect(f"{reverse('model-diff', args=[found.model_id])}?base={found.base.number}&head={found.head.number}")
+    return redirect(_address(found.base, found.head))

@@ -19,8 +19,9 @@ from registry.forms import ReleaseForm, RollbackForm
 from registry.graph import graph, width_of
 from registry.merge_form import MergeForm
 from registry.models import ModelVersion, Ref, RefMove, RegisteredModel
+from registry.sides import related, side_named
 
-from .comparison import comparison_context
+from .comparison import comparison_context, names_of
 from .model import model_or_404
 from .version import version_or_404
 
@@ -90,18 +91,24 @@ def model_diff(request: HttpRequest, model: UUID) -> HttpResponse:
     head = _version(found, request.GET.get("head", "")) or found.versions.order_by("-number").first()
     if head is None:
         raise Http404
-    base = (
-        _version(found, request.GET.get("base", "")) or head.parents.order_by("child_edges__position").first() or head
-    )
-    context = {"section": "models", "model": found, "base": base, "head": head}
+    base = _base(request, found) or head.parents.order_by("child_edges__position").first() or head
+    context = {"section": "models", "model": found, "base": base, "head": head} | names_of(base, head)
     context |= comparison_context(request, base, head)
     if request.GET.get("part") == "comparison" and request.htmx:
         return page(request, "registry/_comparison.html", context)
     if context["can_write"]:
         form = MergeForm(user=request.user, model=found, theirs=head)
         context |= {"merge_form": form, "branches": form.branches}
+    context["related"] = related(request.user, head)
+    if base.model_id != found.pk and base not in context["related"]:
+        context["related"].insert(0, base)
     context["choices"] = found.versions.order_by("-number").values_list("number", "message")[:MOST_CHOICES]
     return page(request, "registry/diff.html", context | {"diff": diff(base, head)})
+
+
+def _base(request: HttpRequest, model: RegisteredModel) -> ModelVersion | None:
+    text = request.GET.get("base", "")
+    return side_named(user=request.user, model=model, text=text) if text else None
 
 
 def _version(model: RegisteredModel, text: str) -> ModelVersion | None:

@@ -48,7 +48,8 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         "aliases": _quick_aliases({ref.name: ref for ref in aliases}, found),
         "parents": found.parents.only("id", "number", "model_id").order_by("child_edges__position"),
         "settings": _settings(found.lineage),
-        "adapters": found.adapters.filter(deleted_at=None)
+        "adapters": found.adapters.visible_to(request.user)
+        .filter(deleted_at=None)
         .select_related("model")
         .order_by("-created_at")[:MOST_ADAPTERS],
         "can_write": may(request.user, "model.write", found),

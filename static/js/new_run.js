@@ -3,6 +3,8 @@
 let asking = new AbortController();
 
 async function estimate(form) {
+  const told = document.getElementById("estimate");
+  if (!told) return; // the page of fine-tuning has none
   asking.abort(); // an answer to an older state of the form must not come last
   asking = new AbortController();
   const query = new URLSearchParams(new FormData(form));
@@ -12,7 +14,7 @@ async function estimate(form) {
     const answer = await fetch(address, { headers: { "HX-Request": "true" }, signal: asking.signal });
     if (!answer.ok) return;
     const read = new DOMParser().parseFromString(await answer.text(), "text/html");
-    document.getElementById("estimate").textContent = read.getElementById("estimate").textContent;
+    told.textContent = read.getElementById("estimate").textContent;
   } catch (problem) {
     if (problem.name !== "AbortError") throw problem;
   }
@@ -36,4 +38,15 @@ document.addEventListener("click", (event) => {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("#run-form button[data-all], #run-form button[data-none]");
   if (button) estimate(button.form);
+});
+
+// A link to another form takes along what was filled in here.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("#run-form a[data-carries]");
+  if (!link) return;
+  const address = new URL(link.href);
+  for (const [name, value] of new FormData(link.closest("form"))) {
+    if (value !== "" && name !== "csrfmiddlewaretoken") address.searchParams.append(name, value);
+  }
+  link.href = address;
 });

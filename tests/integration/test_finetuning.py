@@ -5,12 +5,14 @@ import math
 from dataclasses import fields
 
 import pytest
+from guardian.shortcuts import assign_perm
 
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import block_of
-from dlplatform.engine.finetune_config import RECORDED_FIELDS, FinetuneConfig
+from dlplatform.engine.finetune_config import FinetuneConfig
 from dlplatform.engine.package import weights_content
 from registry import deletion
+from registry.jobs import compare as compare_work
 from registry.jobs import merge as merge_work
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
@@ -18,10 +20,10 @@ from registry.tensors import tensor_shapes
 from tests import factories
 from tests.integration.conftest import QUICK, flower_rows
 from tests.integration.training_by_api import trained_version
-from training.finetune_api import SettingsIn
 from training.finetuning import fitting_data
 from training.jobs import train
 from training.models import Run
+from training.serializers import SettingsIn
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -143,8 +145,51 @@ def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
 
 
 def test_every_setting_of_the_engine_can_be_asked_for():
-    recorded = {field.name for field in RECORDED_FIELDS}
-    assert {field.name for field in fields(FinetuneConfig)} - recorded == set(SettingsIn().fields)
+    assert {field.name for field in fields(FinetuneConfig)} == set(SettingsIn().fields)
+
+
+def test_what_the_api_shows_of_a_fine_tuning_can_be_sent_back(base, flowers, trainer, api):
+    version = tuned(api, trainer, base, flowers, mode="lora", rank=2, blocks=["hidden.0"])
+    client, again = api(trainer), {"dataset_version": str(flowers.pk), "config": {"epochs": 1, "threads": 1}}
+    run = client.get(f"/api/v1/runs/{version.lineage['run']}").json()
+    made = client.get(f"/api/v1/model-versions/{version.pk}").json()
+    shown = [run["finetune"], made["lineage"]["finetune"]]
+    assert all(block["format"] == "peft" for block in shown)
+    body = again | {
+        "space": [{"name": "epochs", "kind": "integer", "low": 1, "high": 2}],
+        "trials": 1,
+        "base_version": str(base.pk),
+    }
+    for block in shown:
+        for address, sent in ((f"/api/v1/models/{base.model_id}/finetune", again | block | {"version": str(base.pk)}),
+                              (f"/api/v1/model-versions/{base.pk}/finetune-preflight", again | block),
+                              (f"/api/v1/runs/{run['id']}/clone", {"finetune": block}),
+                              ("/api/v1/sweeps", body | {"finetune": block})):  # fmt: skip
+            answer = client.post(address, sent, format="json")
+            assert answer.status_code in (201, 202), (address, answer.content)
+            assert answer.json().get("finetune", block) == block
+        assert (
+            client.post(f"/api/v1/model-versions/{base.pk}/finetune-outlook", block, format="json").status_code == 200
+        )
+
+    # A run from before peft's format is shown as it was meant, and cloned as it was; what is new is peft's.
+    old = {name: value for name, value in run["finetune"].items() if name not in ("format", "head")}
+    Run.objects.filter(pk=run["id"]).update(finetune=old)
+    block = client.get(f"/api/v1/runs/{run['id']}").json()["finetune"]
+    assert block == {**old, "format": "first", "head": "adapted"}
+    clone = f"/api/v1/runs/{run['id']}/clone"
+    assert client.post(clone, {"finetune": block}, format="json").json()["finetune"] == block
+    changed = client.post(clone, {"finetune": {**block, "format": "peft", "rank": 3}}, format="json")
+    assert (changed.json()["finetune"]["rank"], changed.json()["finetune"]["format"]) == (3, "peft")
+    refusals = [
+        (f"/api/v1/models/{base.model_id}/finetune", again | block, "format"),
+        (clone, {"finetune": block | {"rank": 3}}, "finetune.format"), (clone, {"finetune": {"rank": 0}}, "finetune.rank"),
+        (clone, {"finetune": {"odd": 1}}, "finetune.odd"), ("/api/v1/sweeps", body | {"finetune": block}, "finetune.format"),
+        (f"/api/v1/runs/{base.lineage['run']}/clone", {"finetune": {"rank": 1}}, "finetune"),
+    ]  # fmt: skip
+    for address, sent, attr in refusals:
+        answer = client.post(address, sent, format="json")
+        assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == attr, (address, answer.content)
 
 
 @pytest.mark.parametrize("head", ["whole", "adapted"])
@@ -180,3 +225,57 @@ def test_the_page_queues_a_run(base, flowers, trainer, viewer, stranger, web):
     assert run.finetune["mode"] == "head" and run.finetune["blocks"] == ["head"]
     clone = web(trainer).post(f"/api/v1/runs/{run.pk}/clone", {}, content_type="application/json")
     assert clone.status_code == 201 and clone.json()["finetune"] == run.finetune
+    again = web(trainer).get("/runs/new", {"clone": str(run.pk)}, follow=True)
+    form = again.context["form"]
+    assert again.redirect_chain[0][0].startswith(address) and (
+        form["finetune.mode"].value(),
+        form["blocks"].value(),
+    ) == (
+        "head",
+        ["head"],
+    )
+
+
+def test_adapters_of_other_models_are_compared_with_their_base_and_each_other(
+    base, flowers, trainer, viewer, stranger, api, web
+):
+    one = tuned(api, trainer, base, flowers, mode="lora", rank=1, register_as="small")
+    two = tuned(api, trainer, base, flowers, mode="lora", rank=2, register_as="larger")
+    page = web(viewer).get(f"/model-versions/{base.pk}/").content.decode()
+    assert all(f'value="{each.pk}"' in page for each in (base, one, two)) and "Compare the ticked" in page
+    ticked = {"version": [str(each.pk) for each in (base, one, two)]}
+    table = web(viewer).get("/model-versions/compare", ticked).content.decode()
+    assert "finetune.rank" in table and "3 versions beside each other" in table
+    diff = web(viewer).get("/model-versions/compare", {"version": ticked["version"][:2]}, follow=True)
+    text = diff.content.decode()
+    assert diff.redirect_chain[0][0] == f"/models/{one.model_id}/diff?base={base.pk}&head=1"
+    assert "An adapter and its base" in text and f"{base} → {one}" in text and str(two) in text
+    siblings = web(viewer).get(f"/models/{two.model_id}/diff", {"base": str(one.pk), "head": "1"}).content.decode()
+    assert "Two adapters over one base" in siblings and "finetune.rank" in siblings
+
+    told = api(viewer).get(f"/api/v1/models/{one.model_id}/diff?base={base.pk}&head=1").json()
+    assert (told["base"]["model"], told["common_ancestor"]) == (str(base.model_id), None)
+    asked = {"base": str(base.pk), "head": str(one.pk), "dataset_version": str(flowers.pk)}
+    made = api(trainer).post(f"/api/v1/models/{one.model_id}/comparisons", asked, format="json")
+    assert made.status_code == 202, made.content
+    compare_work(made.json()["id"])
+    done = api(viewer).get(f"/api/v1/comparisons/{made.json()['id']}").json()
+    assert done["state"] == "succeeded" and done["result"]["behaviour"]["rows"] == 240, done["error"]
+    shown = web(viewer).get(f"/models/{one.model_id}/diff", {"base": str(base.pk), "head": "1"}).content.decode()
+    assert "Flipped to right" in shown
+    pressed = web(trainer).post(f"/models/{two.model_id}/compare", {"base": str(one.pk), "head": str(two.pk)})
+    assert pressed.url == f"/models/{two.model_id}/diff?base={one.pk}&head=1"
+
+    # Whoever may see one of the models alone learns nothing of the other.
+    assert web(stranger).get(f"/models/{one.model_id}/diff", {"base": str(base.pk)}).status_code == 404
+    assert "Nothing to compare" in web(stranger).get("/model-versions/compare", ticked).content.decode()
+    assign_perm("view_registeredmodel", stranger, one.model)
+    alone = web(stranger).get("/model-versions/compare", ticked).content.decode()
+    assert "1 version beside each other" in alone and str(two) not in alone
+    refused = api(stranger).get(f"/api/v1/models/{one.model_id}/diff?base={base.pk}&head=1")
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "base"
+    assert api(stranger).get(f"/api/v1/comparisons/{made.json()['id']}").status_code == 404
+    assert api(stranger).get(f"/api/v1/models/{one.model_id}/comparisons").json()["results"] == []
+    nothing = {**asked, "base": "0c1c9a52-0000-0000-0000-000000000000"}
+    unknown = api(trainer).post(f"/api/v1/models/{one.model_id}/comparisons", nothing, format="json")
+    assert unknown.status_code == 400 and unknown.json()["errors"][0]["attr"] == "base"

@@ -198,6 +198,34 @@ def test_parameters_of_an_own_architecture_are_searched(search):
     assert {run.code_id for run in runs} == {sweep.code_id} and all(run.output_version for run in runs)
 
 
+def test_ways_of_fine_tuning_an_own_architecture_are_searched(base, flowers, coder):
+    mode = {"name": "finetune.mode", "kind": "categorical", "choices": ["full", "head"]}
+    blocks = {
+        "name": "finetune.blocks",
+        "kind": "categorical",
+        "choices": ["model.body.4", "model.body.0 model.body.4"],
+    }
+
+    def start(*space):
+        return sweeps.create_sweep(
+            actor=coder, dataset_version=flowers, base_version=base, space=list(space), sampler="grid",
+            config={"epochs": 2, "threads": 1, "importance": False},
+        )  # fmt: skip
+
+    for space, field in (([{**mode, "choices": ["full", "lora"]}, blocks], "space.0.choices"),
+                         ([mode, {**blocks, "choices": ["usual"]}], "space.1.choices"), ([mode], "finetune.blocks"),
+                         (WIDTH, "space.0.name")):  # fmt: skip
+        with pytest.raises(ValidationError) as refused:
+            start(*space)
+        assert list(refused.value.message_dict) == [field]
+    sweep = start(mode, blocks)
+    work(sweep)
+    sweep.refresh_from_db()
+    runs = Run.objects.filter(trial__sweep=sweep)
+    assert (sweep.state, sweep.trial_count, {run.state for run in runs}) == ("finished", 3, {"succeeded"})
+    assert all(run.code_id == sweep.code_id and list(run.output_version.parents.all()) == [base] for run in runs)
+
+
 def test_bad_trials_of_an_own_architecture_are_pruned(search):
     space = [{"name": "learning_rate", "kind": "categorical", "choices": [1e-6, 0.05, 1e-5]}]
     sweep = search(own_code.ARCHITECTURE, "model.py", space, sampler="grid", pruner="median", config={"epochs": 4})

@@ -7,6 +7,7 @@ from django.db.models import Q
 
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import TenantQuerySet, User
+from registry.models import ModelVersion
 
 from .code_bundles import CodeBundle
 from .experiments import Experiment
@@ -61,6 +62,11 @@ class Sweep(models.Model):
         CodeBundle, null=True, on_delete=models.PROTECT, related_name="sweeps", help_text="Code of a user's own"
     )
     entry = models.CharField(max_length=1000, blank=True, help_text="File of the code to start with")
+    base_version = models.ForeignKey(
+        ModelVersion, null=True, on_delete=models.PROTECT, related_name="sweeps",
+        help_text="The version that every trial fine-tunes",
+    )  # fmt: skip
+    finetune = models.JSONField(null=True, help_text="Settings of fine-tuning that all trials share: mode, rank, …")
     space = models.JSONField(help_text="Settings that are searched: [{name, kind, low, high, log, points, choices}]")
     sampler = models.CharField(max_length=10, choices=Sampler.choices, default=Sampler.TPE)
     pruner = models.CharField(max_length=10, choices=Pruner.choices, default=Pruner.NONE)

@@ -5,6 +5,7 @@ comes to the same.
 """
 
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -13,8 +14,9 @@ from django.utils import timezone
 
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
+from registry import availability
+from training import finetuning, states
 from training import services as runs
-from training import states
 from training.models import Run, Sweep, Trial
 
 from .importance import store_importance
@@ -22,17 +24,24 @@ from .judging import judge
 from .rungs import Standing, last_hope, median_verdict, promotable
 from .sampling import Past, propose
 from .space import dimensions_of, with_settings
+from .tuning import tuned
 from .waking import announce
 
 HOPELESS = 5  # trials that fail before any other outcome, and the sweep waits for a person
 SETTLED = (Trial.State.PRUNED, Trial.State.SUCCEEDED, Trial.State.FAILED, Trial.State.CANCELLED)
 
 
+class FilesDeleted(Exception):
+    """The base of a sweep is not there, in words."""
+
+
 def advance(identifier: UUID) -> None:
     """Take a sweep as far as it can go now."""
     with transaction.atomic():
         rows = Sweep.objects.select_for_update(of=("self",)).filter(pk=identifier)
-        sweep = rows.select_related("experiment__organization", "dataset_version__dataset__organization").first()
+        sweep = rows.select_related(
+            "experiment__organization", "dataset_version__dataset__organization", "base_version__model"
+        ).first()
         if sweep is None:
             return
         step = Step(sweep)
@@ -61,6 +70,8 @@ class Step:
                 self._go_on()
             except PermissionDenied:
                 self._stop(Sweep.State.PAUSED, "Whoever started this sweep may not train here any more.")
+            except FilesDeleted as error:
+                self._stop(Sweep.State.PAUSED, f"{error} Bring them back, then resume.")
         self.sweep.advanced_at = timezone.now()
         self.sweep.save(update_fields=["state", "reason", "finished_at", "advanced_at"])
         announce(self.sweep)
@@ -108,6 +119,7 @@ class Step:
     # --- going on -----------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
+        self._require_base()
         for trial in self.trials:
             if trial.state == Trial.State.RUNNING and not self.runs[trial.pk]:
                 self._start(trial)
@@ -119,6 +131,14 @@ class Step:
             self._stop(Sweep.State.PAUSED, f"The first {HOPELESS} trials all failed; look at one of them, then resume.")
         elif not self._active:
             self._end()
+
+    def _require_base(self) -> None:
+        """No trial can begin or go on from a base whose files are gone. Raises FilesDeleted."""
+        if self.sweep.base_version is not None:
+            try:
+                availability.require_files(self.sweep.base_version)
+            except Conflict as conflict:
+                raise FilesDeleted(str(conflict.detail)) from conflict
 
     def _judge_by_median(self) -> None:
         standings = self._standings()
@@ -208,7 +228,15 @@ class Step:
             code=sweep.code,
             entry=sweep.entry,
             stop_after_epoch=sweep.rungs[0] if sweep.rungs else None,
+            base_version=sweep.base_version,
+            finetune=self._finetune(trial),
         )
+
+    def _finetune(self, trial: Trial) -> dict[str, Any] | None:
+        """Whether the base can be tuned in all ways that are searched was checked when the sweep began."""
+        if self.sweep.finetune is None:
+            return None
+        return finetuning.parsed_settings(tuned(self.sweep.finetune, trial.params)).to_dict()
 
     def _promote(self, trial: Trial) -> bool:
         """Have the runs of a trial that waits train up to the next rung, or to the end. False when none could."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError as InvalidField
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
@@ -12,7 +13,9 @@ from rest_framework.views import APIView
 
 from dlplatform.accounts.access import visible_or_404
 from dlplatform.accounts.idempotency import idempotent
+from dlplatform.accounts.models import User
 from dlplatform.api import PagedView, documented
+from registry.models import ModelVersion
 from training.api import code_named, dataset_version_named, experiment_named
 from training.models import Sweep
 
@@ -31,7 +34,8 @@ NEW = {
 SWEEP = {
     "id": "5eeb…", "name": "breast cancer sweep 1", "state": "running", "reason": "", "experiment": "e51b…",
     "dataset_version": "77aa…", "task": "classification", "targets": ["diagnosis"], "features": None,
-    "config": {"epochs": 27}, "code": None, "entry": "", "space": NEW["space"], "sampler": "tpe", "pruner": "asha", "rungs": [1, 3, 9], "eta": 3,
+    "config": {"epochs": 27}, "code": None, "entry": "", "base_version": None, "finetune": None,
+    "space": NEW["space"], "sampler": "tpe", "pruner": "asha", "rungs": [1, 3, 9], "eta": 3,
     "metric": "validation/loss", "direction": "minimize", "trials": 30, "parallel": 2, "seeds": 1, "seed": 0,
     "register_as": "breast cancer", "branch": "sweep-5eeb1a2b", "progress": 0.4, "eta_seconds": 62.0,
     "counts": {"running": 2, "paused": 6, "succeeded": 4}, "created_by": "maria",
@@ -47,6 +51,15 @@ DETAIL = {**SWEEP, "best": 7, "importance": {"learning_rate": 0.81, "params.widt
 
 def visible_sweeps(user: Any) -> Any:
     return Sweep.objects.visible_to(user).select_related("experiment__organization", "created_by")
+
+
+def base_named(user: User, identifier: UUID) -> ModelVersion:
+    """Raises ValidationError for what is not there or not visible."""
+    rows = ModelVersion.objects.select_related("model__organization", "base__model").visible_to(user)
+    found = rows.filter(pk=identifier).first()
+    if found is None:
+        raise InvalidField({"base_version": InvalidField("There is no version with this id.", code="does_not_exist")})
+    return found
 
 
 def _sweep(request: Request, identifier: UUID) -> Sweep:
@@ -77,7 +90,9 @@ class SweepsView(PagedView):
         description="Trials are drawn from the space by the sampler and trained as runs in the ordinary queue. With a "
                     "pruner each stops at the rungs and goes on only if it does well beside the others; a trial that is "
                     "pruned ends as a cancelled run with a reason. Everything that can be checked is checked first; "
-                    "errors name the field and the fix, such as space.0.low.",
+                    "errors name the field and the fix, such as space.0.low. With `base_version` every trial fine-tunes that "
+                    "version, and `finetune.mode`, `finetune.rank`, … can be searched; what a trial's mode does not know (rank "
+                    "in mode full) is left out of it.",
     )  # fmt: skip
     @idempotent
     def post(self, request: Request) -> Response:
@@ -89,6 +104,8 @@ class SweepsView(PagedView):
             wanted["experiment"] = experiment_named(request.user, identifier)
         if identifier := wanted.pop("code", None):
             wanted["code"] = code_named(request.user, identifier)
+        if identifier := wanted.pop("base_version", None):
+            wanted["base_version"] = base_named(request.user, identifier)
         sweep = services.create_sweep(actor=request.user, **wanted)
         return Response(SweepDetail(sweep).data, status=201)
 

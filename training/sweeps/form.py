@@ -11,7 +11,7 @@ from training.models import Sweep
 from training.run_form import BOOLEANS, RunForm, read_number
 
 from .judging import METRICS
-from .services import LIMITS, LONGEST_METRIC
+from .plans import LIMITS, LONGEST_METRIC
 from .space import FIXED
 
 ROWS = 8
@@ -55,8 +55,7 @@ class SweepForm(RunForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["name"].label = "Name of the sweep"
-        task = self["task"].value()
-        self._choose("metric", [(one, one) for one in METRICS.get(task, METRICS["classification"])])
+        self._choose("metric", [(one, one) for one in METRICS.get(self.task_now, METRICS["classification"])])
         if self.code is not None:
             self._ask_what_code_reports()
         for name, help_text in NUMBERS.items():
@@ -67,6 +66,15 @@ class SweepForm(RunForm):
             )  # fmt: skip
         for row in range(ROWS):
             self._add_row(row)
+
+    @property
+    def task_now(self) -> str:
+        """As it stands in the form."""
+        return self["task"].value()
+
+    def searchable(self) -> dict[str, engine.Field]:
+        """The settings that can be searched, by their names."""
+        return searchable()
 
     def _ask_what_code_reports(self) -> None:
         """Names that only the code knows are typed: of its metric here, of its parameters in the rows."""
@@ -80,7 +88,7 @@ class SweepForm(RunForm):
         )  # fmt: skip
 
     def _add_row(self, row: int) -> None:
-        known = [("", "–"), *((name, name) for name in searchable())]
+        known = [("", "–"), *((name, name) for name in self.searchable())]
         texts = {"low": "from", "high": "to", "points": "grid points", "choices": "or values, separated by commas"}
         for part in PARTS:
             name, label = f"{PREFIX}.{row}.{part}", f"Setting {row + 1}: {texts.get(part, part)}"
@@ -122,7 +130,7 @@ class SweepForm(RunForm):
 
     def _dimension(self, row: int) -> dict[str, Any]:
         given = {part: self.cleaned_data.get(f"{PREFIX}.{row}.{part}") or "" for part in PARTS}
-        described = searchable().get(given["name"], OF_CODE)
+        described = self.searchable().get(given["name"], OF_CODE)
         values = [text.strip() for text in given["choices"].split(",") if text.strip()]
         if values or described.type in ("choice", "boolean"):
             return {"name": given["name"], "kind": "categorical", "choices": _choices(described, values)}

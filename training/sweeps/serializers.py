@@ -7,11 +7,12 @@ from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
 from training.models import Run, Sweep, Trial
-from training.serializers import TargetField
+from training.serializers import SettingsIn, TargetField
 
 from .judging import ALL_METRICS
+from .plans import LIMITS
 from .progress import summary
-from .services import LIMITS, best_trial
+from .services import best_trial
 
 
 def _within(field: str, **options: Any) -> serializers.IntegerField:
@@ -21,13 +22,25 @@ def _within(field: str, **options: Any) -> serializers.IntegerField:
 
 class SweepIn(Strict):
     dataset_version = serializers.UUIDField(help_text="A version that is ready")
-    task = serializers.ChoiceField(choices=Run.Task.choices, help_text="classification, regression or multilabel")
-    target = TargetField(help_text="Column to predict; several for regression and multilabel")
+    task = serializers.ChoiceField(
+        choices=Run.Task.choices, required=False,
+        help_text="classification, regression, multilabel or language-model; with a base by default its own",
+    )  # fmt: skip
+    target = TargetField(
+        required=False,
+        help_text="Column to predict; several for regression and multilabel; with a base by default its own",
+    )
     space = serializers.ListField(
         child=serializers.DictField(), max_length=20,
         help_text="Settings to search: {name, kind: categorical, choices}, or {name, kind: integer or float, low, high, "
-                  "log?, points?}; a setting of the architecture is named params.NAME",
+                  "log?, points?}; a setting of the architecture is named params.NAME, one of fine-tuning finetune.NAME, such "
+                  "as finetune.rank; a value of finetune.blocks is a text of names or patterns with spaces between them, or "
+                  "usual",
     )  # fmt: skip
+    base_version = serializers.UUIDField(
+        required=False, allow_null=True, help_text="Version that every trial fine-tunes, as POST /models/{id}/finetune"
+    )
+    finetune = SettingsIn(required=False, allow_null=True, help_text="How to fine-tune, as far as it is not searched")
     features = serializers.ListField(
         child=serializers.CharField(max_length=200), required=False, allow_null=True, max_length=2000,
         help_text="Input columns; default: all but the target",
@@ -56,7 +69,7 @@ class SweepIn(Strict):
         max_length=120,
         required=False,
         allow_blank=True,
-        help_text="Model that gets the results, on a branch of its own",
+        help_text="Model that gets the results, on a branch of its own; default: the base's model, else the dataset's name",
     )
     code = serializers.UUIDField(
         required=False, allow_null=True,
@@ -87,6 +100,9 @@ class SweepOut(serializers.ModelSerializer):
     experiment = serializers.UUIDField(source="experiment_id")
     dataset_version = serializers.UUIDField(source="dataset_version_id")
     code = serializers.UUIDField(source="code_id", allow_null=True)
+    base_version = serializers.UUIDField(
+        source="base_version_id", allow_null=True, help_text="Version that every trial fine-tunes"
+    )
     created_by = serializers.CharField(source="created_by.username", default=None)
     trials = serializers.IntegerField(source="trial_count", help_text="Trials to draw")
     progress = serializers.SerializerMethodField(help_text="Share of the work, from 0 to 1")
@@ -97,7 +113,7 @@ class SweepOut(serializers.ModelSerializer):
         model = Sweep
         fields = [
             "id", "name", "state", "reason", "experiment", "dataset_version", "task", "targets", "features", "config", "code",
-            "entry", "space", "sampler", "pruner", "rungs", "eta", "metric", "direction", "trials", "parallel", "seeds", "seed",
+            "entry", "base_version", "finetune", "space", "sampler", "pruner", "rungs", "eta", "metric", "direction", "trials", "parallel", "seeds", "seed",
             "register_as", "branch", "progress", "eta_seconds", "counts", "created_by", "created_at", "finished_at",
         ]  # fmt: skip
 

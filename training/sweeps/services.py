@@ -1,9 +1,8 @@
 """What changes in sweeps by a person. What follows from their runs is in `training.sweeps.advancing`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
@@ -12,27 +11,17 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
-from dlplatform.engine.fields import CODE
 from registry import services as registry
 from registry.models import ModelVersion, Ref
+from training import finetuning
 from training import services as runs
-from training.code import ARCHITECTURE
 from training.experiments import experiment_for
-from training.findings import lower_is_better
 from training.models import CodeBundle, Experiment, Run, Sweep, Trial
 
-from .judging import ACTIVE, ALL_METRICS, METRICS, at_their_stop
-from .rungs import MEDIAN, NONE, rung_epochs
-from .space import Dimension, SpaceError, grid_size, parse_space
+from .judging import ACTIVE, at_their_stop
+from .plans import Search, plan_of
+from .subjects import subject_of
 from .waking import announce, wake
-
-MOST_TRIALS = 1000
-MOST_PARALLEL = 64
-MOST_SEEDS = 20
-MOST_RUNGS = 50
-LONGEST_METRIC = 120
-LIMITS = {"trials": (1, MOST_TRIALS), "parallel": (1, MOST_PARALLEL), "seeds": (1, MOST_SEEDS), "eta": (2, 10),
-          "least_epochs": (1, 10_000), "seed": (0, 2**31 - 1)}  # fmt: skip
 
 
 @transaction.atomic
@@ -40,161 +29,46 @@ def create_sweep(
     *,
     actor: User,
     dataset_version: DatasetVersion,
-    task: str,
-    target: str | Sequence[str],
     space: Any,
+    task: str = "",
+    target: str | Sequence[str] | None = None,
     features: Sequence[str] | None = None,
     config: dict[str, Any] | None = None,
-    sampler: str = Sweep.Sampler.TPE,
-    pruner: str = Sweep.Pruner.NONE,
-    metric: str = "validation/loss",
-    direction: str = "",
-    trials: int | None = None,
-    parallel: int = 2,
-    seeds: int = 1,
-    seed: int = 0,
-    eta: int = 3,
-    least_epochs: int = 1,
+    code: CodeBundle | None = None,
+    entry: str = "",
+    base_version: ModelVersion | None = None,
+    finetune: Mapping[str, Any] | None = None,
     experiment: Experiment | None = None,
     name: str = "",
     register_as: str = "",
-    code: CodeBundle | None = None,
-    entry: str = "",
+    **search: Any,
 ) -> Sweep:
     """Check everything that can be checked, then begin. Errors name the field and the fix.
 
     With ``code`` every trial is a run of it in a sandbox, starting with the file ``entry``; its parameters are searched as
-    `params.NAME`. ``direction`` follows from the metric unless it is given. ``trials`` defaults to 20, and to all points of a grid.
+    `params.NAME`. With ``base_version`` every trial fine-tunes that version, as ``finetune`` and what is drawn for
+    `finetune.NAME` say; task, target and features are the base's own where it has them. ``search``: see `Search`.
     """
-    targets = runs.targets_of(target)
     organization = dataset_version.dataset.organization
+    if experiment is None and base_version is not None and base_version.model.organization_id == organization.pk:
+        experiment = finetuning.experiment_of(actor, base_version)
     experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
-    if code is not None:
-        entry = runs.check_code(actor, organization, code, entry, task)
-    settings = runs.check(dataset_version, task, targets, features, config or {}, entry)
-    dimensions = _space(space, settings, task)
-    metrics = _metrics(task, entry, pruner, metric, direction)
-    numbers = {"trials": trials, "parallel": parallel, "seeds": seeds, "eta": eta, "least_epochs": least_epochs}
-    _check_choices(metrics, sampler, pruner, metric, direction, numbers | {"seed": seed})
+    subject = subject_of(
+        actor=actor, dataset_version=dataset_version, task=task, target=target, features=features, config=config,
+        code=code, entry=entry, base_version=base_version, finetune=finetune,
+    )  # fmt: skip
     sweep = Sweep.objects.create(
         experiment=experiment,
         created_by=actor,
-        name=name or f"{dataset_version.dataset.name[:100]} sweep {experiment.sweeps.count() + 1}",
-        dataset_version=dataset_version,
-        task=task,
-        targets=targets,
-        features=list(features) if features else None,
-        config=settings,
-        code=code,
-        entry=entry,
-        space=[one.to_dict() for one in dimensions],
-        sampler=sampler,
-        pruner=pruner,
-        rungs=_rungs(pruner, settings, dimensions, least_epochs, eta),
-        eta=eta,
-        metric=metric,
-        direction=direction or ("minimize" if lower_is_better(metric) else "maximize"),
-        trial_count=_trial_count(sampler, dimensions, trials),
-        parallel=parallel,
-        seeds=seeds,
-        seed=seed,
-        register_as=register_as or dataset_version.dataset.name,
+        name=name or f"{subject.model_name[:100]} sweep {experiment.sweeps.count() + 1}",
+        register_as=register_as or subject.model_name,
+        **vars(subject),
+        **plan_of(Search(space, **search), subject),
     )
     audit.record(actor, "sweep.create", sweep, organization, name=sweep.name)
     announce(sweep)
     wake(sweep.pk)
     return sweep
-
-
-def _space(space: Any, settings: dict[str, Any], task: str) -> list[Dimension]:
-    try:
-        dimensions = parse_space(space, settings, task)
-    except SpaceError as error:
-        raise ValidationError(
-            {field: ValidationError(message, code=code) for field, code, message in error.problems}
-        ) from None
-    for number, one in enumerate(dimensions if settings.get("architecture") == CODE else ()):
-        if one.name == "architecture":
-            text = "The code is the architecture of all trials; search its parameters as params.NAME."
-            raise _invalid(f"space.{number}.name", text, "not_for_code")
-    return dimensions
-
-
-def _metrics(task: str, entry: str, pruner: str, metric: str, direction: str) -> Sequence[str]:
-    """What trials can be judged by. What a script reports only it knows."""
-    if not entry or entry == ARCHITECTURE:
-        return METRICS[task]
-    _check_script(pruner, metric, direction)
-    return (metric,)
-
-
-def _check_script(pruner: str, metric: str, direction: str) -> None:
-    """What trials of a script cannot be judged by."""
-    if pruner != Sweep.Pruner.NONE:
-        text = "A script trains as it likes, so nobody can pause it after an epoch; take pruner none."
-        raise _invalid("pruner", text, "not_for_script")
-    if not metric or len(metric) > LONGEST_METRIC:
-        text = f"Name the metric that the script reports, in at most {LONGEST_METRIC} characters."
-        raise _invalid("metric", text, "required")
-    if not direction and metric not in ALL_METRICS:
-        text = f"Say whether to minimize or to maximize {metric[:60]}, which the platform does not know."
-        raise _invalid("direction", text, "required")
-
-
-def _check_choices(
-    metrics: Sequence[str], sampler: str, pruner: str, metric: str, direction: str, numbers: dict[str, int | None]
-) -> None:
-    choices = {
-        "sampler": (sampler, Sweep.Sampler.values), "pruner": (pruner, Sweep.Pruner.values),
-        "metric": (metric, metrics), "direction": (direction, ["", *Sweep.Direction.values]),
-    }  # fmt: skip
-    problems = {
-        field: ValidationError(f"Choose one of: {', '.join(filter(None, known))}.", code="unknown_choice")
-        for field, (given, known) in choices.items()
-        if given not in known
-    }
-    problems |= _out_of_range(numbers)
-    if problems:
-        raise ValidationError(problems)
-
-
-def _out_of_range(numbers: dict[str, int | None]) -> dict[str, ValidationError]:
-    """None stands for what was left to us."""
-    problems = {}
-    for field, number in numbers.items():
-        low, high = LIMITS[field]
-        if number is not None and not low <= number <= high:
-            problems[field] = ValidationError(f"Give a whole number from {low} to {high}.", code="out_of_range")
-    return problems
-
-
-def _trial_count(sampler: str, dimensions: Sequence[Dimension], trials: int | None) -> int:
-    if sampler != Sweep.Sampler.GRID:
-        return trials or 20
-    size = grid_size(dimensions)
-    if trials is None and size > MOST_TRIALS:
-        text = f"The grid has {size:,} points; take fewer values, or at most {MOST_TRIALS:,} trials of them."
-        raise _invalid("space", text, "too_many")
-    return min(size, trials or size)
-
-
-def _rungs(pruner: str, settings: dict[str, Any], dimensions: Sequence[Dimension], least: int, eta: int) -> list[int]:
-    """The epochs after which trials are judged. Raises ValidationError where they cannot be known."""
-    if pruner == NONE:
-        return []
-    epochs = settings.get("epochs")
-    if any(one.name == "epochs" for one in dimensions) or not isinstance(epochs, int):
-        text = "Pruning compares trials after the same epochs: give config.epochs as a number, and do not search it."
-        raise _invalid("pruner", text, "needs_epochs")
-    step = max(least, epochs // MOST_RUNGS) if pruner == MEDIAN else least
-    found = rung_epochs(pruner, step, epochs, eta)
-    if not found:
-        raise _invalid("least_epochs", f"There is nothing to prune: a trial has only {epochs} epochs.", "out_of_range")
-    return found
-
-
-def _invalid(field: str, text: str, code: str) -> ValidationError:
-    return ValidationError({field: ValidationError(text, code=code)})
 
 
 # --- changes -------------------------------------------------------------------------------------------

@@ -3,17 +3,21 @@
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dlplatform.engine.config import ConfigError, Problem, parse_config
 from dlplatform.engine.transformers_settings import SENSES
 
+from . import tuning
+
 KINDS = ("categorical", "integer", "float")
 PARAMS = "params."
 # A seed is no setting to search: every trial has the seeds of the sweep. Nor is a whole architecture, in one value.
 FIXED = ("seed", "params", *SENSES)
+# What decides which other settings of fine-tuning count.
+CONDITIONS = ("finetune.mode", "finetune.adapter")
 MOST_DIMENSIONS = 20
 MOST_CHOICES = 100
 MOST_POINTS = 50
@@ -80,11 +84,14 @@ class Dimension:
         return list(dict.fromkeys(self.at(index / max(count - 1, 1)) for index in range(count)))
 
 
-def parse_space(raw: Any, config: dict[str, Any], task: str) -> list[Dimension]:
-    """The dimensions of a search; ``config`` are the settings that all trials share.
+def parse_space(
+    raw: Any, config: dict[str, Any], task: str, finetune: Mapping[str, Any] | None = None
+) -> list[Dimension]:
+    """The dimensions of a search; ``config`` are the settings that all trials share, ``finetune`` those of fine-tuning in
+    a search that starts from a base.
 
-    Raises SpaceError with every problem: a setting that is unknown, searched twice or fixed besides, a range that is
-    empty, and ends that the engine refuses.
+    Raises SpaceError with every problem: a setting that is unknown, searched twice, fixed besides or of no effect in any
+    trial, a range that is empty, and ends that the engine refuses.
     """
     if not isinstance(raw, list) or not raw:
         raise SpaceError([("space", "required", "Name at least one setting to search.")])
@@ -98,8 +105,10 @@ def parse_space(raw: Any, config: dict[str, Any], task: str) -> list[Dimension]:
             continue
         if found.name in {one.name for one in dimensions}:
             problems.append((f"space.{number}.name", "unique", f"{found.name} is searched twice; name it once."))
-        problems += _refused(f"space.{number}", found, config, task)
+        problems += _refused(f"space.{number}", found, config, task, finetune)
         dimensions.append(found)
+    if not problems and finetune is not None:
+        problems = _without_effect(dimensions, finetune)
     if problems:
         raise SpaceError(problems)
     return dimensions
@@ -163,24 +172,51 @@ def _range(where: str, name: str, entry: dict[str, Any], problems: list[Problem]
     return None
 
 
-def _refused(where: str, one: Dimension, config: dict[str, Any], task: str) -> list[Problem]:
+def _refused(
+    where: str, one: Dimension, config: dict[str, Any], task: str, finetune: Mapping[str, Any] | None
+) -> list[Problem]:
     """What the engine says to the ends of a range, or to a choice; each complaint once."""
     ends = one.choices if one.kind == "categorical" else (one.at(0.0), one.at(1.0))
     keys = ["choices"] * len(ends) if one.kind == "categorical" else ["low", "high"]
     found: dict[str, Problem] = {}
     for key, value in zip(keys, ends, strict=True):
-        try:
-            parse_config(with_settings(config, {one.name: value}), task)
-        except ConfigError as error:
-            for field, code, message in error.problems:
-                if field == one.name:
-                    key = "name" if code == "unknown_field" else key
-                    found.setdefault(key, (f"{where}.{key}", code, message))
+        for field, code, message in _problems_with(one.name, value, config, task, finetune):
+            if field == one.name:
+                key = "name" if code == "unknown_field" else key
+                found.setdefault(key, (f"{where}.{key}", code, message))
     return list(found.values())
 
 
+def _problems_with(
+    name: str, value: Value, config: dict[str, Any], task: str, finetune: Mapping[str, Any] | None
+) -> list[Problem]:
+    if name.startswith(tuning.PREFIX):
+        return tuning.problems_with(name, value, finetune)
+    try:
+        parse_config(with_settings(config, {name: value}), task)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _without_effect(dimensions: Sequence[Dimension], finetune: Mapping[str, Any]) -> list[Problem]:
+    """Settings of fine-tuning that no mode of any trial knows: every trial would be the same."""
+    searched = {tuning.bare(one.name): one.grid() for one in dimensions if one.name in CONDITIONS}
+    found = tuning.conditions(finetune, searched)
+    return [
+        (
+            f"space.{number}.name", "not_for_mode",
+            f"{one.name} counts in {tuning.where_it_counts(tuning.bare(one.name))} only, which no trial has; "
+            "search finetune.mode too, or remove this.",
+        )
+        for number, one in enumerate(dimensions)
+        if one.name.startswith(tuning.PREFIX) and not any(tuning.counts(tuning.bare(one.name), each) for each in found)
+    ]  # fmt: skip
+
+
 def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with flat settings (`params.width`) put into it."""
+    """A configuration with flat settings (`params.width`) put into it; those of fine-tuning are no part of it."""
+    settings = {name: value for name, value in settings.items() if not name.startswith(tuning.PREFIX)}
     plain = {name: value for name, value in settings.items() if not name.startswith(PARAMS)}
     params = {name.removeprefix(PARAMS): value for name, value in settings.items() if name.startswith(PARAMS)}
     merged = {**config, **plain}
@@ -195,12 +231,33 @@ def dimensions_of(space: list[dict[str, Any]]) -> list[Dimension]:
 
 
 def grid_size(dimensions: Sequence[Dimension]) -> int:
-    return math.prod(len(one.grid()) for one in dimensions)
+    """How many points a grid has that differ in something that counts."""
+    rest = [one for one in dimensions if one.name not in CONDITIONS]
+    kinds = {
+        _essence(point): tuning.of_finetuning(tuning.effective(None, point))
+        for point in _points([one for one in dimensions if one.name in CONDITIONS])
+    }
+    return sum(math.prod(len(one.grid()) for one in rest if _counts(one.name, kind)) for kind in kinds.values())
+
+
+def _counts(name: str, kind: Mapping[str, Any]) -> bool:
+    return not name.startswith(tuning.PREFIX) or tuning.counts(tuning.bare(name), kind)
 
 
 def grid_order(dimensions: Sequence[Dimension], seed: int) -> Iterator[dict[str, Value]]:
-    """Every point of the grid once, in an order of chance that the seed decides."""
-    points = list(itertools.product(*(one.grid() for one in dimensions)))
+    """Every point of the grid once, in an order of chance that the seed decides. Of points that differ only in what does
+    not count in their mode the first one stands for all."""
+    points = _points(dimensions)
+    if any(one.name in CONDITIONS for one in dimensions):
+        points = list({_essence(point): point for point in reversed(points)}.values())[::-1]
     random.Random(seed).shuffle(points)  # noqa: S311 - no secret
-    for point in points:
-        yield {one.name: value for one, value in zip(dimensions, point, strict=True)}
+    yield from points
+
+
+def _points(dimensions: Sequence[Dimension]) -> list[dict[str, Value]]:
+    names = [one.name for one in dimensions]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(one.grid() for one in dimensions))]
+
+
+def _essence(point: dict[str, Value]) -> tuple[tuple[str, type, Value], ...]:
+    return tuple((name, type(value), value) for name, value in tuning.effective(None, point).items())

@@ -42,7 +42,9 @@ def _chosen(request: HttpRequest) -> list[Run]:
     identifiers = [one for text in request.GET.getlist("run") if (one := _uuid(text))]
     wanted = list(dict.fromkeys(identifiers))[:MOST_RUNS]
     rows = Run.objects.visible_to(request.user).filter(pk__in=wanted).defer("evaluation", "environment")
-    found = {run.pk: run for run in rows.select_related("dataset_version__dataset", "experiment")}
+    found = {
+        run.pk: run for run in rows.select_related("dataset_version__dataset", "experiment", "base_version__model")
+    }
     return [found[identifier] for identifier in wanted if identifier in found]
 
 
@@ -106,4 +108,10 @@ def _flat(run: Run) -> dict[str, Any]:
         "target": run.target,
         "features": ", ".join(run.features) if run.features else "all",
     }
-    return data | config | params
+    tuning = {f"finetune.{name}": _in_words(value) for name, value in (run.finetune or {}).items()}
+    base = {"base": str(run.base_version)} if run.base_version else {}
+    return data | base | tuning | config | params
+
+
+def _in_words(value: Any) -> Any:
+    return " ".join(value) if isinstance(value, list) else value

@@ -16,6 +16,7 @@ from dlplatform.api import Conflict
 from dlplatform.web import add_errors, page
 from training import experiments, services
 from training.estimate import estimate
+from training.finetune_form import address_of
 from training.models import CodeBundle, Experiment, Run
 from training.run_form import RunForm, initial_of, initial_of_clone, suggested_version
 
@@ -27,6 +28,8 @@ def run_new(request: HttpRequest) -> HttpResponse:
         return no_organization(request)
     require(request.user, "run.write", organization)
     clone = run_to_clone(request)
+    if clone and clone.base_version_id and request.method == "GET":
+        return redirect(address_of(clone))  # the form of a new run knows no base
     code = code_for(request, clone)
     version = version_for(request, organization, clone)
     if version is None:

@@ -16,6 +16,7 @@ from training.forms import PromotionForm
 from training.models import Run, Sweep, Trial
 from training.sweeps import drawing, services
 from training.sweeps.progress import progress_of
+from training.sweeps.tuning import effective, shared_by_all
 
 PARTS = {"state": "training/_sweep_state.html", "charts": "training/_sweep_charts.html"}
 SORTS = {"number": "number", "state": "state", "value": "value"}
@@ -43,7 +44,9 @@ def sweep_list(request: HttpRequest) -> HttpResponse:
 
 
 def sweep_or_404(request: HttpRequest, identifier: UUID) -> Sweep:
-    rows = Sweep.objects.select_related("experiment__organization", "dataset_version__dataset", "created_by")
+    rows = Sweep.objects.select_related(
+        "experiment__organization", "dataset_version__dataset", "created_by", "base_version__model"
+    )
     found: Sweep = visible_or_404(
         rows.defer("dataset_version__profile", "dataset_version__columns", "dataset_version__problems"),
         request.user,
@@ -60,6 +63,7 @@ def sweep_page(request: HttpRequest, sweep: UUID) -> HttpResponse:
     request.GET.pop("part", None)  # what it links to are pages
     trials = _trials(found)
     context = {"section": "sweeps", "sweep": found, "can_write": may(request.user, "run.write", found)}
+    context["shared_tuning"] = shared_by_all(found.finetune or {}, [one["name"] for one in found.space])
     if part != "charts":
         context |= _state(request, found, trials)
     if part != "state":
@@ -79,6 +83,7 @@ def _state(request: HttpRequest, sweep: Sweep, trials: list[Trial]) -> dict[str,
     return {
         "progress": progress_of(sweep),
         "best": best,
+        "best_settings": effective(sweep.finetune, best.params) if best else {},
         "best_version": version,
         "names": [dimension["name"] for dimension in sweep.space],
         "trials": [_row(sweep, one) for one in _sorted(trials, sort)],
@@ -90,10 +95,11 @@ def _state(request: HttpRequest, sweep: Sweep, trials: list[Trial]) -> dict[str,
 
 def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     its_runs = list(trial.runs.all())
+    counting = effective(sweep.finetune, trial.params)
     return {
         "trial": trial,
         "runs": its_runs,
-        "cells": [trial.params.get(dimension["name"]) for dimension in sweep.space],
+        "cells": [counting.get(dimension["name"]) for dimension in sweep.space],
         "epoch": max((run.epoch + 1 for run in its_runs if run.progress), default=0),
     }
 

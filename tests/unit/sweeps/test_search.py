@@ -1,13 +1,16 @@
 """The mathematics of a sweep: spaces, samplers, rungs; without a database."""
 
+import json
 import math
 import random
 
 import pytest
 
+from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from training.sweeps.rungs import Standing, last_hope, median_verdict, promotable, rung_epochs
 from training.sweeps.sampling import Past, propose
-from training.sweeps.space import SpaceError, dimensions_of, grid_size, parse_space, with_settings
+from training.sweeps.space import SpaceError, dimensions_of, grid_order, grid_size, parse_space, with_settings
+from training.sweeps.tuning import shared_by_all, tuned
 
 RATE = {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-1, "log": True, "points": 4}
 WIDTH = {"name": "params.width", "kind": "integer", "low": 8, "high": 64, "points": 3}
@@ -167,3 +170,70 @@ def test_the_median_prunes_only_against_enough_others():
     many = [waiting(number, 0.1 * number) for number in range(5)]
     assert median_verdict(waiting(9, 0.9), many) == "prune"
     assert median_verdict(waiting(9, 0.15), many) == "continue"
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------------
+
+MODE = {"name": "finetune.mode", "kind": "categorical", "choices": ["full", "head", "lora"]}
+ADAPTER = {"name": "finetune.adapter", "kind": "categorical", "choices": ["lora", "ia3"]}
+RANK = {"name": "finetune.rank", "kind": "integer", "low": 2, "high": 8, "points": 3}
+STAGES = {"name": "finetune.unfreeze_every", "kind": "integer", "low": 1, "high": 2, "points": 2}
+WHOLE = FinetuneConfig().to_dict()
+
+
+def of_base(*space, **shared):
+    return parse_space(list(space), {}, "classification", WHOLE | shared)
+
+
+def test_a_grid_over_modes_takes_each_way_once():
+    dimensions = of_base(MODE, ADAPTER, RANK, STAGES, RATE)
+    points = list(grid_order(dimensions, 3))
+    # full and ia3 each once, head by its stages, lora by its ranks; each with four rates
+    assert len(points) == grid_size(dimensions) == 4 * (1 + 1 + 2 + 3)
+    assert {json.dumps(tuned(WHOLE, point)) for point in points} == {
+        json.dumps(tuned(WHOLE, {**point, "learning_rate": 1.0})) for point in points
+    }
+    ways = [tuned(WHOLE, point) for point in points if point["finetune.mode"] == "full"]
+    assert len(ways) == 4 and all("rank" not in way and "unfreeze_every" not in way for way in ways)
+    assert all(parse_finetune(tuned(WHOLE | {"unfreeze_every": 2}, point)) for point in points)
+    assert grid_order(dimensions, 3).__next__() == points[0]
+
+
+def test_blocks_are_chosen_by_texts():
+    chosen = {"name": "finetune.blocks", "kind": "categorical", "choices": ["usual", "head hidden.*"]}
+    of_base(chosen, mode="lora")
+    assert tuned(WHOLE | {"mode": "lora"}, {"finetune.blocks": "head hidden.*"})["blocks"] == ["head", "hidden.*"]
+    assert tuned(WHOLE | {"mode": "lora", "blocks": ["a"]}, {"finetune.blocks": "usual"})["blocks"] == []
+
+
+@pytest.mark.parametrize(
+    ("space", "shared", "field", "code"),
+    [
+        ([RANK], {}, "space.0.name", "not_for_mode"),
+        ([RATE, RANK], {"mode": "lora", "adapter": "ia3"}, "space.1.name", "not_for_mode"),
+        ([STAGES], {"mode": "lora"}, "space.0.name", "not_for_mode"),
+        ([{**RANK, "low": 0}], {"mode": "lora"}, "space.0.low", "out_of_range"),
+        ([{**RANK, "kind": "float"}], {"mode": "lora"}, "space.0.low", "wrong_type"),
+        ([{**MODE, "choices": ["lora", "most"]}], {}, "space.0.choices", "unknown_choice"),
+        ([{"name": "finetune.format", "kind": "categorical", "choices": ["peft"]}], {}, "space.0.name", "unknown_field"),
+        ([{"name": "finetune.blocks", "kind": "integer", "low": 1, "high": 2}], {"mode": "lora"}, "space.0.low",
+         "wrong_type"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tuned_is_refused_with_its_field(space, shared, field, code):
+    with pytest.raises(SpaceError) as refused:
+        of_base(*space, **shared)
+    assert refused.value.problems[0][:2] == (field, code)
+
+
+def test_fine_tuning_is_searched_from_a_base_only():
+    with pytest.raises(SpaceError) as refused:
+        parsed(MODE)
+    assert refused.value.problems[0][:2] == ("space.0.name", "unknown_field")
+    assert "base_version" in refused.value.problems[0][2]
+
+
+def test_what_all_trials_share_is_told_without_what_counts_nowhere():
+    told = shared_by_all(WHOLE | {"mode": "head", "blocks": ["a", "b"]}, ["finetune.layer_decay"])
+    assert told == {"finetune.mode": "head", "finetune.blocks": "a b"}
+    assert "finetune.rank" in shared_by_all(WHOLE, ["finetune.mode"])

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('training', '0011_nodes'),
+        ('training', '0012_sweeps_from_bases'),
     ]
 
     operations = [
