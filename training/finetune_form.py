@@ -15,7 +15,7 @@ from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, tasks_of
 
 from .models import Run
-from .run_form import SettingField, typed
+from .run_form import SettingField, suggested_target, targets_of, typed
 
 SHOWN = (
     "epochs",
@@ -64,12 +64,13 @@ class FinetuneForm(forms.Form):
 
     def _ask_what_to_learn(self, data: list[DatasetVersion]) -> None:
         """A base that was only pretrained says neither task nor target."""
-        names = dict.fromkeys(column["name"] for one in data for column in one.columns)
+        names = dict.fromkeys(name for one in data for name, _ in targets_of(one))
         self.fields["task"] = forms.ChoiceField(
             choices=[(task, task) for task in tasks_of(self.version)], required=False
         )
         self.fields["target"] = forms.MultipleChoiceField(
             choices=[(name, name) for name in names], label="Columns to predict",
+            initial=[suggested_target(data[0])] if data else [],
             help_text="One; several for regression and multilabel. All other columns are read; a language model is taught "
             "to write the one column.",
         )  # fmt: skip

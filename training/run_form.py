@@ -170,7 +170,8 @@ def suggested_task(version: DatasetVersion, target: str) -> str:
     return "classification" if distinct <= MOST_CLASSES else "regression"
 
 
-def _targets(version: DatasetVersion) -> list[tuple[str, str]]:
+def targets_of(version: DatasetVersion) -> list[tuple[str, str]]:
+    """(name, name with type) of the columns that some task can predict."""
     allowed = set().union(*TARGET_TYPES.values())
     return [(one["name"], f"{one['name']} ({one['type']})") for one in version.columns if one["type"] in allowed]
 
@@ -209,8 +210,8 @@ class RunForm(forms.Form):
         self.code = code
         self.fields.update(_settings() if code is None else _settings_of_code(code))
         self._choose("dataset_version", _version_choices(organization, version))
-        self._choose("target", _targets(version))
-        self._choose("more_targets", _targets(version))
+        self._choose("target", targets_of(version))
+        self._choose("more_targets", targets_of(version))
         self._choose("features", [(one["name"], one["name"]) for one in version.columns])
         experiments = Experiment.objects.filter(organization=organization, archived_at=None).order_by("name")
         self._choose("experiment", [("", "Default"), *((str(one.pk), one.name) for one in experiments[:MOST_VERSIONS])])

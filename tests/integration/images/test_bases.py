@@ -74,6 +74,7 @@ def test_the_page_asks_what_to_learn_and_names_the_blocks(base, many, trainer, w
     address = f"/model-versions/{start.pk}/finetune"
     page = web(trainer).get(address).content.decode()
     assert "Columns to predict" in page and "encoder.images.body.model." in page and "pets" in page
+    assert '<option value="label" selected>' in page and '<option value="image"' not in page
     sent = {"dataset_version": str(many.pk), "task": "classification", "target": ["label"], "finetune.mode": "head"}
     answer = web(trainer).post(address, sent)
     assert answer.status_code == 302, answer.content.decode()[:3000]
