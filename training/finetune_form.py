@@ -10,7 +10,7 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune
 from registry.models import ModelVersion
-from registry.transformers_bases import is_transformers, tasks_of
+from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
 
 from .run_form import SettingField
 
@@ -53,7 +53,9 @@ class FinetuneForm(forms.Form):
         self.fields["register_as"].widget.attrs["placeholder"] = version.model.name
         if is_transformers(version):
             self._ask_what_to_learn(data)
-        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in FINETUNE_FIELDS}
+        writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
+        shown = [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
+        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in shown}
         self.fields |= {f"config.{one.name}": SettingField(one) for one in FIELDS if one.name in SHOWN}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""

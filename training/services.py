@@ -14,7 +14,7 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require, require_code
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
-from dlplatform.engine.config import ConfigError, parse_config
+from dlplatform.engine.config import ConfigError, idle_settings, parse_config
 from dlplatform.engine.fields import CODE, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
@@ -70,7 +70,8 @@ def create_run(
     experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
     if code is not None:
         entry = check_code(actor, organization, code, entry, task)
-    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
+    chosen = replays is None and trial is None
+    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version, chosen=chosen)
     features = features or features_by_default(dataset_version, targets, task)
     run = Run.objects.create(
         experiment=experiment,
@@ -149,11 +150,14 @@ def check(
     config: dict[str, Any],
     entry: str = "",
     base: ModelVersion | None = None,
+    *,
+    chosen: bool = True,
 ) -> dict[str, Any]:
     """The complete configuration of a run that can start; ValidationError with every problem otherwise.
 
     ``entry`` is the file that a run with code starts with; its params are for the code to know. ``base``: the version
-    that it starts from.
+    that it starts from. ``chosen``: the settings are chosen now; those of a replay or of a sweep under way were before, and may
+    have some that do nothing.
     """
     if version.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
@@ -177,6 +181,8 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
+    for field, code, message in idle_settings(config, task) if chosen and not entry else ():
+        problems[f"config.{field}"] = ValidationError(message, code=code)
     if parsed.get("text_encoder") == PRETRAINED and base is None:
         fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
         problems["config.text_encoder"] = ValidationError(fix, code="needs_base")

@@ -5,7 +5,7 @@ The architecture of GPT-2 (Radford et al., 2019) with pre-normalised blocks and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,11 +116,11 @@ class Writing:
     seed: int = 0
 
 
-def write(network: LanguageNetwork, prompt: list[int], end: int, how: Writing) -> Iterator[int]:
-    """The tokens that follow a prompt, one after the other, until the end token or ``how.most_tokens`` of them."""
+def write(network: LanguageNetwork, prompt: list[int], ends: Set[int], how: Writing) -> Iterator[int]:
+    """The tokens that follow a prompt, one after the other, until one of ``ends`` or ``how.most_tokens`` of them."""
     generator = torch.Generator().manual_seed(how.seed)
     device, padded = network.device, network.shape.transformer is None
-    known = prompt[-network.shape.length :] or [end]
+    known = prompt[-network.shape.length :] or [min(ends)]
     with torch.inference_mode():
         for _ in range(how.most_tokens):
             window = torch.tensor([known[-network.shape.length :]], device=device)
@@ -128,7 +128,7 @@ def write(network: LanguageNetwork, prompt: list[int], end: int, how: Writing) -
             if padded:
                 logits[0] = float("-inf")  # padding is nothing to say
             chosen = _choose(logits, how, generator)
-            if chosen == end:
+            if chosen in ends:
                 return
             known.append(chosen)
             yield chosen

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine import chat_template
 from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.tokens import LONGEST, Tokenizer
@@ -44,12 +45,15 @@ _UNUSED: Final = ("pooler",)
 
 @dataclass(frozen=True)
 class TransformersBase:
-    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts."""
+    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts. ``chat``: the text of its
+    chat template, which nobody has looked at yet, and ``named`` the special tokens that it may name."""
 
     directory: Path
     transformer: Transformer
     tokenizer: str
     writes: bool
+    chat: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer for texts that are read whole."""
@@ -68,7 +72,18 @@ def read_base(directory: Path) -> TransformersBase:
     if path.stat().st_size > TOKENIZER_BYTES:
         raise PackageError(f"{TOKENIZER} is larger than {TOKENIZER_BYTES >> 20} MB.")
     content = path.read_text("utf-8", errors="replace")
-    return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw))
+    chat, named = _chat(directory)
+    return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw), chat, named)
+
+
+def _chat(directory: Path) -> tuple[str | None, dict[str, str]]:
+    config, file = directory / chat_template.CONFIG, directory / chat_template.FILE
+    said = read_json(config, chat_template.CONFIG_BYTES) if config.is_file() else None
+    text = None
+    if file.is_file():
+        with file.open(encoding="utf-8", errors="replace", newline="") as opened:
+            text = opened.read(chat_template.MAXIMUM_BYTES + 1)  # one that is too large is refused when it is used
+    return chat_template.template_in(said, text)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

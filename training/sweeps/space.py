@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlplatform.engine.config import ConfigError, Problem, parse_config
+from dlplatform.engine.config import ConfigError, Problem, idle_settings, parse_config
 from dlplatform.engine.transformers_settings import SENSES
 
 KINDS = ("categorical", "integer", "float")
@@ -169,14 +169,19 @@ def _refused(where: str, one: Dimension, config: dict[str, Any], task: str) -> l
     keys = ["choices"] * len(ends) if one.kind == "categorical" else ["low", "high"]
     found: dict[str, Problem] = {}
     for key, value in zip(keys, ends, strict=True):
-        try:
-            parse_config(with_settings(config, {one.name: value}), task)
-        except ConfigError as error:
-            for field, code, message in error.problems:
-                if field == one.name:
-                    key = "name" if code == "unknown_field" else key
-                    found.setdefault(key, (f"{where}.{key}", code, message))
+        for field, code, message in _problems(with_settings(config, {one.name: value}), task):
+            if field == one.name:
+                key = "name" if code == "unknown_field" else key
+                found.setdefault(key, (f"{where}.{key}", code, message))
     return list(found.values())
+
+
+def _problems(config: dict[str, Any], task: str) -> list[Problem]:
+    try:
+        parse_config(config, task)
+    except ConfigError as error:
+        return error.problems
+    return idle_settings(config, task)
 
 
 def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
