@@ -26,6 +26,11 @@ def takes_chats(version: ModelVersion) -> bool:
     return version.task == LANGUAGE and (known.get("chat") is True or known.get("target") == "messages")
 
 
+def example_of(version: ModelVersion, instance: dict[str, Any]) -> dict[str, Any]:
+    """The row of a command that asks the model: a message for one that takes chats."""
+    return {"messages": [{"role": "user", "content": "Hello"}]} if takes_chats(version) else instance
+
+
 class ChatForm(forms.Form):
     """``history``: the turns so far as JSON, as the page keeps them. ``asks_key``: a deployment, where a key chooses who
     answers."""

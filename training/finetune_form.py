@@ -56,7 +56,9 @@ class FinetuneForm(forms.Form):
         writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
         shown = [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
         self.fields |= {f"finetune.{one.name}": SettingField(one) for one in shown}
-        self.fields |= {f"config.{one.name}": SettingField(one) for one in FIELDS if one.name in SHOWN}
+        unused = ("augmentation",) if version.task == LANGUAGE else ()
+        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused]
+        self.fields |= {f"config.{one.name}": SettingField(one) for one in shown}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.rank"].widget.attrs["data-reloads"] = ""

@@ -114,18 +114,22 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def printable(value: Any) -> None:
-    """Charge what a value has in print, before it is printed. Raises ChatTemplateError as `weigh` does."""
+def printable(value: Any, indent: int = 0) -> None:
+    """Charge what a value has in print, each level moved in, before it is printed. Raises ChatTemplateError as `weigh` does."""
     weigh(value)
-    current().make(WIDEST * _size(value))
+    current().make(_size(value, indent, 0))
 
 
-def _size(value: Any) -> int:
+def _size(value: Any, indent: int, depth: int) -> int:
     if isinstance(value, str):
-        return len(value)
+        return WIDEST * len(value) + 2
     if isinstance(value, dict):
-        return sum(_size(key) + _size(each) for key, each in value.items())
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 1
+        parts = [_size(key, 0, 0) + _size(each, indent, depth + 1) for key, each in value.items()]
+    elif isinstance(value, list | tuple):
+        parts = [_size(each, indent, depth + 1) for each in value]
+    else:
+        return len(str(value))
+    return sum(parts) + len(parts) * (4 + indent * (depth + 1)) + 2 + indent * depth
 
 
 def scalar(value: Any) -> Any:

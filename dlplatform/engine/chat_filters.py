@@ -108,16 +108,14 @@ def _reversed(value: Any) -> Any:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    printable(value)
     if indent is not None and (not isinstance(indent, int) or not 0 <= indent <= WIDEST):
         raise ChatTemplateError(f"it moves JSON in by other than up to {WIDEST} spaces")
+    printable(value, indent or 0)
     pair = tuple(text_of(each)[:8] for each in separators) if isinstance(separators, list | tuple) else None
-    text = json.dumps(
+    return json.dumps(
         value, ensure_ascii=bool(ensure_ascii), indent=indent, separators=pair if pair and len(pair) == 2 else None,
         sort_keys=bool(sort_keys),
     )  # fmt: skip
-    current().make(len(text))
-    return text
 
 
 def _indented(value: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:

@@ -93,13 +93,17 @@ def _backwards(name: str) -> Callable[..., Any]:
 def _parting(name: str) -> Callable[..., Any]:
     def method(text: str, sign: Any = None, *more: Any) -> Any:
         current().search(len(text), len(sign) if isinstance(sign, str) else 1)
+        current().spend(_pieces(text, None if name == "splitlines" else sign))
         current().make(len(text))
         signs = () if name == "splitlines" else (None if sign is None else _text(sign), *map(_whole, more))
-        pieces = getattr(str, name)(text, *signs)
-        current().spend(len(pieces))
-        return pieces
+        return getattr(str, name)(text, *signs)
 
     return method
+
+
+def _pieces(text: str, sign: Any) -> int:
+    """At most about so many there will be: by nothing in particular a text is parted into words or lines."""
+    return 1 + (text.count(sign) if isinstance(sign, str) and sign else len(text) // 4)
 
 
 def replaced(text: str, old: Any, new: Any, count: Any = -1) -> str:

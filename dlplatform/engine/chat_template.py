@@ -186,10 +186,15 @@ def _tokens(said: Mapping[Any, Any]) -> dict[str, str]:
     return found
 
 
+def template_of(config: bytes | None, file: bytes | None) -> tuple[str | None, dict[str, str]]:
+    """As `template_in`, of what the two files hold, if they are there."""
+    return template_in(_read(config), file.decode("utf-8", "replace") if file is not None else None)
+
+
 def problem_with(config: bytes | None, file: bytes | None) -> str | None:
     """Why the template of a Hugging Face directory cannot be used; None if it can, or where there is none. ``config`` and
     ``file``: what its ``tokenizer_config.json`` and ``chat_template.jinja`` hold, if they are there."""
-    text, named = template_in(_read(config), file.decode("utf-8", "replace") if file is not None else None)
+    text, named = template_of(config, file)
     try:
         _ = ChatTemplate(text, named) if text is not None else None
     except ChatTemplateError as error:

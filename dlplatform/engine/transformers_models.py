@@ -77,13 +77,15 @@ def read_base(directory: Path) -> TransformersBase:
 
 
 def _chat(directory: Path) -> tuple[str | None, dict[str, str]]:
+    """Whatever is wrong with the template is told when it is used: adapters over the base may do without."""
     config, file = directory / chat_template.CONFIG, directory / chat_template.FILE
-    said = read_json(config, chat_template.CONFIG_BYTES) if config.is_file() else None
-    text = None
-    if file.is_file():
-        with file.open(encoding="utf-8", errors="replace", newline="") as opened:
-            text = opened.read(chat_template.MAXIMUM_BYTES + 1)  # one that is too large is refused when it is used
-    return chat_template.template_in(said, text)
+    return chat_template.template_of(
+        _small(config, chat_template.CONFIG_BYTES), _small(file, chat_template.CONFIG_BYTES)
+    )
+
+
+def _small(path: Path, most: int) -> bytes | None:
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= most else None
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

@@ -24,7 +24,7 @@ from dlplatform.accounts.pages import (
 )
 from dlplatform.api import Conflict, Unavailable
 from dlplatform.web import add_errors, page
-from registry.chat_form import ChatForm, takes_chats
+from registry.chat_form import ChatForm, example_of, takes_chats
 from registry.examples import example_images
 from registry.generation_api import LANGUAGE
 from registry.models import ModelVersion
@@ -258,7 +258,7 @@ def _try_context(request: HttpRequest, deployment: Deployment) -> dict[str, Any]
     form = DeploymentTryForm(
         initial=DeploymentTryForm.example(inputs), inputs=inputs, examples=_examples(request, version)
     )
-    instance = {column["name"]: column.get("example") for column in inputs}
+    instance = example_of(version, {column["name"]: column.get("example") for column in inputs})
     return {"try_form": form, "curl": _curl(request, deployment, inputs, instance), **_writing_context(version)}
 
 

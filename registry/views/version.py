@@ -16,7 +16,7 @@ from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
 from registry import availability, releases
 from registry.cards import card_of
-from registry.chat_form import ChatForm, takes_chats
+from registry.chat_form import ChatForm, example_of, takes_chats
 from registry.examples import example_images
 from registry.forms import TryForm
 from registry.graphs import brings_graph
@@ -106,7 +106,9 @@ def try_context(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
     return {
         "try_form": form if inputs else None,
         "chat_form": ChatForm() if takes_chats(version) else None,
-        "curl": curl(request, version, {column["name"]: column.get("example") for column in inputs}),
+        "curl": curl(
+            request, version, example_of(version, {column["name"]: column.get("example") for column in inputs})
+        ),
     }
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from dlplatform.engine import chat_budget
-from dlplatform.engine.chat_template import MAXIMUM_BYTES, ChatTemplate, ChatTemplateError, chat_of, template_in
+from dlplatform.engine.chat_template import (
+    MAXIMUM_BYTES,
+    ChatTemplate,
+    ChatTemplateError,
+    chat_of,
+    problem_with,
+    template_in,
+    template_of,
+)
 from dlplatform.engine.errors import PackageError
 
 CHATML = (
@@ -119,6 +127,9 @@ ATTACKS = {
     "a centre": "{{ 'x'|center(10**9) }}",
     "an indent": "{{ 'x'|indent(10**9) }}",
     "a wide JSON": "{{ messages|tojson(indent=10**9) }}",
+    "a JSON of many levels": "{% set ns = namespace(x=range(9000)|list) %}{% for i in range(40) %}{% set ns.x = [ns.x] %}"
+    "{% endfor %}{{ ns.x|tojson(indent=16) }}",
+    "many pieces": "{% set x = 'aa,' * 200000 %}{% for i in range(9) %}{% set y = x.split(',') %}{% endfor %}",
     "a long range": "{{ range(10**9) }}",
     "a range of none": "{{ range(none) }}",
     "words": "{{ lipsum(n=10**6) }}",
@@ -222,6 +233,13 @@ def test_a_long_chat_is_within_the_budget() -> None:
 )
 def test_the_template_of_a_directory(config: Any, file: str | None, found: str | None) -> None:
     assert template_in(config, file)[0] == found
+
+
+def test_files_that_cannot_be_read_have_no_template() -> None:
+    assert template_of(b"{", None) == (None, {}) and problem_with(b"{", None) is None
+    assert template_of(b'{"chat_template": "a"}', b"b\xff")[0] == "b\ufffd"
+    assert problem_with(None, b"{% include 'x' %}") == "it uses the statement include, which is not there"
+    assert problem_with(None, None) is None and problem_with(None, b"{{ messages }}") is None
 
 
 def test_special_tokens_are_texts_or_objects() -> None:
