@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from dlplatform.engine import package, safetensors_header
-from dlplatform.engine.description import MODEL
+from dlplatform.engine import chat_template, package, safetensors_header
+from dlplatform.engine.description import MODEL, chat_signature
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.runtime import FILES, runtime_of
 
@@ -59,9 +59,20 @@ def recognise(directory: Path) -> Contents:
         named = [str(name)[:100] for name in architectures[:10]] if isinstance(architectures, list) else []
         return Contents(
             "transformers",
-            lineage=told | {"architectures": named, "model_type": str(config.get("model_type", ""))[:100]},
+            lineage=told
+            | {"architectures": named, "model_type": str(config.get("model_type", ""))[:100]}
+            | _chat_of_base(directory),
         )
     return Contents("weights", lineage=told)
+
+
+def _chat_of_base(directory: Path) -> dict[str, Any]:
+    """What is to be said of a chat template that cannot be used; the model is taken in all the same."""
+    paths = [directory / name for name in (chat_template.CONFIG, chat_template.FILE)]
+    small = [path.is_file() and path.stat().st_size <= chat_template.CONFIG_BYTES for path in paths]
+    files = [path.read_bytes() if there else None for path, there in zip(paths, small, strict=True)]
+    problem = chat_template.problem_with(*files)
+    return {"chat_template_problem": problem} if problem else {}
 
 
 def _package(directory: Path) -> Contents:
@@ -88,6 +99,7 @@ def described(description: dict[str, Any]) -> Contents:
         "inputs": [_input(column) for column in description["inputs"]],
         "output": output,
         "target": target[:200] if isinstance(target, str) else "",
+        **chat_signature(description),
     }
     metrics = {str(name)[:100]: value for name, value in description["metrics"].items() if _is_number(value)}
     config = description.get("config")

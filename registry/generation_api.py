@@ -56,19 +56,21 @@ class VersionGenerateView(APIView):
             raise Conflict("This model writes no texts; ask it for predictions.", code="not_a_language_model")
         given = GenerateIn(data=request.data)
         given.is_valid(raise_exception=True)
-        response = StreamingHttpResponse(
-            _events(found.pk, dict(given.validated_data)), content_type="text/event-stream"
-        )
-        response["Cache-Control"] = "no-store"
-        response["X-Accel-Buffering"] = "no"
-        return response
+        return streamed(client.generate(found.pk, dict(given.validated_data)))
 
 
-async def _events(version: UUID, instance: dict[str, Any]) -> AsyncIterator[bytes]:
+def streamed(told: AsyncIterator[dict[str, Any]]) -> StreamingHttpResponse:
+    """What `client.generate` tells, as server-sent events."""
+    response = StreamingHttpResponse(_events(told), content_type="text/event-stream")
+    response["Cache-Control"] = "no-store"
+    response["X-Accel-Buffering"] = "no"
+    return response
+
+
+async def _events(told: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
     try:
-        async for piece in client.generate(version, instance):
-            yield _event({"text": piece})
-        yield _event({"done": True})
+        async for one in told:
+            yield _event(one)
     # The headers are out: what goes wrong from here on is told as an event.
     except Exception as error:
         yield _event({"error": _told(error)})

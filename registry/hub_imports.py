@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # it imports torch, which the web process does without
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 REVISION = re.compile(r"[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,199}")
-ENDINGS = (".json", ".safetensors", ".txt", ".md")
+ENDINGS = (".json", ".safetensors", ".txt", ".md", ".jinja")
 MOST_LISTING = 16 * 1024 * 1024
 TOKEN_SECONDS = 24 * 3600
 MEGABYTE = 1024 * 1024

@@ -39,6 +39,7 @@ TOLD_ANEW = {"metrics", "lineage", "config", "rows", "versions", "training", "fi
 # What counts of an input; ranges, examples and the order of frequent values are those of the data.
 INPUT = ("name", "type")
 GRAM_ROWS = 1024
+LANGUAGE = "language-model"
 
 
 class Merging:
@@ -76,7 +77,8 @@ class Merging:
         base = self.bench.fetch(self.ancestor, folder / "base", 0.15) if self.ancestor else None
         merged = folder / "merged"
         merged.mkdir()
-        table = self.bench.table()
+        # A language model is measured by no rows, and its data need no column of prompts.
+        table = Table({}, 0) if self.merge.theirs.task == LANGUAGE else self.bench.table()
         if self.merge.recipe["method"] == ADAPTER:
             described, tensors = self._worked_in(merged, sides[1])
         else:
@@ -160,7 +162,7 @@ class Merging:
 
     def _measured(self, side: Path, table: Table, fraction: float) -> dict[str, Any]:
         """Metrics on all labelled rows of the dataset version; empty where it lacks the target."""
-        if self.merge.theirs.task == "language-model":
+        if self.merge.theirs.task == LANGUAGE:
             return {}  # its measure is the loss on texts, which only training takes
         target = self.bench.target()
         if side.name == "ours" and self.merge.recipe["method"] == ADAPTER:

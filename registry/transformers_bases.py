@@ -4,6 +4,7 @@ from typing import Any
 
 import orjson
 
+from dlplatform.engine import chat_template
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.transformers_config import (
     CONFIG,
@@ -36,7 +37,8 @@ def is_transformers(version: ModelVersion) -> bool:
 
 def is_needed(path: str) -> bool:
     """Whether starting from a Hugging Face directory needs the file; the rest of it is for people and other programs."""
-    return path in (CONFIG, INDEX, POOLING, PREPROCESSOR, TOKENIZER) or (path.endswith(WEIGHTS) and "/" not in path)
+    read = (CONFIG, INDEX, POOLING, PREPROCESSOR, TOKENIZER, chat_template.CONFIG, chat_template.FILE)
+    return path in read or (path.endswith(WEIGHTS) and "/" not in path)
 
 
 def config_of(version: ModelVersion) -> dict[str, Any]:
@@ -79,6 +81,23 @@ def width(version: ModelVersion) -> int:
     sizes = config.get("hidden_sizes")
     known = [sizes[-1] if isinstance(sizes, list) and sizes else None, *(config.get(name) for name in _WIDTHS)]
     return next((one for one in known if isinstance(one, int) and not isinstance(one, bool) and one > 0), 0)
+
+
+def template_problem(version: ModelVersion) -> str | None:
+    """Why the chat template of a Hugging Face directory cannot be used; None if it can, or where there is none."""
+    try:
+        return chat_template.problem_with(_read(version, chat_template.CONFIG), _read(version, chat_template.FILE))
+    except (MissingObject, CorruptObject):
+        return "it cannot be read"
+
+
+def _read(version: ModelVersion, path: str) -> bytes | None:
+    """A small file of a version; None for one that is not there or larger than any that is looked at."""
+    entry = version.tree.get(path)
+    if entry is None or entry["size"] > chat_template.CONFIG_BYTES:
+        return None
+    content: bytes = object_store(version.model.organization_id).read(entry["sha256"])
+    return content
 
 
 def writes(version: ModelVersion) -> bool:

@@ -36,4 +36,5 @@ urlpatterns = [
     path("model-versions/<uuid:version>/release", history.version_release, name="version-release"),
     path("model-versions/<uuid:version>/", version.version_page, name="model-version"),
     path("model-versions/<uuid:version>/try", version.version_try, name="version-try"),
+    path("model-versions/<uuid:version>/chat", version.version_chat, name="version-chat"),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import transaction
 
-from dlplatform.engine.description import read_description
+from dlplatform.engine.description import chat_signature, read_description
 from dlplatform.engine.events import SPOOL
 from dlplatform.engine.job import CODE, OUTPUT
 from registry import services as registry
@@ -53,6 +53,7 @@ def collect(run: Run, directory: Path, metrics: dict[str, Any]) -> ModelVersion 
                 "inputs": description["inputs"],
                 "output": description["output"],
                 "target": description["target"],
+                **chat_signature(description),
             },
             metrics=metrics,
             lineage=lineage(run, description),

@@ -12,10 +12,10 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune, recorded_finetune
 from registry.models import ModelVersion
-from registry.transformers_bases import is_transformers, tasks_of
+from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
 
 from .models import Run
-from .run_form import SettingField, suggested_target, targets_of, typed
+from .run_form import SettingField, predictable, suggested_target, typed
 
 SHOWN = (
     "epochs",
@@ -56,15 +56,19 @@ class FinetuneForm(forms.Form):
         self.fields["register_as"].widget.attrs["placeholder"] = version.model.name
         if is_transformers(version):
             self._ask_what_to_learn(data)
-        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in FINETUNE_FIELDS}
-        self.fields |= {f"config.{one.name}": SettingField(one) for one in FIELDS if one.name in SHOWN}
+        writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
+        shown = [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
+        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in shown}
+        unused = ("augmentation",) if version.task == LANGUAGE else ()
+        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused]
+        self.fields |= {f"config.{one.name}": SettingField(one) for one in shown}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.rank"].widget.attrs["data-reloads"] = ""
 
     def _ask_what_to_learn(self, data: list[DatasetVersion]) -> None:
         """A base that was only pretrained says neither task nor target."""
-        names = dict.fromkeys(name for one in data for name, _ in targets_of(one))
+        names = dict.fromkeys(name for one in data for name, _ in predictable(one))
         self.fields["task"] = forms.ChoiceField(
             choices=[(task, task) for task in tasks_of(self.version)], required=False
         )

@@ -12,6 +12,8 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from dlplatform.engine.blocks import chosen
+from dlplatform.engine.chat_template import BASE as BASE_TEMPLATE
+from dlplatform.engine.chat_template import USUAL
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune, recorded_finetune
@@ -89,6 +91,7 @@ def choices_of(
     require_usable(version, parsed, task)
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
+    _require_template(version, task, parsed)
     return {
         "dataset_version": dataset_version,
         "task": task,
@@ -111,6 +114,14 @@ def require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -
     check_base(version, settings, task)
     if brings_code(version):
         _require_own_tunable(version, settings)
+
+
+def _require_template(version: ModelVersion, task: str, settings: FinetuneConfig) -> None:
+    """Raises ValidationError where a base's own chat template was asked for and cannot be used."""
+    own = task == services.LANGUAGE and settings.chat_template == BASE_TEMPLATE and is_transformers(version)
+    if own and (problem := transformers_bases.template_problem(version)):
+        fix = f"The base's own chat template cannot be used: {problem}. Set this to {USUAL}, or give a template of your own."
+        raise _invalid("chat_template", fix, "invalid")
 
 
 def _require_own_tunable(version: ModelVersion, settings: FinetuneConfig) -> None:

@@ -9,6 +9,7 @@ from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization
 from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine import fields as engine
+from dlplatform.engine.chat_template import MAXIMUM_BYTES
 from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 from dlplatform.engine.transformers_settings import MOST_BYTES, PRESETS, SENSES
 
@@ -30,12 +31,15 @@ class SettingField(forms.CharField):
         self.presets = {one.name: json.dumps(one.config) for one in PRESETS if one.setting == described.name}
         widget, hint = _widget(described), f" For {' and '.join(used_by)}." if used_by else ""
         label = described.name.replace("_", " ").capitalize()
-        most = MOST_BYTES if described.type == "model" else 40
-        super().__init__(required=False, label=label, help_text=described.help + hint, widget=widget, max_length=most)
+        most = {"model": MOST_BYTES, "template": MAXIMUM_BYTES}.get(described.type, 40)
+        super().__init__(
+            required=False, label=label, help_text=described.help + hint, widget=widget, max_length=most,
+            strip=described.type != "template",
+        )  # fmt: skip
 
     def to_python(self, value: Any) -> Any:
         text = super().to_python(value)
-        if text == "":
+        if text.strip() == "":
             return None
         if text.lower() in BOOLEANS and (self.described.type == "boolean" or False in self.described.words):
             return BOOLEANS[text.lower()]
@@ -74,7 +78,7 @@ def _widget(described: engine.Field) -> forms.Widget:
         return forms.Select(choices=[("", f"{default} (default)"), *((one, one) for one in described.choices)])
     if described.type == "boolean":
         return forms.Select(choices=[("", f"{default} (default)"), ("true", "yes"), ("false", "no")])
-    if described.type == "model":
+    if described.type in ("model", "template"):
         return forms.Textarea({"rows": 3, "placeholder": default, "spellcheck": "false", "class": "mono"})
     mode = "numeric" if described.type == "integer" and False not in described.words else "text"
     return forms.TextInput({"placeholder": default, "inputmode": mode, "autocomplete": "off"})
@@ -170,7 +174,7 @@ def suggested_task(version: DatasetVersion, target: str) -> str:
     return "classification" if distinct <= MOST_CLASSES else "regression"
 
 
-def targets_of(version: DatasetVersion) -> list[tuple[str, str]]:
+def predictable(version: DatasetVersion) -> list[tuple[str, str]]:
     """(name, name with type) of the columns that some task can predict."""
     allowed = set().union(*TARGET_TYPES.values())
     return [(one["name"], f"{one['name']} ({one['type']})") for one in version.columns if one["type"] in allowed]
@@ -210,8 +214,8 @@ class RunForm(forms.Form):
         self.code = code
         self.fields.update(_settings() if code is None else _settings_of_code(code))
         self._choose("dataset_version", _version_choices(organization, version))
-        self._choose("target", targets_of(version))
-        self._choose("more_targets", targets_of(version))
+        self._choose("target", predictable(version))
+        self._choose("more_targets", predictable(version))
         self._choose("features", [(one["name"], one["name"]) for one in version.columns])
         experiments = Experiment.objects.filter(organization=organization, archived_at=None).order_by("name")
         self._choose("experiment", [("", "Default"), *((str(one.pk), one.name) for one in experiments[:MOST_VERSIONS])])

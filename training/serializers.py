@@ -89,6 +89,10 @@ class SettingsIn(Strict):
     layer_decay = serializers.FloatField(
         required=False, help_text="Learning rate of a block as a share of the next one's"
     )
+    chat_template = serializers.CharField(
+        required=False, max_length=65_536, trim_whitespace=False,
+        help_text="Of a language model's chats: base (the base's own), usual (ChatML, or plain words), or one in Jinja",
+    )  # fmt: skip
     blocks = serializers.ListField(
         child=serializers.CharField(max_length=300), required=False, max_length=1000,
         help_text="Names or patterns of the blocks that train, or get an adapter",

@@ -14,7 +14,7 @@ from dlplatform.accounts import audit
 from dlplatform.accounts.access import require, require_code
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
-from dlplatform.engine.config import ConfigError, parse_config
+from dlplatform.engine.config import ConfigError, idle_settings, parse_config
 from dlplatform.engine.fields import CODE, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
@@ -74,8 +74,9 @@ def create_run(
     """
     organization = dataset_version.dataset.organization
     experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
+    chosen = origin.get("replays") is None and origin.get("trial") is None
     learnt = _learnt(
-        actor, dataset_version, task, targets_of(target), features, config or {}, code, entry, base_version
+        actor, dataset_version, task, targets_of(target), features, config or {}, code, entry, base_version, chosen
     )
     run = Run.objects.create(
         experiment=experiment,
@@ -91,12 +92,12 @@ def create_run(
 
 def _learnt(
     actor: User, version: DatasetVersion, task: str, targets: list[str], features: Sequence[str] | None,
-    config: dict[str, Any], code: CodeBundle | None, entry: str, base: ModelVersion | None,
+    config: dict[str, Any], code: CodeBundle | None, entry: str, base: ModelVersion | None, chosen: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """The fields of a run that say what it learns and from what, checked."""
+    """The fields of a run that say what it learns and from what, checked. ``chosen``: somebody has just set them."""
     if code is not None:
         entry = check_code(actor, version.dataset.organization, code, entry, task)
-    settings = check(version, task, targets, features, config, entry, base)
+    settings = check(version, task, targets, features, config, entry, base, chosen=chosen)
     features = features or features_by_default(version, targets, task)
     return {
         "dataset_version": version,
@@ -163,11 +164,14 @@ def check(
     config: dict[str, Any],
     entry: str = "",
     base: ModelVersion | None = None,
+    *,
+    chosen: bool = True,
 ) -> dict[str, Any]:
     """The complete configuration of a run that can start; ValidationError with every problem otherwise.
 
     ``entry`` is the file that a run with code starts with; its params are for the code to know. ``base``: the version
-    that it starts from.
+    that it starts from. ``chosen``: the settings are chosen now; those of a replay or of a sweep under way were before, and may
+    have some that do nothing.
     """
     if version.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
@@ -191,6 +195,8 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
+    for field, code, message in idle_settings(config, task) if chosen and not entry else ():
+        problems[f"config.{field}"] = ValidationError(message, code=code)
     for name in ("text_encoder", "image_encoder") if base is None else ():
         if parsed.get(name) == PRETRAINED:
             fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from dlplatform.engine.chat_template import BASE, USUAL, ChatTemplate, ChatTemplateError
 from dlplatform.engine.fields import (
     ARCHITECTURES,
     CODE,
@@ -101,6 +102,15 @@ def parse_config(raw: dict[str, Any], task: str) -> TrainingConfig:
     if problems:
         raise ConfigError(problems)
     return TrainingConfig(**values)
+
+
+def idle_settings(raw: dict[str, Any], task: str) -> list[Problem]:
+    """Settings that would do nothing: refused where somebody chooses them. `parse_config` reads them, so that runs that had
+    them are trained again as they were."""
+    if task != "language-model" or not isinstance(raw, dict) or raw.get("class_weights", "auto") != "balanced":
+        return []
+    fix = "class_weights balanced is for classification, and a language model has no classes; remove it or set it to auto."
+    return [("class_weights", "not_for_task", fix)]
 
 
 def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:
@@ -214,9 +224,21 @@ def _problem_with(described: Field, value: Any) -> tuple[str, str] | None:
         return "unknown_choice", f"must be one of: {', '.join(described.choices)}."
     if described.type == "boolean":
         return None if isinstance(value, bool) else ("wrong_type", "must be true or false.")
+    if described.type == "template":
+        return _template_problem(value)
     if described.type in ("params", "model"):
         return None if isinstance(value, dict) else ("wrong_type", "must be a JSON object.")
     return _number_problem(described, value)
+
+
+def _template_problem(value: Any) -> tuple[str, str] | None:
+    if not isinstance(value, str) or not ("{{" in value or "{%" in value):
+        return "wrong_type", f"must be {BASE}, {USUAL}, or a chat template in Jinja."
+    try:
+        ChatTemplate(value)
+    except ChatTemplateError as error:
+        return "invalid", f"cannot be used: {str(error).rstrip('.')}."
+    return None
 
 
 def _number_problem(described: Field, value: Any) -> tuple[str, str] | None:

@@ -62,6 +62,7 @@ def describe_language_model(
         "targets": [column.name for column in spec.targets],
         "architecture": learner.network.shape.to_dict(),
         "inputs": [prompt.to_dict()],
+        **_describe_chat(learner),
         "output": {"kind": "text"},
         "preprocessing": [],
         "config": learner.config.to_dict(),
@@ -72,6 +73,14 @@ def describe_language_model(
         "lineage": {"run": spec.run, **spec.lineage},
         **({"finetune": spec.finetune.to_dict()} if spec.finetune else {}),
     }
+
+
+def _describe_chat(learner: LanguageLearner) -> dict[str, Any]:
+    """How the model takes messages, of one that was taught chats or has a template for them; nothing of others."""
+    chat = learner.corpus.tokenizer.chat
+    if chat is None and not learner.corpus.chats:
+        return {}
+    return {"chat": chat.to_dict() if chat is not None else {"template": None}}
 
 
 def counts_of(learner: Learner) -> dict[str, int]:

@@ -59,6 +59,11 @@ def check_description(description: Any) -> dict[str, Any]:
     return description
 
 
+def chat_signature(description: dict[str, Any]) -> dict[str, bool]:
+    """What the signature of a version says of messages: that a model was taught chats or has a template for them."""
+    return {"chat": True} if isinstance(description.get("chat"), dict) else {}
+
+
 def _check_inputs(inputs: list[Any]) -> None:
     names = set()
     for column in inputs:

@@ -26,10 +26,12 @@ Piece = tuple[str, str, bool]
 
 @dataclass(frozen=True)
 class Blocks:
-    """(n, L + 1) tokens, and for each whether it is learnt to be predicted."""
+    """(n, L + 1) tokens, and for each whether it is learnt to be predicted. ``holds``: (n, 2), the first document of which a
+    block holds something, and the one after the last."""
 
     tokens: Array
     learnt: Array
+    holds: Array
 
 
 def pieces_of(text: str | None, prompt: str | None) -> list[Piece]:
@@ -62,7 +64,12 @@ def chat_pieces(text: str) -> list[Piece]:
 
 
 def encode_document(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[bool]]:
-    """(tokens, learnt) of one document; an end follows what the model says, and every message of a chat."""
+    """(tokens, learnt) of one document; an end follows what the model says, and every message of a chat.
+
+    Chats are written by the tokenizer's template where it has one. Raises ChatTemplateError.
+    """
+    if tokenizer.chat is not None and is_chat(pieces):
+        return tokenizer.encode_chat(messages_of(pieces))
     tokens: list[int] = []
     learnt: list[bool] = []
     encoded = tokenizer.encode([text for _, text, _ in pieces])
@@ -72,6 +79,16 @@ def encode_document(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list
         tokens += [*head, *codes, *tail]
         learnt += [False] * len(head) + [said] * (len(codes) + len(tail))
     return tokens, learnt
+
+
+def is_chat(pieces: Sequence[Piece]) -> bool:
+    """Whether the pieces are messages."""
+    return bool(pieces and pieces[0][0])
+
+
+def messages_of(pieces: Sequence[Piece]) -> list[dict[str, str]]:
+    """The pieces of a chat as messages again."""
+    return [{"role": role.strip("<>"), "content": text} for role, text, _ in pieces]
 
 
 def documents(
@@ -97,13 +114,17 @@ def pack(encoded: Sequence[tuple[list[int], list[bool]]], length: int, beat: Cal
     """
     stream: list[int] = []
     learnt: list[bool] = []
+    ends = []
     for tokens, said in encoded:
         stream += tokens
         learnt += said
+        ends.append(len(stream))
         beat()
     blocks = max(1, -(-max(len(stream) - 1, 1) // length))
     missing = blocks * length + 1 - len(stream)
     flat = np.array(stream + [0] * missing, np.int32)
     mask = np.array(learnt + [False] * missing, np.bool_)
     starts = np.arange(blocks)[:, None] * length + np.arange(length + 1)[None]
-    return Blocks(flat[starts], mask[starts])
+    first, last = starts[:, 0], np.minimum(starts[:, -1], max(len(stream) - 1, 0))
+    holds = np.stack([np.searchsorted(ends, first, "right"), np.searchsorted(ends, last, "right") + 1], axis=1)
+    return Blocks(flat[starts], mask[starts], holds)

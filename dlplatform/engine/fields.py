@@ -13,7 +13,7 @@ from typing import Any, Final
 class Field:
     """One setting, described for people and programs.
 
-    ``type``: integer, number, boolean, choice, params or model (an architecture of the ``transformers`` library, see
+    ``type``: integer, number, boolean, choice, params, template (a chat template) or model (an architecture of the ``transformers`` library, see
     `dlplatform.engine.transformers_settings`). ``words``: values accepted besides those of the
     type (such as "auto"), a blank form field standing for the default. ``exclusive_minimum``: the minimum
     itself is refused.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from dlplatform.engine.blocks import ANSWERING, chosen
+from dlplatform.engine.chat_template import BASE, USUAL
 from dlplatform.engine.config import ConfigError, Problem, parse_fields
 from dlplatform.engine.fields import Field
 
@@ -35,6 +36,10 @@ FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
     Field("layer_decay", "number", 1.0,
           "Learning rate of each block as a share of that of the block after it, from the head downwards.",
           0.01, 1, advanced=True),
+    Field("chat_template", "template", BASE,
+          "How a language model's chats are written: base (by the base's own template, where it has one), usual (ChatML where "
+          "the tokenizer knows its marks, else plain words), or a template of your own in Jinja. The version keeps it.",
+          words=(BASE, USUAL), advanced=True),
 )  # fmt: skip
 # Recorded, so that what was made before answers, and is trained again, to the bit as it was; nothing to choose anew.
 RECORDED_FIELDS: Final[tuple[Field, ...]] = (
@@ -56,6 +61,7 @@ class FinetuneConfig:
     head: str = "whole"
     unfreeze_every: int = 0
     layer_decay: float = 1.0
+    chat_template: str = BASE
     format: str = "peft"
     blocks: tuple[str, ...] = ()
 
@@ -90,5 +96,6 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
 
 def recorded_finetune(raw: Any) -> FinetuneConfig:
     """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
-    it was adapted; while they said nothing of the format, it was the first. Raises ConfigError."""
-    return parse_finetune({"head": "adapted", "format": "first", **raw} if isinstance(raw, dict) else raw)
+    it was adapted; while they said nothing of the format, it was the first; and nobody knew templates. Raises ConfigError."""
+    former = {"head": "adapted", "format": "first", "chat_template": USUAL}
+    return parse_finetune({**former, **raw} if isinstance(raw, dict) else raw)

@@ -5,7 +5,7 @@ The architecture of GPT-2 (Radford et al., 2019) with pre-normalised blocks and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,15 +117,15 @@ class Writing:
 
 
 def write(
-    network: LanguageNetwork, prompt: list[int], end: int, how: Writing, agree: Callable[[int], int] = int
+    network: LanguageNetwork, prompt: list[int], ends: Set[int], how: Writing, agree: Callable[[int], int] = int
 ) -> Iterator[int]:
-    """The tokens that follow a prompt, one after the other, until the end token or ``how.most_tokens`` of them.
+    """The tokens that follow a prompt, one after the other, until one of ``ends`` or ``how.most_tokens`` of them.
 
     ``agree``: makes of the token that one process chose that of all which hold a part of the network.
     """
     generator = torch.Generator().manual_seed(how.seed)
     device, padded = network.device, network.shape.transformer is None
-    known = prompt[-network.shape.length :] or [end]
+    known = prompt[-network.shape.length :] or [min(ends)]
     # Weights that are put together from many processes for a pass must stay ordinary tensors.
     with torch.inference_mode() if agree is int else torch.no_grad():
         for _ in range(how.most_tokens):
@@ -134,7 +134,7 @@ def write(
             if padded:
                 logits[0] = float("-inf")  # padding is nothing to say
             chosen = agree(_choose(logits, how, generator))
-            if chosen == end:
+            if chosen in ends:
                 return
             known.append(chosen)
             yield chosen

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine.chat_template import ChatTemplateError
 from dlplatform.engine.config import TrainingConfig
-from dlplatform.engine.documents import ROLE_TOKENS, Blocks, Piece, documents, encode_document, pack
+from dlplatform.engine.documents import ROLE_TOKENS, Blocks, Piece, documents, encode_document, is_chat, pack
 from dlplatform.engine.dropout import Share, sharing
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.job import JobSpec
@@ -32,11 +33,13 @@ SHOWN_TOKENS: Final = 64
 TOKENS_SEEN: Final = 3_000_000  # about, by the default number of epochs
 
 Array = np.ndarray[Any, Any]
+Document = tuple[int, list[Piece]]  # its row, and what it says
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Packed documents to train and to validate on, and prompts whose continuation is shown."""
+    """Packed documents to train and to validate on, and prompts whose continuation is shown. ``rows``: those of the data
+    that the documents to train on are; ``chats``: whether any document is one."""
 
     tokenizer: Tokenizer
     train: Blocks
@@ -44,6 +47,8 @@ class Corpus:
     prompts: tuple[tuple[int, ...], ...]
     documents: tuple[int, int]
     config: TrainingConfig
+    rows: tuple[int, ...] = ()
+    chats: bool = False
 
 
 def read_corpus(
@@ -62,19 +67,35 @@ def read_corpus(
     found = documents(texts, prompts, range(len(texts)))
     if len(found) < LEAST_DOCUMENTS:
         raise EngineError("too_few_rows", f"Only {len(found)} rows hold a text; at least {LEAST_DOCUMENTS} are needed.")
-    held, learnt = _split([pieces for _, pieces in found], spec.config)
-    fitted = base[0] if base else _tokenizer(spec.config, learnt, tokenizer)
-    encoded = [[encode_document(fitted, pieces) for pieces in part] for part in (learnt, held)]
+    held, learnt = _split(found, spec.config)
+    fitted = base[0] if base else _tokenizer(spec.config, [pieces for _, pieces in learnt], tokenizer)
+    encoded = [[_encoded(fitted, row, pieces, beat) for row, pieces in part] for part in (learnt, held)]
     size = sum(len(tokens) for tokens, _ in encoded[0]) * max(len(texts), spec.rows) // len(texts)
     config = settle(spec.config, size, base[1] if base else None)
     assert isinstance(config.text_length, int)
     train, validation = (pack(part, config.text_length, beat) for part in encoded)
     if not validation.learnt[:, 1:].any() or not train.learnt[:, 1:].any():
         raise EngineError("bad_data", "There is nothing for the model to learn to say.", "Give texts or completions.")
-    return Corpus(fitted, train, validation, _prompts(encoded[1]), (len(learnt), len(held)), config)
+    return Corpus(
+        fitted, train, validation, _prompts(encoded[1]), (len(learnt), len(held)), config,
+        rows=tuple(row for row, _ in learnt), chats=any(is_chat(pieces) for _, pieces in found),
+    )  # fmt: skip
 
 
-def _split(found: list[list[Piece]], config: TrainingConfig) -> tuple[list[list[Piece]], list[list[Piece]]]:
+def _encoded(
+    tokenizer: Tokenizer, row: int, pieces: list[Piece], beat: Callable[[], None]
+) -> tuple[list[int], list[bool]]:
+    try:
+        if tokenizer.chat is not None:
+            beat()  # a template may take its time over each row
+        return encode_document(tokenizer, pieces)
+    except ChatTemplateError as error:
+        sentence = f"Row {row + 1}: the chat template cannot write this chat: {str(error).rstrip('.')}."
+        fix = "Correct or leave out the row, or give another chat_template with the settings of fine-tuning."
+        raise EngineError("bad_data", sentence, fix) from error
+
+
+def _split(found: list[Document], config: TrainingConfig) -> tuple[list[Document], list[Document]]:
     """(held out, to train on), by whole documents."""
     share = config.validation_fraction if isinstance(config.validation_fraction, float) else 0.1
     held = max(1, min(len(found) - 1, round(len(found) * share)))
@@ -210,13 +231,18 @@ class LanguageLearner(Learner):
         network.train()
         return float(total) / int(held.learnt[:, 1:].sum())
 
+    def places(self, rows: Tensor) -> list[int]:
+        held = self.corpus.train.holds[np.unique(rows.cpu().numpy())]
+        found = np.unique(np.concatenate([np.arange(first, last) for first, last in held]))
+        return [self.corpus.rows[document] for document in found]
+
     def samples(self, network: nn.Module, agree: Callable[[int], int] = int) -> list[str]:
         assert isinstance(network, LanguageNetwork)
         tokenizer, shown = self.corpus.tokenizer, []
         network.eval()
         for number, prompt in enumerate(self.corpus.prompts):
             how = Writing(SHOWN_TOKENS, seed=self.config.seed + number)
-            written = list(write(network, list(prompt), tokenizer.end, how, agree))
+            written = list(write(network, list(prompt), tokenizer.ends, how, agree))
             shown.append(f"{tokenizer.decode(prompt)}⟶{tokenizer.decode(written)}")
         network.train()
         return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import nn
 
 from dlplatform.engine import package
 from dlplatform.engine.batch_size import fitting_batch_size
+from dlplatform.engine.chat_template import BASE as BASE_TEMPLATE
+from dlplatform.engine.chat_template import USUAL, ChatTemplate, ChatTemplateError
 from dlplatform.engine.checkpoints import Loaded
 from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
@@ -31,7 +34,12 @@ from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
 from dlplatform.engine.transformers_config import IMAGE, TEXT, longest_text
 from dlplatform.engine.transformers_images import pretrained
-from dlplatform.engine.transformers_language import language_network, read_language_tokenizer, shape_over
+from dlplatform.engine.transformers_language import (
+    language_network,
+    named_tokens,
+    read_language_tokenizer,
+    shape_over,
+)
 from dlplatform.engine.transformers_models import TransformersBase, try_out
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
@@ -200,10 +208,36 @@ def _writing_as(base: package.Package | TransformersBase, spec: JobSpec) -> tupl
         if not base.writes:
             raise EngineError("bad_config", "The base does not write texts.", "Choose a decoder (GPT-like) as base.")
         length = spec.config.text_length if isinstance(spec.config.text_length, int) else None
-        return read_language_tokenizer(base.tokenizer, base.transformer.config), shape_over(base, length)
+        config = base.transformer.config
+        tokenizer: Tokenizer = read_language_tokenizer(base.tokenizer, config)
+        chat = _chat_of(spec, base.chat, named_tokens(base.named, tokenizer, config))
+        return read_language_tokenizer(base.tokenizer, config, chat), shape_over(base, length)
     assert isinstance(base.network, LanguageNetwork)
     assert base.preprocessor.tokenizer is not None
-    return base.preprocessor.tokenizer, base.network.shape
+    return _with_chat(base.preprocessor.tokenizer, spec), base.network.shape
+
+
+def _with_chat(tokenizer: Tokenizer, spec: JobSpec) -> Tokenizer:
+    """The tokenizer of one of our packages, its template as the settings say."""
+    assert spec.finetune is not None
+    if spec.finetune.chat_template == BASE_TEMPLATE:
+        return tokenizer
+    named = tokenizer.chat.tokens if tokenizer.chat else {"eos_token": tokenizer.inner.id_to_token(tokenizer.end) or ""}
+    return tokenizer.with_chat(_chat_of(spec, None, named), tokenizer.ends)
+
+
+def _chat_of(spec: JobSpec, own: str | None, named: Mapping[str, str]) -> ChatTemplate | None:
+    """The template that the settings ask for: the base's ``own``, none, or the one they give. Raises EngineError."""
+    assert spec.finetune is not None
+    asked = spec.finetune.chat_template
+    text = own if asked == BASE_TEMPLATE else None if asked == USUAL else asked
+    try:
+        return ChatTemplate(text, named) if text is not None else None
+    except ChatTemplateError as error:
+        sentence = f"The base's chat template cannot be used: {str(error).rstrip('.')}."
+        raise EngineError(
+            "bad_config", sentence, f"Set chat_template to {USUAL}, or give a template of your own."
+        ) from error
 
 
 def tokenizer_of(learner: Learner) -> Tokenizer | None:

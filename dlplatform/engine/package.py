@@ -22,6 +22,7 @@ from dlplatform.engine import compact, graphs, programs, transformers_images, tr
 from dlplatform.engine.adapters import PREFIX, load_tensors, merged
 from dlplatform.engine.adapters import WEIGHTS as ADAPTER
 from dlplatform.engine.blocks import block_of
+from dlplatform.engine.chat_template import chat_of
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.description import MODEL, read_description
 from dlplatform.engine.durable import MANIFEST, check_manifest, commit_directory, to_json
@@ -350,11 +351,11 @@ def _tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer | None
     try:
         with (directory / TOKENIZER).open(encoding="utf-8") as file:
             content = file.read(TOKENIZER_BYTES + 1)
-        transformer = description["architecture"].get("transformer")
+        transformer, chat = description["architecture"].get("transformer"), chat_of(description.get("chat"))
         if transformer is None:
-            return read_tokenizer(content)
+            return read_tokenizer(content).with_chat(chat)
         if description["task"] == LANGUAGE:
-            return read_language_tokenizer(content, checked(transformer).config)
+            return read_language_tokenizer(content, checked(transformer).config, chat)
         return read_transformers_tokenizer(content, transformers_models.vocabulary_of(checked(transformer).config))
     except (OSError, UnicodeDecodeError) as error:
         raise PackageError(f"The package has no readable {TOKENIZER}.") from error

@@ -1,7 +1,7 @@
 """Language models of the ``transformers`` library: GPT-like decoders with their own tokenizers.
 
-Chats are written in ChatML where the tokenizer knows its marks, else in plain words; templates that come with a model
-are programs, and are not run.
+Chats are written by the template that comes with a model (`chat_template`), or without one in ChatML where the tokenizer knows
+its marks, else in plain words.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tokenizers
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine.chat_template import ChatTemplate
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.language import LanguageNetwork, LanguageShape
 from dlplatform.engine.tokens import FILE, Tokenizer, read_tokenizer
@@ -103,7 +104,7 @@ class LanguageTokenizer(Tokenizer):
         super().__init__(inner)
         inner.no_padding()
         inner.no_truncation()
-        self.end = end
+        self.end, self.ends = end, frozenset({end})
         self.marked = inner.token_to_id(START) is not None and inner.token_to_id(STOP) is not None
 
     def opening(self, role: str) -> list[int]:
@@ -119,14 +120,27 @@ def as_language_tokenizer(tokenizer: Tokenizer) -> LanguageTokenizer:
     return LanguageTokenizer(tokenizer.inner, tokenizer.end)
 
 
-def read_language_tokenizer(content: str, config: Mapping[str, Any]) -> LanguageTokenizer:
-    """The tokenizer of a model of this config. Raises PackageError when they do not fit."""
+def named_tokens(named: Mapping[str, str], tokenizer: Tokenizer, config: Mapping[str, Any]) -> dict[str, str]:
+    """The special tokens that a template may name; those that the tokenizer's own files leave out as the model's config has
+    them."""
+    bos = settings_of(dict(config)).get_text_config().bos_token_id
+    known = {"eos_token": tokenizer.end, **({"bos_token": bos} if isinstance(bos, int) else {})}
+    found = {name: tokenizer.inner.id_to_token(code) for name, code in known.items()}
+    return {**{name: token for name, token in found.items() if token}, **named}
+
+
+def read_language_tokenizer(
+    content: str, config: Mapping[str, Any], chat: ChatTemplate | None = None
+) -> LanguageTokenizer:
+    """The tokenizer of a model of this config, and the template of its chats. Raises PackageError when they do not fit."""
     settings = settings_of(dict(config))
     found = settings.get_text_config().eos_token_id
-    end = found[0] if isinstance(found, list) and found else found
+    ends = found if isinstance(found, list) and found else [found]
+    end = ends[0]
     inner = read_tokenizer(content).inner
     if inner.get_vocab_size(with_added_tokens=True) > settings.vocab_size:
         raise PackageError(f"{FILE} has more tokens than the {settings.vocab_size:,} that the model knows.")
     if not isinstance(end, int) or not 0 <= end < settings.vocab_size:
         raise PackageError("The config names no eos_token_id, so the model could never end a text.")
-    return LanguageTokenizer(inner, end)
+    tokenizer = LanguageTokenizer(inner, end)
+    return tokenizer.with_chat(chat, [one for one in ends if isinstance(one, int)]) if chat is not None else tokenizer

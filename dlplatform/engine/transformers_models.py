@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dlplatform.engine import chat_template
 from dlplatform.engine.dropout import Dropout
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.tokens import LONGEST, Tokenizer
@@ -49,12 +50,16 @@ _UNUSED: Final = ("pooler",)
 @dataclass(frozen=True)
 class TransformersBase:
     """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts. ``images``: how one that
-    looks at images wants them; it has no tokenizer, and its ``transformer`` is completed by `transformers_images.pretrained`."""
+    looks at images wants them; it has no tokenizer, and its ``transformer`` is completed by `transformers_images.pretrained`.
+    ``chat``: the text of its chat template, which nobody has looked at yet, and ``named`` the special tokens that it may name.
+    """
 
     directory: Path
     transformer: Transformer
     tokenizer: str = ""
     writes: bool = False
+    chat: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
     images: ImageProcessor | None = None
 
     @property
@@ -82,7 +87,20 @@ def read_base(directory: Path) -> TransformersBase:
     if path.stat().st_size > TOKENIZER_BYTES:
         raise PackageError(f"{TOKENIZER} is larger than {TOKENIZER_BYTES >> 20} MB.")
     content = path.read_text("utf-8", errors="replace")
-    return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw))
+    chat, named = _chat(directory)
+    return TransformersBase(directory, Transformer(config, pooling), content, is_decoder(raw), chat, named)
+
+
+def _chat(directory: Path) -> tuple[str | None, dict[str, str]]:
+    """Whatever is wrong with the template is told when it is used: adapters over the base may do without."""
+    config, file = directory / chat_template.CONFIG, directory / chat_template.FILE
+    return chat_template.template_of(
+        _small(config, chat_template.CONFIG_BYTES), _small(file, chat_template.CONFIG_BYTES)
+    )
+
+
+def _small(path: Path, most: int) -> bytes | None:
+    return path.read_bytes() if path.is_file() and path.stat().st_size <= most else None
 
 
 def require_filled(base: TransformersBase, make: Callable[[], Any]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
-from dlplatform.engine.documents import chat_pieces, encode_document
+from dlplatform.engine.chat_template import ChatTemplateError
+from dlplatform.engine.documents import Piece, chat_pieces, encode_document, messages_of
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.language import LanguageNetwork, Writing, write
 from dlplatform.engine.tokens import Tokenizer
@@ -37,7 +38,7 @@ class Text(Iterator[str]):
     def _written(self, writer: Writer, prompt: list[int], how: Writing) -> Iterator[str]:
         written: list[int] = []
         said = 0
-        for token in write(writer.network, prompt, writer.tokenizer.end, how):
+        for token in write(writer.network, prompt, writer.tokenizer.ends, how):
             written.append(token)
             self.tokens = len(written)
             text = writer.tokenizer.decode(written)
@@ -83,10 +84,19 @@ class Writer:
     def _chat(self, row: int, messages: Any) -> list[int]:
         try:
             text = messages if isinstance(messages, str) else orjson.dumps(messages).decode()
-            tokens, _ = encode_document(self.tokenizer, chat_pieces(text))
+            pieces = chat_pieces(text)
+            if self.tokenizer.chat is not None:
+                return self._by_template(pieces)
+            tokens, _ = encode_document(self.tokenizer, pieces)
         except (ValueError, TypeError) as error:
             raise PredictionInputError(row, "messages", "bad_messages", f"In messages, {error}.") from None
         return [*tokens, *self.tokenizer.opening("<assistant>")]
+
+    def _by_template(self, pieces: Sequence[Piece]) -> list[int]:
+        try:
+            return self.tokenizer.encode_question(messages_of(pieces))
+        except ChatTemplateError as error:
+            raise ValueError(f"the model's chat template refuses them: {str(error).rstrip('.')}") from None
 
 
 def _writing(row: int, instance: Mapping[str, Any]) -> Writing:

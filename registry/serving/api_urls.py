@@ -1,6 +1,6 @@
 from django.urls import path
 
-from . import api, batch_api, log_api
+from . import api, batch_api, log_api, writing_api
 from .experiments.api_urls import urlpatterns as experiments
 
 urlpatterns = [
@@ -20,6 +20,8 @@ urlpatterns = [
     path("deployments/<uuid:deployment>/shadows", log_api.ShadowsView.as_view()),
     path("deployments/<uuid:deployment>/feedback", log_api.FeedbackView.as_view()),
     path("deployments/<uuid:deployment>/predict", api.DeploymentPredictView.as_view()),
+    path("deployments/<uuid:deployment>/generate", writing_api.DeploymentGenerateView.as_view()),
     *experiments,
     path("deployments/<str:name>/predict", api.NamedDeploymentPredictView.as_view()),
+    path("deployments/<str:name>/generate", writing_api.NamedDeploymentGenerateView.as_view()),
 ]

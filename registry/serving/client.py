@@ -55,14 +55,27 @@ def _client() -> httpx.Client:
     return httpx.Client(base_url=settings.SERVE_URL, timeout=TIMEOUT, limits=limits, trust_env=False)
 
 
-async def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[str]:
-    """Pieces of a text as they are written. Raises as `predict` does, before the first piece."""
-    address = f"/internal/versions/{version}/generate"
+def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    """What is told of a text while it is written: {"text": piece} again and again, then {"done": true}. Raises as `predict`
+    does, before the first piece."""
+    return _written(f"versions/{version}", instance)
+
+
+def generate_by_deployment(
+    deployment: UUID, revision: int, instance: dict[str, Any], key: str | None
+) -> AsyncIterator[dict[str, Any]]:
+    """As `generate`, by a deployment for a caller who was let in (see `predict_by_deployment`); the end names version,
+    variant and request_id."""
+    return _written(f"deployments/{deployment}", {"instance": instance, "key": key, "revision": revision})
+
+
+async def _written(what: str, question: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    address = f"/internal/{what}/generate"
     headers = {SECRET_HEADER: shared_secret()}
     try:
         async with (
             httpx.AsyncClient(base_url=settings.SERVE_URL, timeout=TIMEOUT, trust_env=False) as client,
-            client.stream("POST", address, json=instance, headers=headers) as answer,
+            client.stream("POST", address, json=question, headers=headers) as answer,
         ):
             if answer.status_code != 200:
                 await answer.aread()
@@ -71,8 +84,8 @@ async def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[str
                 told = json.loads(line) if line else {}
                 if "error" in told:
                     raise Unusable(told["error"])
-                if "text" in told:
-                    yield told["text"]
+                if told:
+                    yield told
     except httpx.HTTPError:
         raise Unavailable from None
 

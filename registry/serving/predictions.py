@@ -1,5 +1,6 @@
 """Asking a deployment, from the web process: the inference server chooses who answers, and keeps the record."""
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -28,6 +29,14 @@ def predict(*, actor: User, deployment: Deployment, instances: list[dict[str, An
     require(actor, "predict", deployment)
     told = client.predict_by_deployment(deployment.pk, deployment.revision, instances, key)
     return Answer(UUID(told["request_id"]), UUID(told["variant"]), UUID(told["version"]), told["predictions"])
+
+
+def generate(
+    *, actor: User, deployment: Deployment, instance: dict[str, Any], key: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
+    """As `predict`, of one row by a language model, told while it is written: see `client.generate_by_deployment`."""
+    require(actor, "predict", deployment)
+    return client.generate_by_deployment(deployment.pk, deployment.revision, instance, key)
 
 
 def telling_version(deployment: Deployment) -> ModelVersion | None:

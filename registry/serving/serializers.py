@@ -121,11 +121,15 @@ class DeploymentChangeOut(serializers.ModelSerializer):
         fields = ["revision", "before", "after", "undoes", "actor", "reason", "changed_at"]
 
 
-class DeploymentPredictIn(PredictIn):
-    key = SafeCharField(
+def key_field() -> SafeCharField:
+    return SafeCharField(
         required=False, allow_null=True, max_length=200,
         help_text="Whom the answer is for: one key always gets the same variant. Without it, chance decides",
     )  # fmt: skip
+
+
+class DeploymentPredictIn(PredictIn):
+    key = key_field()
 
 
 class DeploymentPredictOut(PredictOut):

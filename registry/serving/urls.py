@@ -28,4 +28,5 @@ urlpatterns = [
         name="deployment-request-image",
     ),
     path("deployments/<uuid:deployment>/try", views.deployment_try, name="deployment-try"),
+    path("deployments/<uuid:deployment>/chat", views.deployment_chat, name="deployment-chat"),
 ]

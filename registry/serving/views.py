@@ -24,7 +24,9 @@ from dlplatform.accounts.pages import (
 )
 from dlplatform.api import Conflict, Unavailable
 from dlplatform.web import add_errors, page
+from registry.chat_form import ChatForm, example_of, takes_chats
 from registry.examples import example_images
+from registry.generation_api import LANGUAGE
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
@@ -256,8 +258,14 @@ def _try_context(request: HttpRequest, deployment: Deployment) -> dict[str, Any]
     form = DeploymentTryForm(
         initial=DeploymentTryForm.example(inputs), inputs=inputs, examples=_examples(request, version)
     )
-    instance = {column["name"]: column.get("example") for column in inputs}
-    return {"try_form": form, "curl": _curl(request, deployment, inputs, instance)}
+    instance = example_of(version, {column["name"]: column.get("example") for column in inputs})
+    return {"try_form": form, "curl": _curl(request, deployment, inputs, instance), **_writing_context(version)}
+
+
+def _writing_context(version: ModelVersion) -> dict[str, Any]:
+    """What the form of a language model has besides."""
+    chats = takes_chats(version)
+    return {"writes": version.task == LANGUAGE, "chat_form": ChatForm(asks_key=True) if chats else None}
 
 
 def _examples(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
@@ -285,11 +293,37 @@ def deployment_try(request: HttpRequest, deployment: UUID) -> HttpResponseBase:
     inputs = version.signature.get("inputs", [])
     form = DeploymentTryForm(request.POST, request.FILES, inputs=inputs, examples=_examples(request, version))
     instance = form.instance() if form.is_valid() else {}
-    context = {"deployment": found, "try_form": form, "curl": _curl(request, found, inputs, instance)}
+    context = {
+        "deployment": found, "try_form": form, "curl": _curl(request, found, inputs, instance),
+        **_writing_context(version),
+    }  # fmt: skip
     if form.is_valid():
         context |= _answered(request, found, form, instance)
     if request.htmx:  # type: ignore[attr-defined]
         return render(request, "serving/_try.html", context)
+    return render(request, "serving/try.html", {"section": "deployments", **context})
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+def deployment_chat(request: HttpRequest, deployment: UUID) -> HttpResponseBase:
+    """As `registry.views.version.version_chat`."""
+    found = deployment_or_404(request, deployment)
+    version = predictions.telling_version(found)
+    if request.method != "POST" or version is None or not takes_chats(version):
+        return redirect("deployment", found.pk)
+    require(request.user, "predict", found)
+    form = ChatForm(asks_key=True) if "over" in request.POST else ChatForm(request.POST, asks_key=True)
+
+    def ask(instance: dict[str, Any]) -> str:
+        key = form.cleaned_data["key"] or None
+        answer = predictions.predict(
+            actor=request.user, deployment=found, instances=[instance], key=key  # type: ignore[arg-type]
+        )  # fmt: skip
+        return str(answer.predictions[0]["text"])
+
+    if form.is_bound and form.is_valid():
+        form = form.answered(ask)
+    context = {**_try_context(request, found), "deployment": found, "chat_form": form}
     return render(request, "serving/try.html", {"section": "deployments", **context})
 
 

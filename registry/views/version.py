@@ -16,6 +16,7 @@ from dlplatform.objects.grace import undoable_until
 from dlplatform.web import page
 from registry import availability, releases
 from registry.cards import card_of
+from registry.chat_form import ChatForm, example_of, takes_chats
 from registry.examples import example_images
 from registry.forms import TryForm
 from registry.graphs import brings_graph
@@ -105,7 +106,10 @@ def try_context(request: HttpRequest, version: ModelVersion) -> dict[str, Any]:
     form = TryForm(initial=TryForm.example(inputs), inputs=inputs, examples=example_images(request.user, version))
     return {
         "try_form": form if inputs else None,
-        "curl": curl(request, version, {column["name"]: column.get("example") for column in inputs}),
+        "chat_form": ChatForm() if takes_chats(version) else None,
+        "curl": curl(
+            request, version, example_of(version, {column["name"]: column.get("example") for column in inputs})
+        ),
     }
 
 
@@ -131,9 +135,31 @@ def version_try(request: HttpRequest, version: UUID) -> HttpResponse:
     form = TryForm(request.POST, request.FILES, inputs=inputs, examples=examples)
     instance = form.instance() if form.is_valid() else {}
     prediction = _predicted(found, form, instance) if form.is_valid() else None
-    context = {"version": found, "try_form": form, "prediction": prediction, "curl": curl(request, found, instance)}
+    context = {
+        "version": found, "try_form": form, "prediction": prediction, "curl": curl(request, found, instance),
+        "chat_form": ChatForm() if takes_chats(found) else None,
+    }  # fmt: skip
     if request.htmx:
         return render(request, "registry/_try.html", context)
+    return render(request, "registry/try.html", {"section": "models", "model": found.model, **context})
+
+
+@require_http_methods(["GET", "POST"])
+def version_chat(request: HttpRequest, version: UUID) -> HttpResponse:
+    """What the page does by itself where it may run scripts, whole instead of piece by piece."""
+    found = version_or_404(request, version)
+    if request.method == "GET" or not takes_chats(found):
+        return redirect("model-version", found.pk)
+    require(request.user, "predict", found)
+
+    def ask(instance: dict[str, Any]) -> str:
+        availability.require_files(found)
+        return str(client.predict(found.pk, [instance])[0]["text"])
+
+    form = ChatForm() if "over" in request.POST else ChatForm(request.POST)
+    if form.is_bound and form.is_valid():
+        form = form.answered(ask)
+    context = {**try_context(request, found), "version": found, "chat_form": form}
     return render(request, "registry/try.html", {"section": "models", "model": found.model, **context})
 
 

@@ -1,34 +1,17 @@
 // The form that tries a language model: its answer appears while it is being written.
+import { pieces, sentence } from "./streaming.js";
+
 let writing = new AbortController();
 
 async function write(form) {
   writing.abort(); // one answer at a time
   writing = new AbortController();
   const shown = form.querySelector("[data-written]");
-  const prompt = form.querySelector("textarea, input[type=text]").value;
+  const prompt = form.querySelector("textarea").value;
+  const key = form.elements.key?.value.trim();
   shown.hidden = false;
   shown.textContent = prompt;
-  const answer = await fetch(form.dataset.writes, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-CSRFToken": new FormData(form).get("csrfmiddlewaretoken") },
-    body: JSON.stringify({ prompt }),
-    signal: writing.signal,
-  });
-  if (!answer.ok) {
-    const problem = await answer.json();
-    shown.textContent = problem.errors.map((error) => error.detail).join(" ");
-    return;
-  }
-  let rest = "";
-  for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) {
-    const events = (rest + chunk).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      const told = JSON.parse(event.slice("data: ".length));
-      if (told.text) shown.append(told.text);
-      if (told.error) shown.append(` – ${told.error}`);
-    }
-  }
+  for await (const piece of pieces(form.dataset.writes, form, { prompt, ...(key && { key }) }, writing.signal)) shown.append(piece);
 }
 
 document.addEventListener(
@@ -39,7 +22,7 @@ document.addEventListener(
     event.preventDefault();
     event.stopPropagation();
     write(form).catch((problem) => {
-      if (problem.name !== "AbortError") form.querySelector("[data-written]").textContent = "The model cannot be asked now; try again.";
+      if (problem.name !== "AbortError") form.querySelector("[data-written]").append(` – ${sentence(problem)}`);
     });
   },
   true,

@@ -286,7 +286,7 @@ def test_the_inference_server_refuses_whoever_does_not_know_the_secret(trained, 
     secret = {client.SECRET_HEADER: client.shared_secret()}
     assert ask(url, json={}) == 401
     assert ask("/internal/else", headers=secret) == 404
-    assert ask(f"/internal/deployments/{trained.pk}/generate", headers=secret) == 404
+    assert ask(f"/internal/deployments/{trained.pk}/explain", headers=secret) == 404
     assert inference.client.get(url, headers=secret).status_code == 405
     assert ask(url, headers=secret, content=b"x" * (BODY_LIMIT + 1)) == 413
     assert inference.client.get("/healthz").status_code == 200

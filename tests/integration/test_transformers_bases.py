@@ -3,16 +3,20 @@
 import random
 from pathlib import Path
 
+import orjson
 import pytest
+from django.core.exceptions import ValidationError
 
 from registry import services
 from registry.jobs import merge as merge_work
+from registry.local_imports import import_directory
 from registry.models import Merge, ModelVersion
 from registry.serving.cache import PredictorCache
 from tests import factories
 from tests.integration.training_by_api import trained_version
 from tests.unit.engine.transformers_bases import tiny_bert, tiny_gpt
 from training.models import Run
+from training.services import clone_run
 
 pytestmark = pytest.mark.django_db(transaction=True)
 QUICK = {"epochs": 1, "threads": 1, "importance": False}
@@ -109,6 +113,85 @@ def test_a_decoder_goes_on_writing(gpt, texts, trainer, api):
     assert version.task == "language-model" and version.base == gpt
     answer = PredictorCache(1 << 30).get(version.pk).predict([{"prompt": "the item", "max_tokens": 4}])
     assert isinstance(answer[0]["text"], str)
+
+
+CHATML = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+
+
+def chatting(folder: Path, template: str) -> Path:
+    base = tiny_gpt(folder, marked=True)
+    (base / "chat_template.jinja").write_text(template)
+    return base
+
+
+@pytest.fixture
+def chats(organization, tmp_path):
+    (tmp_path / "chats").mkdir()
+    talks = [
+        [
+            {"role": "user", "content": f"the item {row}?"},
+            {"role": "assistant", "content": f"it is very good {row % 7}"},
+        ]
+        for row in range(60)
+    ]
+    dataset = factories.DatasetFactory(organization=organization, name="chats")
+    return factories.ready_version(
+        dataset, [{"messages": orjson.dumps(talk).decode()} for talk in talks], tmp_path / "chats"
+    )
+
+
+def test_a_chat_template_stays_with_the_version_and_its_adapter(organization, chats, trainer, api, tmp_path):
+    base = version_of(organization, trainer, chatting(tmp_path / "gpt", CHATML), "chatter")
+    version = tuned(api, trainer, base, chats, target="messages", features=None, mode="lora", rank=2)
+    assert version.signature["chat"] is True and version.lineage["finetune"]["chat_template"] == "base"
+    writer = PredictorCache(1 << 30).get(version.pk).writer
+    assert writer.tokenizer.chat.text == CHATML
+    merged = api(trainer).post(f"/api/v1/model-versions/{version.pk}/merge-adapter").json()
+    merge_work(merged["id"])
+    made = Merge.objects.get()
+    assert made.state == "succeeded", made.error
+    assert PredictorCache(1 << 30).get(made.output_version_id).writer.tokenizer.chat.text == CHATML
+
+
+def test_a_chat_template_that_cannot_be_used_is_told_and_refused(organization, chats, trainer, api, web, tmp_path):
+    folder = chatting(tmp_path / "gpt", "{% include '/etc/passwd' %}")
+    base = import_directory(actor=trainer, organization=organization, name="hostile", directory=folder)
+    assert "include" in base.lineage["chat_template_problem"]
+    assert "Its own chat template cannot be used" in web(trainer).get(f"/model-versions/{base.pk}/").content.decode()
+    body = {"target": "messages", "features": None}
+    answer = asked(api, trainer, base, chats, **body)
+    assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "chat_template", answer.content
+    assert "it uses the statement include" in answer.json()["errors"][0]["detail"]
+    for own in ("usual", "{% for m in messages %}{{ m.content }}{% endfor %}"):
+        assert asked(api, trainer, base, chats, **body, chat_template=own).status_code == 201
+    wrong = asked(api, trainer, base, chats, **body, chat_template="{{ 1")
+    assert wrong.status_code == 400 and wrong.json()["errors"][0]["attr"] == "chat_template"
+    page = web(trainer).get(f"/model-versions/{base.pk}/finetune").content.decode()
+    assert 'name="finetune.chat_template"' in page
+
+
+def test_weights_of_classes_are_refused_where_there_are_none(gpt, texts, trainer, api):
+    body = {"target": "note", "features": None, "config": QUICK | {"class_weights": "balanced"}}
+    told = asked(api, trainer, gpt, texts, **body).json()["errors"]
+    assert [(one["attr"], one["code"]) for one in told] == [("config.class_weights", "not_for_task")]
+    run = {"dataset_version": str(texts.pk), "task": "language-model", "target": "note"}
+    for path, more in (
+        ("/api/v1/runs", {"config": {"class_weights": "balanced"}}),
+        ("/api/v1/preflights", {"config": {"class_weights": "balanced"}}),
+        ("/api/v1/sweeps", {"config": {"class_weights": "balanced"}, "name": "s",
+                            "space": [{"name": "learning_rate", "kind": "float", "low": 0.001, "high": 0.1}]}),
+        ("/api/v1/sweeps", {"name": "s", "space": [{"name": "class_weights", "kind": "categorical", "choices": ["auto", "balanced"]}]}),
+    ):  # fmt: skip
+        answer = api(trainer).post(path, run | more, format="json")
+        assert answer.status_code == 400 and "has no classes" in answer.content.decode(), (path, answer.content)
+    experiment = factories.ExperimentFactory(organization=gpt.model.organization)
+    old = factories.RunFactory(
+        experiment=experiment, dataset_version=texts, task="language-model", target="note",
+        config={"class_weights": "balanced"},
+    )  # fmt: skip
+    assert clone_run(actor=trainer, run=old, replays=gpt).config["class_weights"] == "balanced"
+    with pytest.raises(ValidationError, match="has no classes"):
+        clone_run(actor=trainer, run=old)
 
 
 def test_a_decoder_may_read_texts_instead(gpt, texts, trainer, api):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlplatform.engine.config import ConfigError, Problem, parse_config
+from dlplatform.engine.config import ConfigError, Problem, idle_settings, parse_config
 from dlplatform.engine.transformers_settings import SENSES
 
 from . import tuning
@@ -192,11 +192,12 @@ def _problems_with(
 ) -> list[Problem]:
     if name.startswith(tuning.PREFIX):
         return tuning.problems_with(name, value, finetune)
+    settings = with_settings(config, {name: value})
     try:
-        parse_config(with_settings(config, {name: value}), task)
+        parse_config(settings, task)
     except ConfigError as error:
         return error.problems
-    return []
+    return idle_settings(settings, task)
 
 
 def _without_effect(dimensions: Sequence[Dimension], finetune: Mapping[str, Any]) -> list[Problem]:

@@ -20,7 +20,7 @@ from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
 from .errors import NotFoundHere, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
-from .generation import stream_text
+from .generation import ToldAlready, stream_answer, stream_text
 from .http import ClientGone, body_of, organization_in, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
 from .metrics import Metrics
@@ -86,6 +86,8 @@ class InferenceServer:
             await self._route(scope, receive, send)
         except ClientGone:
             return
+        except ToldAlready:
+            logger.warning("writing a text failed", exc_info=True)
         except Exception as error:
             await send_bytes(send, *refusal(error))
 
@@ -166,7 +168,10 @@ class InferenceServer:
         elif kind == "versions":
             await stream_text(send, receive, identifier, parsed(body), self.models)
         else:
-            raise NotFoundHere
+            told = parsed(body)
+            permit, row = Permit(identifier, told["revision"]), told["instance"]
+            answer = await stream_answer(send, receive, self.answering, permit, row, told["key"], self.models)
+            self._tell_shadows(answer, [row])
 
 
 def _require_secret(scope: dict[str, Any]) -> None:

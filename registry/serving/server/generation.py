@@ -1,7 +1,6 @@
 """Texts of language models, sent piece by piece as they are written: one JSON object a line."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
@@ -9,54 +8,94 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import APIException, ValidationError
 
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.writer import Writer
 from registry.serving import client
 
-from .http import ClientGone, send_bytes
+from .answering import Answer, Answering
+from .errors import code_of
+from .gate import Permit
+from .http import ClientGone
 from .models import Models
 
-logger = logging.getLogger(__name__)
-
+LANGUAGE = "language-model"
 END: dict[str, Any] = {"done": True}
 
 
+class WritesNoTexts(APIException):
+    status_code = 400
+    default_code = "not_a_language_model"
+    default_detail = "This deployment writes no texts; ask it for predictions."
+
+
+class ToldAlready(Exception):
+    """An error that came after the headers, as a line or an event; ``default_code`` is its word in the prediction log."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.default_code = code
+
+
 async def stream_text(send: Any, receive: Any, version: UUID, instance: Any, models: Models) -> None:
-    """Answer 200 with lines ``{"text": piece}`` and ``{"done": true}``. Raises before the first line what `pieces` does.
+    """Answer 200 with lines ``{"text": piece}`` and ``{"done": true}``. Raises before the first line what `pieces` does,
+    after it ToldAlready.
 
     Writing ends when the reader goes away.
     """
     leaving = asyncio.ensure_future(receive())
-    written = pieces(version, instance, models, leaving.done)
     try:
-        first = await anext(written, None)
-        if first is None:
-            await send_bytes(send, 200, [(b"content-type", b"application/x-ndjson")], _line(END))
-            return
+        await _sent(send, pieces(version, instance, models, leaving.done), END)
+    finally:
+        leaving.cancel()
+
+
+async def stream_answer(
+    send: Any, receive: Any, answering: Answering, permit: Permit, row: Any, key: str | None, models: Models
+) -> Answer:
+    """As `stream_text`, by the variant of a deployment that the key belongs to; the last line names it, and the request in
+    the prediction log. Raises what `Answering.served` does too, and WritesNoTexts."""
+    served = await answering.served(permit)
+    variant = served.choose(key)
+    if variant.task != LANGUAGE:
+        raise WritesNoTexts
+    leaving = asyncio.ensure_future(receive())
+    try:
+        with answering.record(served, variant, [row], key) as record:
+            named = {"version": variant.version, "variant": variant.id, "request_id": record.request_id}
+            text = await _sent(send, pieces(variant.version, row, models, leaving.done), END | named)
+            record.predictions = [{"text": text}]
+    finally:
+        leaving.cancel()
+    return record.answer
+
+
+async def _sent(send: Any, written: AsyncGenerator[str, None], end: dict[str, Any]) -> str:
+    """Send the pieces as they come; all of them together. The headers go out with the first: what goes wrong from there on is
+    a line too, and raised as ToldAlready."""
+    told = []
+    try:
+        told.append(await anext(written, ""))
         await send(
             {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/x-ndjson")]}
         )
-        await send({"type": "http.response.body", "body": _line({"text": first}), "more_body": True})
-        await send({"type": "http.response.body", "body": await _rest(written, send)})
+        try:
+            await send({"type": "http.response.body", "body": _line({"text": told[0]}), "more_body": True})
+            async for piece in written:
+                told.append(piece)
+                await send({"type": "http.response.body", "body": _line({"text": piece}), "more_body": True})
+        except ClientGone:
+            raise
+        except Exception as error:
+            sentence = f"It could not be written to its end: {type(error).__name__}."
+            await send({"type": "http.response.body", "body": _line({"error": sentence})})
+            raise ToldAlready(code_of(error)) from error
+        await send({"type": "http.response.body", "body": _line(end)})
     finally:
-        leaving.cancel()
         await written.aclose()
-
-
-async def _rest(written: AsyncGenerator[str, None], send: Any) -> bytes:
-    """Send the further pieces; the last line. The headers are out: what goes wrong from here on is a line too."""
-    try:
-        async for piece in written:
-            await send({"type": "http.response.body", "body": _line({"text": piece}), "more_body": True})
-    except ClientGone:
-        return b""
-    except Exception as error:
-        logger.exception("writing a text failed")
-        return _line({"error": f"It could not be written to its end: {type(error).__name__}."})
-    return _line(END)
+    return "".join(told)
 
 
 def _line(value: dict[str, Any]) -> bytes:

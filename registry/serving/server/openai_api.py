@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import Any
 
 import orjson
-from rest_framework.exceptions import APIException, ValidationError
+from rest_framework.exceptions import ValidationError
 
 from dlplatform.accounts.models import User
 from dlplatform.accounts.organizations import resolve
@@ -21,23 +21,16 @@ from registry.serving.models import Deployment
 from .answering import Answering, parsed
 from .errors import NotFoundHere, code_of, refusal
 from .gate import Gate, Permit, RateLimit, Target, bearer_of
-from .generation import Usage, pieces
+from .generation import LANGUAGE, ToldAlready, Usage, WritesNoTexts, pieces
 from .http import ClientGone, body_of, require_post, send_bytes, send_json
 from .models import Models
 from .openai_questions import Question, Stopping, question_of
 
 PATH = re.compile(r"/v1/(models|completions|chat/completions)(?:/([^/]{1,200}))?/?")
-LANGUAGE = "language-model"
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 logger = logging.getLogger(__name__)
 Listed = tuple[dict[str, Any], ...]
-
-
-class WritesNoTexts(APIException):
-    status_code = 400
-    default_code = "not_a_language_model"
-    default_detail = "This deployment writes no texts; ask it for predictions."
 
 
 def language_deployments(user: User, target: Target) -> Listed:
@@ -127,14 +120,6 @@ class OpenAIApi:
             leaving.cancel()
         rows: Rows = [row]
         self._tell_shadows(record.answer, rows)
-
-
-class ToldAlready(Exception):
-    """An error that came after the headers, as an event; ``default_code`` is its word in the prediction log."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.default_code = code
 
 
 async def _streamed(send: Any, answer: "_Answer", texts: AsyncGenerator[str, None]) -> str:

@@ -211,6 +211,9 @@ def test_settings_are_checked() -> None:
         {"blocks": "head"},
         {"colour": 1},
         {"mode": "full", "unfreeze_every": 2},
+        {"chat_template": "king"},
+        {"chat_template": 3},
+        {"chat_template": "{% include 'x' %}"},
         [],
     ):
         with pytest.raises(ConfigError):
@@ -220,6 +223,7 @@ def test_settings_are_checked() -> None:
 def test_what_recorded_nothing_of_its_head_had_it_adapted() -> None:
     recorded = {name: value for name, value in FinetuneConfig("lora").to_dict().items() if name != "head"}
     assert recorded_finetune(recorded) == FinetuneConfig("lora", head="adapted")
+    assert recorded_finetune({"mode": "lora"}).chat_template == "usual"
     assert recorded_finetune(FinetuneConfig("lora").to_dict()) == FinetuneConfig("lora")
     with pytest.raises(ConfigError):
         recorded_finetune([])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from dlplatform.engine.documents import encode_document, pack, pieces_of
 from dlplatform.engine.errors import PackageError, PredictionInputError
 from dlplatform.engine.language import LanguageNetwork, LanguageShape, Writing, write
+from dlplatform.engine.language_learner import LanguageLearner
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
 from dlplatform.engine.table import Table
@@ -39,6 +41,35 @@ def test_blocks_hold_every_token_once_and_nothing_is_learnt_of_padding() -> None
     blocks = pack([([5, 6, 7, 8], [True] * 4), ([9, 10], [False, True])], 3, lambda: None)
     assert blocks.tokens.tolist() == [[5, 6, 7, 8], [8, 9, 10, 0]]
     assert blocks.learnt[:, 1:].tolist() == [[True, True, True], [False, True, False]]
+    assert blocks.holds.tolist() == [[0, 1], [0, 2]]
+    assert pack([([5], [True]), ([6, 7, 8], [True] * 3), ([9], [True])], 2, lambda: None).holds.tolist() == [
+        [0, 2],
+        [1, 3],
+    ]
+
+
+def test_a_loss_without_a_number_names_the_documents(job: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str | None] = [None, *[f"this is what number {row} says at some length" for row in range(30)]]
+    plain, seen = LanguageLearner.loss, []
+
+    def failing(self: LanguageLearner, model: Any, rows: Any, share: Any) -> Any:
+        seen.append((self, rows))
+        loss = plain(self, model, rows, share)
+        return loss * float("nan") if len(seen) == 3 else loss
+
+    monkeypatch.setattr(LanguageLearner, "loss", failing)
+    made = job({"text": ("text", texts)}, task="language-model", target="text", config={**CONFIG, "batch_size": 1})
+    assert run_job(made) == 1
+    failed = read_spool(made, "failed")[0]
+    learner, rows = seen[2]
+    held = "".join(str(learner.corpus.tokenizer.decode(learner.corpus.train.tokens[int(rows[0, 0])].tolist())))
+    named = failed["sentence"].partition("Its batch held the row")[2].partition("of the data")[0]
+    places = [int(digits) for digits in re.findall(r"\d+", named)]
+    assert places and failed["code"] == "nan_loss"
+    whole = [place for place in places if texts[place - 1] and str(texts[place - 1]) in held]
+    parts = [place for place in places if place not in whole]
+    assert len(parts) <= 2, "a document in the middle of a block is there as a whole"
+    assert all(any(word in held for word in str(texts[place - 1]).split()) for place in parts)
 
 
 @pytest.mark.parametrize("text", ["[{", '[{"role": "king", "content": ""}]', '[{"role": "user"}]', "[{}]"])
@@ -47,6 +78,11 @@ def test_what_is_no_chat_names_its_row(job: Callable[..., Path], text: str) -> N
     assert run_job(made) == 1
     failed = read_spool(made, "failed")[0]
     assert failed["code"] == "bad_data" and "Row 5" in failed["sentence"]
+
+
+def test_nothing_is_written_that_a_database_cannot_hold() -> None:
+    tokenizer = fit_tokenizer(["a b"] * 9, "byte", 300)
+    assert tokenizer.decode(tokenizer.encode(["a\0b"])[0]) == "ab"
 
 
 def test_too_few_texts_are_named(job: Callable[..., Path]) -> None:
@@ -82,9 +118,9 @@ def test_a_chat_is_learnt_sampled_and_answered(job: Callable[..., Path]) -> None
 def test_the_likeliest_token_needs_no_chance() -> None:
     network = LanguageNetwork(LanguageShape(12, 8, 8, 1, 2))
     network.initialise(0)
-    first, second = (list(write(network.eval(), [3, 4], 1, Writing(6, 0.0, 0, seed))) for seed in (1, 2))
+    first, second = (list(write(network.eval(), [3, 4], {1}, Writing(6, 0.0, 0, seed))) for seed in (1, 2))
     assert first == second
-    drawn = list(write(network, [3], 1, Writing(20, 5.0, 3, 1)))
+    drawn = list(write(network, [3], {1}, Writing(20, 5.0, 3, 1)))
     assert 0 not in drawn and len(drawn) <= 20
 
 

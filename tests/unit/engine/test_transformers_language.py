@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from dlplatform.engine import package
 from dlplatform.engine.adapters import frozen, merged
+from dlplatform.engine.chat_template import ChatTemplate
 from dlplatform.engine.documents import chat_pieces, encode_document
+from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
 from dlplatform.engine.transformers_language import language_network, read_language_tokenizer
@@ -125,3 +127,110 @@ def test_a_decoder_reads_texts_too(job: Callable[..., Path], gpt: Path) -> None:
     output = trained(made)
     shutil.copytree(gpt, output / "base")
     assert Predictor(output).predict([{"note": "good"}, {"note": ""}])
+
+
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ raise_exception('No system here.') }}{% endif %}"
+    "{{ '<|im_start|>' ~ message.role ~ ' says ' ~ message.content|trim ~ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant says ' }}{% endif %}"
+)
+
+
+def chatting(folder: Path, template: str = TEMPLATE, file: bool = False) -> Path:
+    """A base that brings a chat template."""
+    base = tiny_gpt(folder, marked=True)
+    said = {"eos_token": "<|endoftext|>", "bos_token": {"content": "<|endoftext|>"}}
+    (base / "tokenizer_config.json").write_text(json.dumps(said if file else said | {"chat_template": template}))
+    if file:
+        (base / "chat_template.jinja").write_text(template)
+    return base
+
+
+@pytest.fixture(scope="module")
+def chatter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return chatting(tmp_path_factory.mktemp("bases") / "chatter", file=True)
+
+
+def told(output: Path) -> Any:
+    return json.loads((output / "model.json").read_text()).get("chat")
+
+
+def asked(output: Path, messages: list[dict[str, str]]) -> str:
+    """What the model is given to go on with."""
+    writer = Predictor(output).writer
+    assert writer is not None
+    text = writer._chat(0, messages)
+    return str(writer.tokenizer.inner.decode(text, skip_special_tokens=False))
+
+
+def test_a_base_keeps_its_chat_template_through_versions(job: Callable[..., Path], chatter: Path) -> None:
+    texts = [json.dumps(CHAT)] * 8
+    first = trained(tune(job, chatter, texts=texts, mode="full", chat_template="base"))
+    assert told(first)["template"] == TEMPLATE and told(first)["tokens"]["bos_token"] == "<|endoftext|>"
+    assert asked(first, CHAT[:1]) == "<|im_start|>user says the item?<|im_end|><|im_start|>assistant says "
+    writer = Predictor(first).writer
+    assert writer is not None
+    assert writer.tokenizer.ends == {writer.tokenizer.end, writer.tokenizer.code("<|im_end|>")}
+    learner_saw = writer.tokenizer.encode_chat(CHAT)
+    said = [token for token, mine in zip(*learner_saw, strict=True) if mine]
+    assert writer.tokenizer.inner.decode(said, skip_special_tokens=False).strip() == "good<|im_end|>"
+    with pytest.raises(PredictionInputError, match="chat template refuses them: No system here") as refused:
+        Predictor(first).predict([{"messages": [{"role": "system", "content": "x"}]}])
+    assert refused.value.column == "messages"
+    second = trained(tune(job, first, name="second", texts=texts, mode="lora", rank=2, chat_template="base"))
+    shutil.copytree(first, second / "base")
+    assert told(second) == told(first) and asked(second, CHAT[:1]) == asked(first, CHAT[:1])
+    own = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    third = trained(tune(job, first, name="third", texts=texts, mode="full", chat_template=own))
+    assert asked(third, CHAT[:1]) == "the item?<|endoftext|>"
+    fourth = trained(tune(job, first, name="fourth", texts=texts, mode="full", chat_template="usual"))
+    assert told(fourth) == {"template": None}
+    assert asked(fourth, CHAT[:1]).startswith("<|im_start|>user\nthe item?<|im_end|>")
+
+
+def test_what_was_recorded_before_templates_is_trained_as_it_was(job: Callable[..., Path], chatter: Path) -> None:
+    texts = [json.dumps(CHAT)] * 8
+    plain = chatter.parent / "plain"
+    shutil.copytree(chatter, plain, ignore=shutil.ignore_patterns("chat_template.jinja", "tokenizer_config.json"))
+    outputs = [
+        trained(tune(job, base, name=name, texts=texts, mode="full", **more))
+        for name, base, more in (
+            ("recorded", chatter, {}), ("usual", chatter, {"chat_template": "usual"}), ("new", plain, {"chat_template": "base"}),
+        )
+    ]  # fmt: skip
+    weights = [(output / "model.safetensors").read_bytes() for output in outputs]
+    assert weights[0] == weights[1] == weights[2]
+    assert asked(outputs[0], CHAT[:1]).startswith("<|im_start|>user\nthe item?")
+
+
+def test_texts_need_no_template(job: Callable[..., Path], chatter: Path) -> None:
+    output = trained(tune(job, chatter, mode="full", chat_template="base"))
+    assert told(output)["template"] == TEMPLATE
+    assert "text" in Predictor(output).predict([{"prompt": "the item", "max_tokens": 2}])[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "sentence"),
+    [
+        (TEMPLATE, "bad_data", "Row 9: the chat template cannot write this chat: No system here."),
+        ("{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}", "bad_data", "Row 1: "),
+        ("{% include 'x' %}", "bad_config", "chat template cannot be used: it uses the statement include"),
+        ("{{ 'a' * 10**9 }}", "bad_data", "too many steps"),
+    ],
+)
+def test_a_template_that_cannot_be_used_says_why(
+    job: Callable[..., Path], tmp_path: Path, template: str, code: str, sentence: str
+) -> None:
+    texts = [*[json.dumps(CHAT)] * 8, json.dumps([{"role": "system", "content": "x"}, *CHAT])]
+    made = tune(job, chatting(tmp_path / "base", template), texts=texts, mode="full", chat_template="base")
+    assert run_job(made) == 1
+    failed = read_spool(made, "failed")[-1]
+    assert failed["code"] == code and sentence in failed["sentence"] and failed["next_step"]
+
+
+def test_a_chat_without_an_end_gets_one(chatter: Path) -> None:
+    base = read_base(chatter)
+    chat = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    tokenizer = read_language_tokenizer(base.tokenizer, base.transformer.config, chat)
+    tokens, learnt = tokenizer.encode_chat(CHAT)
+    assert tokens[-1] == tokenizer.end and learnt[-1] and tokenizer.ends == {tokenizer.end}
