@@ -9,7 +9,7 @@ from django.urls import reverse
 from datasets.models import DatasetVersion
 from dlplatform.accounts.templatetags.platform import counted
 from dlplatform.engine.config import ConfigError
-from dlplatform.engine.fields import FIELDS
+from dlplatform.engine.fields import FIELDS, Field
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune, recorded_finetune
 from registry.models import ModelVersion
 from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
@@ -29,6 +29,12 @@ SHOWN = (
     "devices",
     "nodes",
 )
+
+
+def settings_of(version: ModelVersion) -> list[Field]:
+    """The settings of fine-tuning that concern a base: chat templates only where it writes."""
+    writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
+    return [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
 
 
 class FinetuneForm(forms.Form):
@@ -56,9 +62,7 @@ class FinetuneForm(forms.Form):
         self.fields["register_as"].widget.attrs["placeholder"] = version.model.name
         if is_transformers(version):
             self._ask_what_to_learn(data)
-        writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
-        shown = [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
-        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in shown}
+        self.fields |= {f"finetune.{one.name}": SettingField(one) for one in settings_of(version)}
         unused = ("augmentation",) if version.task == LANGUAGE else ()
         shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused]
         self.fields |= {f"config.{one.name}": SettingField(one) for one in shown}

@@ -10,14 +10,14 @@ from dlplatform.engine import fields as engine
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS
 from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, tasks_of
-from training.finetune_form import SHOWN
+from training.finetune_form import SHOWN, settings_of
 from training.run_form import SettingField
 
 from .form import PREFIX as ROW
 from .form import SweepForm, searchable
 from .space import PARAMS
 from .subjects import OF_THE_BASE
-from .tuning import BLOCKS, PREFIX, USUAL
+from .tuning import BLOCKS, NAMES, PREFIX, USUAL
 
 # What a package of the platform learned says these.
 OF_THE_DATA = ("target", "more_targets", "task", "features")
@@ -40,7 +40,7 @@ class TuningSweepForm(SweepForm):
         other = (name for name in self.fields if name.startswith("config.") and name.partition(".")[2] not in SHOWN)
         for name in (*dropped, *list(other)):
             del self.fields[name]
-        self.fields |= {f"{PREFIX}{one.name}": SettingField(one) for one in FINETUNE_FIELDS}
+        self.fields |= {f"{PREFIX}{one.name}": SettingField(one) for one in settings_of(base)}
         self.fields[f"{PREFIX}{BLOCKS}"] = forms.CharField(
             required=False, max_length=10_000, label="Blocks", help_text="Names or patterns, with spaces between them."
         )
@@ -50,7 +50,9 @@ class TuningSweepForm(SweepForm):
         return self["task"].value() if self.foreign else self.base.task
 
     def searchable(self) -> dict[str, engine.Field]:
-        known = {f"{PREFIX}{one.name}": one for one in FINETUNE_FIELDS} | {f"{PREFIX}{BLOCKS}": BLOCK_NAMES}
+        known = {f"{PREFIX}{one.name}": one for one in FINETUNE_FIELDS if one.name in NAMES} | {
+            f"{PREFIX}{BLOCKS}": BLOCK_NAMES
+        }
         plain = {name: one for name, one in searchable().items() if name != "text_encoder"}
         if not self.foreign:
             plain = {
