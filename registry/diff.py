@@ -6,6 +6,8 @@ Weights and behaviour are compared by a job (`registry.comparisons`).
 from typing import Any
 
 from datasets.models import DatasetVersion
+from dlplatform.engine.config import ConfigError
+from dlplatform.engine.finetune_config import recorded_finetune
 
 from .history import common_ancestor
 from .models import ModelVersion
@@ -36,9 +38,17 @@ def _named(version: ModelVersion) -> dict[str, Any]:
 
 def settings_of(version: ModelVersion) -> dict[str, Any]:
     """{"params.width": 256, "finetune.rank": 8, …}: those of its training, and how its base was fine-tuned."""
-    tuning = {name: " ".join(value) if isinstance(value, list) else value
-              for name, value in (version.lineage.get("finetune") or {}).items()}  # fmt: skip
-    return _flat(version.lineage.get("settings") or {}) | _flat(tuning, "finetune.")
+    return _flat(version.lineage.get("settings") or {}) | finetuning_of(version.lineage.get("finetune"))
+
+
+def finetuning_of(raw: Any) -> dict[str, Any]:
+    """{"finetune.rank": 8, …} of what a run or a version recorded, as it was meant then; blocks as a text."""
+    try:
+        known = recorded_finetune(raw).to_dict() if raw else {}
+    except ConfigError:  # sent from elsewhere
+        known = raw if isinstance(raw, dict) else {}
+    plain = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in known.items()}
+    return _flat(plain, "finetune.")
 
 
 def files(base: dict[str, Any], head: dict[str, Any]) -> dict[str, Any]:

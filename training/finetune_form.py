@@ -49,6 +49,7 @@ class FinetuneForm(forms.Form):
         required=False, max_length=80, help_text="Blank: main if the base is its head, else a branch of its own."
     )
     name = forms.CharField(required=False, max_length=120, label="Name of the run", help_text="Blank: one is made.")
+    clone = forms.UUIDField(required=False, widget=forms.HiddenInput)  # the run whose choices these are
 
     def __init__(
         self, *args: Any, version: ModelVersion, data: list[DatasetVersion], blocks: dict[str, int], **more: Any
@@ -128,8 +129,16 @@ def address_of(run: Run) -> str:
     chosen = {name: run.config[name] for name in SHOWN if name in run.config and run.config[name] != defaults[name]}
     query: dict[str, Any] = {
         "dataset_version": run.dataset_version_id, "register_as": run.register_as, "blocks": settings["blocks"],
-        "task": run.task, "target": run.target_names,
+        "task": run.task, "target": run.target_names, "clone": run.pk,
         **{f"finetune.{one.name}": typed(settings[one.name]) for one in FINETUNE_FIELDS},
         **{f"config.{name}": typed(value) for name, value in chosen.items()},
     }  # fmt: skip
     return f"{reverse('finetune', args=[run.base_version_id])}?{urlencode(query, doseq=True)}"
+
+
+def not_shown(run: Run) -> dict[str, Any]:
+    """The settings of a run, beside those of the form, that are not at their default; a package brings its own ``params``."""
+    assert run.base_version is not None
+    taken = SHOWN if is_transformers(run.base_version) else (*SHOWN, "params")
+    defaults = {one.name: one.default for one in FIELDS}
+    return {name: value for name, value in run.config.items() if name not in taken and value != defaults.get(name)}

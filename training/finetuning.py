@@ -51,6 +51,7 @@ def finetune(
     name: str = "",
     register_as: str = "",
     branch: str = "",
+    cloned_from: Run | None = None,
 ) -> Run:
     """Queue a run that starts from a version of the registry. Errors name the field and the fix.
 
@@ -61,7 +62,7 @@ def finetune(
     chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
     return services.create_run(
         actor=actor, experiment=experiment or experiment_of(actor, version), name=name, register_as=register_as or version.model.name,
-        branch=branch or _branch(version, register_as), **chosen,
+        branch=branch or _branch(version, register_as), cloned_from=cloned_from, **chosen,
     )  # fmt: skip
 
 
@@ -162,9 +163,20 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
     own += ["params"] if brings_code(version) else []
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
+    for each in SENSES.values() if sense else ():
+        _check_encoder(each, (config or {}).get(f"{each}_encoder", "auto"), taken=each == sense)
     if is_transformers(version) and task != services.LANGUAGE:
         return {f"{sense}_encoder": PRETRAINED, **(config or {})}
     return config
+
+
+def _check_encoder(sense: str, asked: Any, *, taken: bool) -> None:
+    """What a Hugging Face directory takes is for its own network, and everything else for another one."""
+    if taken and asked not in ("auto", PRETRAINED):
+        raise _invalid(f"config.{sense}_encoder", "The base brings its own network; remove this.", "not_for_base")
+    if not taken and asked == PRETRAINED:
+        fix = f"The base has no pretrained network for columns of the type {sense}; choose another encoder."
+        raise _invalid(f"config.{sense}_encoder", fix, "needs_base")
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:

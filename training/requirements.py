@@ -22,7 +22,10 @@ Wheels = dict[str, Version]
 
 
 def check_requirements(bundle: CodeBundle, store: ObjectStore) -> None:
-    """Compare them with what is there: a sandbox fetches nothing. Raises ValidationError on `code`."""
+    """Compare them with what is there: a sandbox fetches nothing. Raises ValidationError on `code`.
+
+    What is there is told by this process: workers have its Python and its packages (docs/own-code.md).
+    """
     brought, problems = _wheels(bundle)
     if REQUIREMENTS in bundle.tree:
         if bundle.tree[REQUIREMENTS]["size"] > MOST_BYTES:
@@ -31,7 +34,7 @@ def check_requirements(bundle: CodeBundle, store: ObjectStore) -> None:
         lines = (line.partition("#")[0].strip() for line in text.splitlines())
         problems += [problem for line in lines if (problem := _problem_with(line, brought))]
     if problems:
-        raise _invalid(f"{REQUIREMENTS}: {' '.join(problems[:10])}", "missing_requirements")
+        raise _invalid(f"The code needs what is not here. {' '.join(problems[:10])}", "missing_requirements")
 
 
 def _wheels(bundle: CodeBundle) -> tuple[Wheels, list[str]]:

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from dlplatform.engine import peft_adapters
 from dlplatform.engine.blocks import block_of
 from dlplatform.engine.errors import PackageError
-from dlplatform.engine.finetune_config import FinetuneConfig
+from dlplatform.engine.finetune_config import FIRST, FinetuneConfig
 from dlplatform.engine.layers import EnsembleLinear, GroupedLinear, MemberLinear
 from dlplatform.engine.transformers_models import parts
 
@@ -260,7 +260,7 @@ def peft_config(network: nn.Module, config: FinetuneConfig, base: str, tensors: 
 
 def _low_ranks(network: nn.Module, config: FinetuneConfig) -> dict[str, dict[str, Any]]:
     """The layers that are too small for the rank: their own one, and the alpha with which their scale stays."""
-    if config.format == "first":  # said nothing of it
+    if config.format == FIRST:  # said nothing of it
         return {}
     ranks = {
         f"^{name}": adapter.lora_A.shape[1]

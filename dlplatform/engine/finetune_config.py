@@ -14,7 +14,8 @@ from dlplatform.engine.fields import Field
 MODES: Final = ("full", "head", "lora")
 ADAPTERS: Final = ("lora", "dora", "ia3")
 HEADS: Final = ("whole", "adapted")
-FORMATS: Final = ("peft", "first")
+FIRST: Final = "first"
+FORMATS: Final = ("peft", FIRST)
 MOST_BLOCKS: Final = 1000
 
 FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
@@ -97,5 +98,5 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
 def recorded_finetune(raw: Any) -> FinetuneConfig:
     """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
     it was adapted; while they said nothing of the format, it was the first; and nobody knew templates. Raises ConfigError."""
-    former = {"head": "adapted", "format": "first", "chat_template": USUAL}
+    former = {"head": "adapted", "format": FIRST, "chat_template": USUAL}
     return parse_finetune({**former, **raw} if isinstance(raw, dict) else raw)

@@ -19,6 +19,7 @@ from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import PRETRAINED
+from dlplatform.engine.finetune_config import FIRST
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
@@ -123,7 +124,8 @@ def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) 
         raise EngineError("bad_config", "mode lora is not for networks of one's own.", "Take mode full or head.")
     torch.manual_seed(spec.config.seed)  # what the base does not give begins as the code says
     network = build_own(replace(base.network.shape, outputs=dataset.target.outputs))
-    classes = Classes(base.description["output"].get("classes", []), dataset.target.classes)
+    old = base.description["output"].get("classes", []) if spec.finetune.format != FIRST else []  # it began anew then
+    classes = Classes(old, dataset.target.classes)
     fresh = started_from(network, base.network, classes)
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network, build_own), plan
@@ -138,6 +140,14 @@ def _reading_as(spec: JobSpec, base: Started) -> JobSpec:
             raise EngineError("bad_config", "The run has no pretrained model to start from.", fix)
         return spec
     texts, images = _transformers_of(base)
+    for sense, described in ((TEXT, texts), (IMAGE, images)):
+        if (
+            isinstance(base, TransformersBase)
+            and described is None
+            and getattr(config, f"{sense}_encoder") == PRETRAINED
+        ):
+            fix = f"Leave {sense}_encoder out, or choose another."
+            raise EngineError("bad_config", f"The base has no pretrained network for the type {sense}.", fix)
     if texts is not None:
         config = replace(config, text_encoder="transformer" if texts.get("fresh") else PRETRAINED)
     if images is not None and not images.get("fresh"):

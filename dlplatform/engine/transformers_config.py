@@ -26,6 +26,7 @@ WIDEST: Final = 1 << 16
 POOLINGS: Final = {TEXT: ("mean", "cls", "last"), IMAGE: ("mean", "cls", "own")}
 MAXIMUM_BYTES: Final = 1 << 20
 DEEPEST: Final = 8
+LONGEST_KIND: Final = 100
 MOST_REPEATED: Final = 4096  # layers, heads, experts: each is built one by one
 TWO_PARTS: Final = "has an encoder and a decoder; take an encoder (BERT-like) or a decoder (GPT-like)."
 LARGEST: Final = 1 << 26
@@ -122,7 +123,7 @@ def folder_of(kind: str) -> Path | None:
     models = Path(found.submodule_search_locations[0]) / "models"
     folder = kind.replace("-", "_")
     folders = (folder, folder.removesuffix("_text"))  # the text part of a model of several senses
-    if not folder.isidentifier():
+    if not folder.isidentifier() or len(folder) > LONGEST_KIND:
         return None
     return next((models / name for name in folders if (models / name).is_dir()), None)
 

@@ -20,6 +20,8 @@ SMALLEST_SIDE, LARGEST_SIDE = 8, 512
 USUAL_MEAN: Final = (0.485, 0.456, 0.406)
 USUAL_DEVIATION: Final = (0.229, 0.224, 0.225)
 BYTE: Final = 1 / 255
+LEAST_DEVIATION: Final = 1e-4
+MOST_PLACES: Final = 16_384  # that attention compares with each other
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def read_image_processor(directory: Path, config: Mapping[str, Any]) -> ImagePro
     if not isinstance(raw, dict):
         raise PackageError(f"{PREPROCESSOR} is not a JSON object.")
     channels = config.get("num_channels", 3)
-    if isinstance(channels, bool) or channels not in (1, 3):
+    if type(channels) is not int or channels not in (1, 3):
         raise PackageError(f"The model looks at images of {str(channels)[:40]} channels; 1 and 3 are possible.")
     scale = raw.get("rescale_factor", BYTE) if raw.get("do_rescale", True) else 1.0
     if not _is_positive(scale):
@@ -48,11 +50,22 @@ def read_image_processor(directory: Path, config: Mapping[str, Any]) -> ImagePro
     if raw.get("do_normalize", True):
         mean = _of_channels(raw, "image_mean", USUAL_MEAN, channels)
         deviation = _of_channels(raw, "image_std", USUAL_DEVIATION, channels)
-        if min(deviation) <= 0:
-            raise PackageError(f"{PREPROCESSOR} gives an image_std that is not above 0.")
+        if min(deviation) < LEAST_DEVIATION:
+            raise PackageError(f"{PREPROCESSOR} gives an image_std below {LEAST_DEVIATION}, which no image has.")
+    side = _side(raw, config)
+    _check_places(config, side)
     return ImageProcessor(
-        channels, _side(raw, config), tuple(one / scale for one in mean), tuple(one / scale for one in deviation)
+        channels, side, tuple(one / scale for one in mean), tuple(one / scale for one in deviation)
     )  # fmt: skip
+
+
+def _check_places(config: Mapping[str, Any], side: int) -> None:
+    """Patches of a few pixels make a small network compare everything with everything."""
+    patch = config.get("patch_size")
+    if isinstance(patch, int) and not isinstance(patch, bool) and patch > 0 and (side // patch) ** 2 > MOST_PLACES:
+        raise PackageError(
+            f"The model looks at {(side // patch) ** 2:,} patches of an image; {MOST_PLACES:,} are possible."
+        )
 
 
 def _of_channels(raw: Mapping[str, Any], name: str, usual: Sequence[float], channels: int) -> tuple[float, ...]:

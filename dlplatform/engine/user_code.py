@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,20 +155,6 @@ class CodeNetwork(RowNetwork):
             raise EngineError("code_error", f"{FUNCTION} returned a module without parameters that can be trained.")
         return made
 
-    def axes_of_classes(self) -> dict[str, int]:
-        """The tensors that have one place for each output, and the axis: what the code builds otherwise for one more."""
-        with torch.random.fork_rng(devices=[]):
-            more = CodeNetwork(
-                replace(self.shape, outputs=self.shape.outputs + 1), self._build, self._params
-            ).state_dict()
-        axes = {}
-        for name, tensor in self.state_dict().items():
-            sizes = zip(tensor.shape, more[name].shape, strict=False) if name in more else ()
-            grown = [axis for axis, (one, other) in enumerate(sizes) if other == one + 1]
-            if len(grown) == 1 and tensor.shape[grown[0]] == self.shape.outputs:
-                axes[name] = grown[0]
-        return axes
-
     @torch.no_grad()
     def initialise(self, statistics: Statistics, seed: int) -> None:
         """As `RowNetwork.initialise`; the module is built anew, so that its weights follow from the seed alone."""
@@ -198,14 +184,11 @@ class CodeNetwork(RowNetwork):
 
 @dataclass(frozen=True)
 class Classes:
-    """What a base answered and what the network is to answer, in the order of their outputs."""
+    """What a base answered and what the network is to answer, in the order of their outputs: those of the base come first
+    (`dlplatform.engine.target.code_like`)."""
 
     old: Sequence[str]
     new: Sequence[str]
-
-    @property
-    def changed(self) -> bool:
-        return list(self.old) != list(self.new)
 
     def carried(self, fresh: Tensor, known: Tensor, axis: int) -> Tensor:
         """A new tensor with the base's slices of the classes that both have."""
@@ -220,32 +203,31 @@ class Classes:
 def started_from(network: CodeNetwork, base: nn.Module, classes: Classes) -> list[str]:
     """Take over the weights of a base that the same code built; the blocks that did not fit whole.
 
-    Where the classes changed, those of both keep what they have along the axis that grows with their number; the rest of
-    such a tensor begins as the code says, and so does one of any other shape. Raises EngineError ``code_error`` when the
-    code builds other parts than it did.
+    A tensor that differs along one axis alone, by the number of classes, keeps there what it has of those that both know; the
+    rest of it begins as the code says, and so does one of any other shape. Raises EngineError ``code_error`` when the code
+    builds other parts than it did.
     """
     wanted, given = network.state_dict(), base.state_dict()
     if odd := sorted(wanted.keys() ^ given.keys()):
         raise EngineError("code_error", f"{FUNCTION} makes other parts than the base has, such as {odd[0][:200]!r}.")
-    axes = network.axes_of_classes() if classes.changed else {}
+    fitting = {name: tensor for name, tensor in given.items() if tensor.shape == wanted[name].shape}
+    axes = {name: _axis(wanted[name], given[name], classes) for name in wanted if name not in fitting}
     carried = {
-        name: classes.carried(wanted[name], given[name], axis)
-        for name, axis in axes.items()
-        if _differ_along(wanted[name], given[name], axis, len(classes.old))
-    }
-    fitting = {
-        name: tensor for name, tensor in given.items() if name not in axes and tensor.shape == wanted[name].shape
+        name: classes.carried(wanted[name], given[name], axis) for name, axis in axes.items() if axis is not None
     }
     network.load_state_dict({**wanted, **fitting, **carried})
     return list(dict.fromkeys(block_of(name) for name in wanted if name not in fitting))
 
 
-def _differ_along(wanted: Tensor, given: Tensor, axis: int, outputs: int) -> bool:
-    """Whether the shapes are the same but for that axis, which has one place for each output of the base."""
-    if wanted.dim() != given.dim() or given.shape[axis] != outputs:
-        return False
-    others = [place for place in range(given.dim()) if place != axis]
-    return all(wanted.shape[place] == given.shape[place] for place in others)
+def _axis(wanted: Tensor, given: Tensor, classes: Classes) -> int | None:
+    """The only axis along which the shapes differ, if it has one place for each class."""
+    if wanted.dim() != given.dim():
+        return None
+    differ = [axis for axis in range(given.dim()) if wanted.shape[axis] != given.shape[axis]]
+    if len(differ) != 1:
+        return None
+    sizes = (given.shape[differ[0]], wanted.shape[differ[0]])
+    return differ[0] if sizes == (len(classes.old), len(classes.new)) else None
 
 
 def load_build(folder: Path) -> Build:

@@ -6,9 +6,11 @@ because extension modules, and packages that open files of their own, cannot be 
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +34,8 @@ def _unpack(wheel: Path) -> str:
     try:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(target)  # leaves out what leads out of the folder
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        shutil.rmtree(target, ignore_errors=True)
         fix = "Build it again with pip wheel, and send the code once more."
         raise EngineError(
             "code_error", f"{FOLDER}/{wheel.name} is no wheel that can be read: {error}"[:400], fix

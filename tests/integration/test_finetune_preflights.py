@@ -8,7 +8,8 @@ from tests.fixtures import own_code
 from tests.integration.test_preflights import WHAT, form_of, tried
 from tests.integration.test_transformers_bases import reviews, version_of
 from tests.unit.engine.transformers_bases import tiny_bert, tiny_gpt
-from training import code, trying
+from training import code
+from training.accelerators import leases
 from training.accelerators.devices import Device
 from training.jobs import preflight as work
 from training.jobs import train
@@ -112,7 +113,7 @@ def test_what_several_processes_refuse_is_told_by_name(flowers, trainer, api):
 
 def test_gpus_that_are_not_idle_are_told(flowers, trainer, api, monkeypatch):
     there = [Device("GPU-0", "a", 1 << 30, busy=True), Device("GPU-1", "a", 1 << 30, busy=False)]
-    monkeypatch.setattr(trying, "devices", lambda: there)
+    monkeypatch.setattr(leases, "devices", lambda: there)
     told = tried(api, trainer, flowers, config=WHAT["config"] | {"devices": 2})
     assert told["error"]["code"] == "too_few_accelerators" and "2 GPUs, and 1" in told["error"]["sentence"]
 

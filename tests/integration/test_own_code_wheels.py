@@ -23,7 +23,7 @@ NEEDS = "our-widths>=1.1\ntorch>=2"
 def wheel() -> bytes:
     """A package that opens a file of its own, which cannot be imported out of a zip."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(
             "our_widths/__init__.py", "from pathlib import Path\nWIDTH = int((Path(__file__).parent / 'n').read_text())"
         )
@@ -50,8 +50,11 @@ def test_a_script_imports_its_wheel_and_a_damaged_one_is_named(queue_code):
     source = f"from our_widths import WIDTH\nprint('width', WIDTH)\n{own_code.SCRIPT}"
     run = ended(queue_code({"main.py": source, NAME: wheel(), "requirements.txt": NEEDS}, {"steps": 6}))
     assert run.state == "succeeded" and "width 7" in log_of(run), (run.error, log_of(run))
-    broken = ended(queue_code({"main.py": source, NAME: b"PK\3\4 no wheel"}))
-    assert (broken.state, broken.error["code"]) == ("failed", "code_error") and NAME in broken.error["sentence"]
+    spoilt = bytearray(wheel())
+    spoilt[40:80] = bytes(40)
+    for content in (b"PK\3\4 no wheel", bytes(spoilt)):
+        broken = ended(queue_code({"main.py": source, NAME: content}))
+        assert (broken.state, broken.error["code"]) == ("failed", "code_error") and NAME in broken.error["sentence"]
 
 
 @pytest.mark.parametrize(

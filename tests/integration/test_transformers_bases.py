@@ -274,6 +274,44 @@ def test_the_page_asks_what_to_learn_and_queues_the_run(bert, texts, trainer, we
     assert run.task == "classification" and run.config["text_encoder"] == "pretrained"
 
 
+def test_a_clone_by_the_page_keeps_what_the_page_does_not_show(bert, texts, trainer, stranger, api, web):
+    config = QUICK | {"weight_decay": 0.5, "seed": 7}
+    first = Run.objects.get(pk=asked(api, trainer, bert, texts, mode="head", config=config).json()["id"])
+    address = web(trainer).get(f"/runs/new?clone={first.pk}").url
+    page = web(trainer).get(address).content.decode()
+    assert f'name="clone" value="{first.pk}"' in page and 'value="7"' in page
+    sent = {"dataset_version": str(texts.pk), "task": "classification", "target": ["kind"], "finetune.mode": "lora"}
+    answer = web(trainer).post(
+        f"/model-versions/{bert.pk}/finetune", sent | {"clone": str(first.pk), "config.seed": "8"}
+    )
+    assert answer.status_code == 302, answer.content.decode()[:2000]
+    run = Run.objects.exclude(pk=first.pk).get()
+    assert (run.features, run.cloned_from, run.experiment) == (["note"], first, first.experiment)
+    assert (run.config["weight_decay"], run.config["seed"], run.finetune["mode"]) == (0.5, 8, "lora")
+    for odd in ("nothing", str(bert.pk)):
+        path = f"/model-versions/{bert.pk}/finetune"
+        assert web(trainer).post(path, sent | {"clone": odd}).status_code in (200, 404)
+    assert Run.objects.count() == 2
+
+
+def test_encoders_are_for_what_the_base_does_not_take(bert, texts, trainer, api):
+    for name, given, code in (
+        ("text_encoder", "hashed", "not_for_base"),
+        ("image_encoder", "pretrained", "needs_base"),
+    ):
+        answer = asked(api, trainer, bert, texts, config=QUICK | {name: given})
+        error = answer.json()["errors"][0]
+        assert (answer.status_code, error["attr"], error["code"]) == (400, f"config.{name}", code)
+    assert asked(api, trainer, bert, texts, config=QUICK | {"text_encoder": "pretrained"}).status_code == 201
+
+
+def test_a_base_of_no_architecture_at_all_is_named(organization, trainer, texts, tmp_path, api):
+    folder = tiny_bert(tmp_path / "bert")
+    replaced(folder, '"model_type": "bert"', f'"model_type": "{"x" * 300}"')
+    answer = asked(api, trainer, version_of(organization, trainer, folder), texts)
+    assert answer.status_code == 409 and "unknown" in answer.json()["errors"][0]["detail"]
+
+
 def test_a_run_without_a_base_cannot_ask_for_a_pretrained_encoder(texts, trainer, api, web):
     body = {"dataset_version": str(texts.pk), "task": "classification", "target": "kind",
             "config": {"text_encoder": "pretrained"}}  # fmt: skip

@@ -78,7 +78,10 @@ def _taken(
 def give_back(holder: Run | Preflight) -> None:
     """Free what this claim holds of this machine, and have those runs look again that wait for devices."""
     held = {"run" if isinstance(holder, Run) else "preflight": holder}
-    if _here().filter(lease_epoch=holder.lease_epoch, **held).update(run=None, preflight=None):
+    with transaction.atomic():
+        _one_at_a_time()
+        freed = _here().filter(lease_epoch=holder.lease_epoch, **held).update(run=None, preflight=None)
+    if freed:
         waiting = Run.objects.filter(state=Run.State.QUEUED, waits_for__isnull=False)
         waiting.update(not_before=None)
         for other in waiting.order_by("queued_at"):

@@ -13,6 +13,7 @@ from dlplatform.engine.transformers_settings import SENSES
 from . import tuning
 
 KINDS = ("categorical", "integer", "float")
+LARGEST = 10**15  # of what is searched as a range
 PARAMS = "params."
 # A seed is no setting to search: every trial has the seeds of the sweep. Nor is a whole architecture, in one value.
 FIXED = ("seed", "params", *SENSES)
@@ -154,7 +155,8 @@ def _range(where: str, name: str, entry: dict[str, Any], problems: list[Problem]
     kind, log, points = entry["kind"], entry.get("log", False), entry.get("points", DEFAULT_POINTS)
     wanted: type | tuple[type, ...] = int if kind == "integer" else (int, float)
     for end, value in (("low", low), ("high", high)):
-        if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):  # type: ignore[arg-type]
+        plain = isinstance(value, wanted) and not isinstance(value, bool)
+        if not plain or not -LARGEST <= value <= LARGEST:  # type: ignore[operator]
             text = "Give a whole number." if kind == "integer" else "Give a number."
             problems.append((f"{where}.{end}", "wrong_type", text))
             return None

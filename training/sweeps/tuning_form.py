@@ -15,8 +15,7 @@ from training.run_form import SettingField
 
 from .form import PREFIX as ROW
 from .form import SweepForm, searchable
-from .space import PARAMS
-from .subjects import OF_THE_BASE
+from .subjects import fixed_by
 from .tuning import BLOCKS, NAMES, PREFIX, USUAL
 
 # What a package of the platform learned says these.
@@ -53,12 +52,8 @@ class TuningSweepForm(SweepForm):
         known = {f"{PREFIX}{one.name}": one for one in FINETUNE_FIELDS if one.name in NAMES} | {
             f"{PREFIX}{BLOCKS}": BLOCK_NAMES
         }
-        plain = {name: one for name, one in searchable().items() if name != "text_encoder"}
-        if not self.foreign:
-            plain = {
-                name: one for name, one in plain.items() if name not in OF_THE_BASE and not name.startswith(PARAMS)
-            }
-        return known | plain
+        fixed = fixed_by(self.base)
+        return known | {name: one for name, one in searchable().items() if not fixed(name)}
 
     @property
     def how(self) -> list[forms.BoundField]:

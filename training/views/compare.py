@@ -7,6 +7,7 @@ from uuid import UUID
 from django.http import HttpRequest, HttpResponse
 
 from dlplatform.web import page
+from registry.diff import finetuning_of
 from training.bands import line, seed_groups
 from training.curves import Point, curves
 from training.findings import lower_is_better
@@ -108,10 +109,5 @@ def _flat(run: Run) -> dict[str, Any]:
         "target": run.target,
         "features": ", ".join(run.features) if run.features else "all",
     }
-    tuning = {f"finetune.{name}": _in_words(value) for name, value in (run.finetune or {}).items()}
     base = {"base": str(run.base_version)} if run.base_version else {}
-    return data | base | tuning | config | params
-
-
-def _in_words(value: Any) -> Any:
-    return " ".join(value) if isinstance(value, list) else value
+    return data | base | finetuning_of(run.finetune) | config | params

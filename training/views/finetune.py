@@ -16,7 +16,7 @@ from registry import availability
 from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, why_not
 from training import finetuning
-from training.finetune_form import FinetuneForm
+from training.finetune_form import FinetuneForm, not_shown
 from training.finetune_outlook import outlook, trainable_blocks
 from training.models import Run
 
@@ -60,14 +60,27 @@ def _task(request: HttpRequest) -> str:
     return (request.POST if request.method == "POST" else request.GET).get("task", "")
 
 
-def arguments(form: FinetuneForm) -> dict[str, Any]:
-    """What a valid form asks of the services of fine-tuning."""
+def arguments(form: FinetuneForm, clone: Run | None) -> dict[str, Any]:
+    """What a valid form asks of the services of fine-tuning; what it does not show is that of the run which is cloned."""
     wanted = form.cleaned_data
     data = next(one for one in form.data_versions if str(one.pk) == wanted["dataset_version"])
+    kept = not_shown(clone) if clone else {}
+    features = (
+        clone.features if clone and is_transformers(form.version) and clone.dataset_version_id == data.pk else None
+    )
     return {
-        "dataset_version": data, "settings": form.settings(), "config": form.given("config"),
-        "task": wanted.get("task", ""), "target": wanted.get("target"),
+        "dataset_version": data, "settings": form.settings(), "config": kept | form.given("config"),
+        "task": wanted.get("task", ""), "target": wanted.get("target"), "features": features,
     }  # fmt: skip
+
+
+def cloned(request: HttpRequest, form: FinetuneForm) -> Run | None:
+    """The run of the same base whose choices the form was filled with. Http404 for one that the person may not see."""
+    if not (wanted := form.cleaned_data.get("clone")):
+        return None
+    rows = Run.objects.select_related("experiment", "base_version").filter(base_version=form.version)
+    found: Run = visible_or_404(rows, request.user, pk=wanted)
+    return found
 
 
 def _reason(version: ModelVersion) -> str | None:
@@ -78,8 +91,10 @@ def _reason(version: ModelVersion) -> str | None:
 def _queued(request: HttpRequest, form: FinetuneForm, version: ModelVersion) -> Run | None:
     """The run; None, with the reason on the form, when it is refused."""
     belongs = {name: form.cleaned_data[name] for name in ("name", "register_as", "branch")}
+    clone = cloned(request, form)
+    belongs |= {"cloned_from": clone, "experiment": clone.experiment if clone else None}
     try:
-        return finetuning.finetune(actor=request.user, version=version, **arguments(form), **belongs)
+        return finetuning.finetune(actor=request.user, version=version, **arguments(form, clone), **belongs)
     except ValidationError as error:
         add_errors(form, error)
     except Conflict as conflict:

@@ -16,7 +16,7 @@ from training.models import Preflight
 from training.preflights import request_preflight
 from training.run_form import RunForm
 
-from .finetune import arguments, form_for, tunable_version
+from .finetune import arguments, cloned, form_for, tunable_version
 from .new_run import code_for, version_of_form
 
 PART = "training/_preflight.html"
@@ -46,7 +46,9 @@ def finetune_preflight(request: HttpRequest, version: UUID) -> HttpResponse:
     return _asked(
         request,
         form,
-        lambda: finetuning.request_finetune_preflight(actor=request.user, version=found, **arguments(form)),
+        lambda: finetuning.request_finetune_preflight(
+            actor=request.user, version=found, **arguments(form, cloned(request, form))
+        ),
     )
 
 

@@ -217,6 +217,7 @@ def test_what_no_weights_could_fill_is_never_built(
         ({"image_mean": ["a", 1, 1]}, "image_mean"),
         ({"image_std": [0.0, 1.0, 1.0]}, "image_std"),
         ({"image_std": [1e300, 1.0, 1.0]}, "image_std"),
+        ({"image_std": 1e-320}, "image_std"),
         ({"rescale_factor": 0}, "rescale_factor"),
         ({"crop_size": {"height": 16, "width": 20}}, "square"),
         ({"crop_size": 5000}, "5000 pixels"),
@@ -244,3 +245,7 @@ def test_what_a_directory_does_not_say_is_that_of_imagenet(tmp_path: Path) -> No
     (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(PackageError, match="channels"):
         read_image_processor(tmp_path, {"num_channels": 4})
+    with pytest.raises(PackageError, match="channels"):
+        read_image_processor(tmp_path, {"num_channels": 3.0})
+    with pytest.raises(PackageError, match="262,144 patches"):
+        read_image_processor(tmp_path, {"image_size": 512, "patch_size": 1})

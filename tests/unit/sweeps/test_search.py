@@ -38,6 +38,7 @@ def test_a_space_comes_back_as_it_was_written():
         ({**RATE, "high": 7}, "space.0.high", "out_of_range"),
         ({**RATE, "high": 1e-5}, "space.0.high", "out_of_range"),
         ({**RATE, "low": "x"}, "space.0.low", "wrong_type"),
+        ({**RATE, "high": 10**400}, "space.0.high", "wrong_type"),
         ({**RATE, "low": float("nan")}, "space.0.low", "wrong_type"),
         ({**RATE, "points": 0}, "space.0.points", "out_of_range"),
         ({**RATE, "log": 1}, "space.0.log", "wrong_type"),
