@@ -107,7 +107,7 @@ def _classes(version: ModelVersion) -> list[str]:
 def _task_breaks(base: ModelVersion, head: ModelVersion) -> list[str]:
     found = [f"task {base.task} → {head.task}"] if base.task != head.task else []
     before, after = base.signature.get("target"), head.signature.get("target")
-    return found + ([f"target {before} → {after}"] if before != after else [])
+    return found + ([f"target {before or 'none'} → {after or 'none'}"] if before != after else [])
 
 
 def _input_breaks(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[str]:
