@@ -23,7 +23,7 @@ from registry import availability, transformers_bases
 from registry.graphs import brings_graph
 from registry.models import ModelVersion, Ref
 from registry.own_code import brings_code, is_trusted
-from registry.transformers_bases import is_transformers
+from registry.transformers_bases import LANGUAGE, is_transformers
 
 from . import services
 from .code import ARCHITECTURE, bundle_of
@@ -119,7 +119,7 @@ def require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -
 
 def _require_template(version: ModelVersion, task: str, settings: FinetuneConfig) -> None:
     """Raises ValidationError where a base's own chat template was asked for and cannot be used."""
-    own = task == services.LANGUAGE and settings.chat_template == BASE_TEMPLATE and is_transformers(version)
+    own = task == LANGUAGE and settings.chat_template == BASE_TEMPLATE and is_transformers(version)
     if own and (problem := transformers_bases.template_problem(version)):
         fix = f"The base's own chat template cannot be used: {problem}. Set this to {USUAL}, or give a template of your own."
         raise _invalid("chat_template", fix, "invalid")
@@ -150,7 +150,7 @@ def _require_fit(
     if not is_transformers(version) and features is not None:
         raise _invalid("features", "The base reads the columns that it was trained on; leave this out.", "not_for_base")
     missing = misfits(version, dataset_version, targets, task)
-    if is_transformers(version) and task != services.LANGUAGE:
+    if is_transformers(version) and task != LANGUAGE:
         _check_taken(transformers_bases.takes(version), dataset_version, features)
     if missing:
         raise ValidationError({"dataset_version": [ValidationError(each, code="does_not_fit") for each in missing]})
@@ -165,7 +165,7 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():
         _check_encoder(each, (config or {}).get(f"{each}_encoder", "auto"), taken=each == sense)
-    if is_transformers(version) and task != services.LANGUAGE:
+    if is_transformers(version) and task != LANGUAGE:
         return {f"{sense}_encoder": PRETRAINED, **(config or {})}
     return config
 
@@ -272,7 +272,7 @@ def _check_taken(sense: str, data: DatasetVersion, features: Sequence[str] | Non
 
 
 def _known_features(version: ModelVersion) -> list[str] | None:
-    if version.task == services.LANGUAGE:
+    if version.task == LANGUAGE:
         return None
     return [one["name"] for one in version.signature["inputs"]]
 
@@ -308,7 +308,7 @@ def _branch(version: ModelVersion, register_as: str) -> str:
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:
     """What the data lack for the model, in words; ``task`` is what a Hugging Face directory is to be taught."""
     if is_transformers(version):
-        taken = () if task == services.LANGUAGE else targets  # what a model is to write it also reads
+        taken = () if task == LANGUAGE else targets  # what a model is to write it also reads
         sense = transformers_bases.takes(version)
         fitting = [one for one in data.columns if one["type"] == sense and one["name"] not in taken]
         told = f"The model {_TAKES[sense]}, and these data have no column of them besides the target."
@@ -316,7 +316,7 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str],
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
     # A language model can do without a column of prompts.
-    for column in version.signature.get("inputs", []) if version.task != services.LANGUAGE else ():
+    for column in version.signature.get("inputs", []) if version.task != LANGUAGE else ():
         name, type_ = column["name"], column["type"]
         if name not in types or not reads(type_, types[name]):
             told = f"is of the type {types[name]}" if name in types else "is missing"

@@ -16,8 +16,8 @@ from dlplatform.accounts.models import Organization, User
 from registry.models import ModelVersion
 
 from .code import ARCHITECTURE
+from .learning_checks import check, check_code, features_by_default
 from .models import CodeBundle, Preflight
-from .services import check, check_code, features_by_default
 
 KEPT = timedelta(days=7)
 

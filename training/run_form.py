@@ -14,8 +14,8 @@ from dlplatform.engine.fields import ARCHITECTURES, FIELDS, PARAMS
 from dlplatform.engine.transformers_settings import MOST_BYTES, PRESETS, SENSES
 
 from .code import ARCHITECTURE, SCRIPT
+from .learning_checks import LANGUAGE, LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 from .models import CodeBundle, Experiment, Run
-from .services import LANGUAGE, LEAST_ROWS, MOST_CLASSES, TARGET_TYPES, features_by_default
 
 FEW_CLASSES = 20
 MOST_VERSIONS = 200

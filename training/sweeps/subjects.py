@@ -13,7 +13,7 @@ from dlplatform.api import Conflict
 from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, takes
 from training import finetuning
-from training import services as runs
+from training.learning_checks import check, check_code, targets_of
 from training.models import CodeBundle
 
 from . import tuning
@@ -62,10 +62,10 @@ def subject_of(
         return _of_base(actor, dataset_version, base_version, finetune or {}, config, task, target, features)
     if finetune is not None:
         raise _invalid("base_version", "Name the version that is to be fine-tuned.", "required")
-    targets = runs.targets_of(target) if target else []
+    targets = targets_of(target) if target else []
     if code is not None:
-        entry = runs.check_code(actor, dataset_version.dataset.organization, code, entry, task)
-    settings = runs.check(dataset_version, task, targets, features, config or {}, entry)
+        entry = check_code(actor, dataset_version.dataset.organization, code, entry, task)
+    settings = check(dataset_version, task, targets, features, config or {}, entry)
     return Subject(dataset_version, task, targets, list(features) if features else None, settings, code, entry)
 
 
@@ -83,8 +83,8 @@ def _of_base(
         raise _renamed(error, {"version": "base_version"}) from error
     code, entry = found.get("code"), found.get("entry", "")
     if code is not None:
-        entry = runs.check_code(actor, data.dataset.organization, code, entry, found["task"])
-    checked = runs.check(data, found["task"], found["target"], found["features"], found["config"] or {}, entry, base)
+        entry = check_code(actor, data.dataset.organization, code, entry, found["task"])
+    checked = check(data, found["task"], found["target"], found["features"], found["config"] or {}, entry, base)
     kept = list(found["features"]) if found["features"] else None
     return Subject(data, found["task"], found["target"], kept, checked, code, entry, base, settings)
 
