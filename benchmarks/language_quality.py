@@ -4,16 +4,21 @@ The text is the reference manual that Python brings along (`pydoc_data.topics`).
 pages, which neither side sees. Ours is the engine with its defaults. The loop is what one writes in an afternoon: torch's
 own transformer layers of the same number, width and heads on the same tokens, AdamW with a constant rate, random windows,
 until the engine's seconds have passed (those of training and evaluating; reading and the tokenizer are free for both).
+It is judged twice: by the weights that it ends with, and by those that did best on a tenth of its pages that it sets
+aside as the engine does, evaluated every so many steps within the same seconds. The limit is the better of the two.
 
     python -m benchmarks.language_quality [--short] [--seeds 3] [--threads 2]
 """
 
 import argparse
+import copy
 import importlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,7 @@ from .measuring import report
 
 HELD_OUT = 0.1
 RATE, WINDOWS = 1e-3, 16
+BETWEEN_EVALUATIONS = 50  # steps of the loop
 
 
 def pages(seed: int, share: float) -> tuple[list[str], list[str]]:
@@ -84,12 +90,24 @@ class Plain(nn.Module):
         return logits
 
 
-def by_hand(stream: Tensor, shape: LanguageShape, seconds: float, seed: int) -> tuple[nn.Module, int]:
-    """(the model, steps) after so many seconds of a plain loop."""
+@dataclass
+class Written:
+    """What a plain loop ended with."""
+
+    steps: int
+    last: nn.Module
+    best: nn.Module
+
+
+def by_hand(texts: list[str], tokenizer: Tokenizer, shape: LanguageShape, seconds: float, seed: int) -> Written:
+    """A plain loop of so many seconds."""
     torch.manual_seed(seed)
+    aside = max(1, round(len(texts) * HELD_OUT))
+    own, stream = stream_of(texts[:aside], tokenizer), stream_of(texts[aside:], tokenizer)
     model = Plain(shape)
     optimizer = torch.optim.AdamW(model.parameters(), RATE)
     span, steps = torch.arange(shape.length + 1), 0
+    best, least = copy.deepcopy(model), math.inf
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         windows = stream[torch.randint(len(stream) - shape.length - 1, (WINDOWS, 1)) + span]
@@ -99,7 +117,11 @@ def by_hand(stream: Tensor, shape: LanguageShape, seconds: float, seed: int) -> 
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         steps += 1
-    return model.eval(), steps
+        if steps % BETWEEN_EVALUATIONS == 0:
+            found = loss_of(model, own, shape.length)
+            if found < least:
+                best, least = copy.deepcopy(model), found
+    return Written(steps, model, best)
 
 
 def stream_of(texts: list[str], tokenizer: Tokenizer) -> Tensor:
@@ -115,15 +137,17 @@ def windows_of(stream: Tensor, length: int) -> Iterator[Tensor]:
 @torch.inference_mode()
 def loss_of(model: nn.Module, stream: Tensor, length: int) -> float:
     """Mean negative log-likelihood of a token, in nats."""
-    total = 0.0
+    learning, total = model.training, 0.0
+    model.eval()
     for window in windows_of(stream, length):
         logits = model(window[None, :-1])[0]
         total += float(nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
+    model.train(learning)
     return total / (len(stream) - 1)
 
 
 def measure(seeds: int, threads: int, share: float, config: dict[str, Any]) -> None:
-    ours, peers, seconds, steps = [], [], [], []
+    ours, last, best, seconds, steps = [], [], [], [], []
     for seed in range(seeds):
         learnt, held = pages(seed, share)
         with tempfile.TemporaryDirectory() as folder:
@@ -131,19 +155,26 @@ def measure(seeds: int, threads: int, share: float, config: dict[str, Any]) -> N
         shape, tested = writer.network.shape, stream_of(held, writer.tokenizer)
         ours.append(loss_of(writer.network, tested, shape.length))
         torch.set_num_threads(threads)
-        model, done = by_hand(stream_of(learnt, writer.tokenizer), shape, taken, seed)
-        peers.append(loss_of(model, tested, shape.length))
+        peer = by_hand(learnt, writer.tokenizer, shape, taken, seed)
+        last.append(loss_of(peer.last, tested, shape.length))
+        best.append(loss_of(peer.best, tested, shape.length))
         seconds.append(taken)
-        steps.append(done)
+        steps.append(peer.steps)
         print(
-            f"seed {seed}: {ours[-1]:.4f} beside {peers[-1]:.4f} after {taken:.0f} s, {done} steps by hand", flush=True
+            f"seed {seed}: {ours[-1]:.4f} beside {last[-1]:.4f} (its best {best[-1]:.4f}) after {taken:.0f} s, "
+            f"{peer.steps} steps by hand",
+            flush=True,
         )
     report(
-        "language_quality", "Python's reference manual", seeds=seeds, loss=round(float(np.mean(ours)), 4),
-        hand_written=round(float(np.mean(peers)), 4), each=[[round(a, 4), round(b, 4)] for a, b in zip(ours, peers, strict=True)],
-        seconds=[round(one, 1) for one in seconds], hand_written_steps=steps, limit="below the hand-written loop",
-        passes=bool(np.mean(ours) < np.mean(peers)),
+        "language_quality", "Python's reference manual", seeds=seeds, loss=_mean(ours), hand_written=_mean(last),
+        hand_written_best=_mean(best), each=[[round(one, 4) for one in each] for each in zip(ours, last, best, strict=True)],
+        seconds=[round(one, 1) for one in seconds], hand_written_steps=steps, limit="below the hand-written loop, also at its best",
+        passes=_mean(ours) < min(_mean(last), _mean(best)),
     )  # fmt: skip
+
+
+def _mean(losses: list[float]) -> float:
+    return round(float(np.mean(losses)), 4)
 
 
 def main() -> None:
