@@ -12,7 +12,6 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from datasets.models import DatasetVersion
 from dlplatform.accounts.access import visible_or_404
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.accounts.models import User
@@ -21,7 +20,8 @@ from dlplatform.api import PagedView, boolean_parameter, documented, whole_param
 
 from . import doctor, experiments, finetuning, services
 from .curves import curves
-from .models import CodeBundle, Experiment, MetricSeries, Run
+from .finding import with_rows
+from .models import Experiment, MetricSeries, Run
 from .records import log_lines
 from .serializers import (
     ExperimentIn,
@@ -129,13 +129,8 @@ class RunsView(PagedView):
     def post(self, request: Request) -> Response:
         given = RunIn(data=request.data)
         given.is_valid(raise_exception=True)
-        wanted = dict(given.validated_data)
-        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
-        if identifier := wanted.pop("experiment", None):
-            wanted["experiment"] = experiment_named(request.user, identifier)
-        if identifier := wanted.pop("code", None):
-            wanted["code"] = code_named(request.user, identifier)
-        elif wanted.get("entry"):
+        wanted = with_rows(request.user, given.validated_data)
+        if "code" not in wanted and wanted.get("entry"):
             raise ValidationError({"code": ValidationError("Name the code that holds the entry.", code="required")})
         run = services.create_run(actor=request.user, **wanted)
         return Response(RunDetail(run).data, status=201)
@@ -193,9 +188,7 @@ class RunCloneView(APIView):
         found = _run(request, run)
         given = RunChanges(data=request.data)
         given.is_valid(raise_exception=True)
-        changes = dict(given.validated_data)
-        if "dataset_version" in changes:
-            changes["dataset_version"] = dataset_version_named(request.user, changes["dataset_version"])
+        changes = with_rows(request.user, given.validated_data)
         if "finetune" in changes:
             changes["finetune"] = finetuning.settings_of_clone(found, changes["finetune"])
         return Response(RunDetail(services.clone_run(actor=request.user, run=found, **changes)).data, status=201)
@@ -259,35 +252,6 @@ class RunFindingsView(APIView):
 
 def _run(request: Request, identifier: UUID) -> Run:
     return visible_or_404(visible_runs(request.user), request.user, pk=identifier)
-
-
-def dataset_version_named(user: User, identifier: UUID) -> DatasetVersion:
-    """Raises ValidationError for what is not there or not visible."""
-    rows = DatasetVersion.objects.select_related("dataset__organization").visible_to(user)
-    version = rows.filter(pk=identifier).first()
-    if version is None:
-        raise ValidationError(
-            {"dataset_version": ValidationError("There is no dataset version with this id.", code="does_not_exist")}
-        )
-    return version
-
-
-def code_named(user: User, identifier: UUID) -> CodeBundle:
-    """Raises ValidationError for what is not there or not visible."""
-    found = CodeBundle.objects.visible_to(user).select_related("organization").filter(pk=identifier).first()
-    if found is None:
-        raise ValidationError({"code": ValidationError("There is no code with this id.", code="does_not_exist")})
-    return found
-
-
-def experiment_named(user: User, identifier: UUID) -> Experiment:
-    """Raises ValidationError for what is not there or not visible."""
-    experiment = Experiment.objects.visible_to(user).filter(pk=identifier).first()
-    if experiment is None:
-        raise ValidationError(
-            {"experiment": ValidationError("There is no experiment with this id.", code="does_not_exist")}
-        )
-    return experiment
 
 
 def _filtered(rows: QuerySet[Run], given: Any) -> QuerySet[Run]:

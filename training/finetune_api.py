@@ -16,7 +16,8 @@ from registry import availability
 from registry.models import ModelVersion, Ref, RegisteredModel
 
 from . import finetuning
-from .api import RUN, dataset_version_named, experiment_named
+from .api import RUN
+from .finding import with_rows
 from .finetune_outlook import Outlook, outlook
 from .preflight_api import PREFLIGHT, PreflightOut
 from .serializers import RunDetail, SettingsIn, TargetField
@@ -92,8 +93,6 @@ class FinetuneView(APIView):
         require(request.user, "run.write", found.organization)
         wanted = _given(request, FinetuneIn)
         version = _version(found, wanted.pop("version", None))
-        if identifier := wanted.pop("experiment", None):
-            wanted["experiment"] = experiment_named(request.user, identifier)
         run = finetuning.finetune(actor=request.user, version=version, **wanted)
         return Response(RunDetail(run).data, status=201)
 
@@ -102,9 +101,8 @@ def _given(request: Request, form: type[ChoicesIn]) -> dict[str, Any]:
     """Arguments of the service: the settings of fine-tuning together, the data as what they are."""
     given = form(data=request.data)
     given.is_valid(raise_exception=True)
-    wanted = dict(given.validated_data)
+    wanted = with_rows(request.user, given.validated_data)
     wanted["settings"] = {name: wanted.pop(name) for name in finetuning.SETTINGS if name in wanted}
-    wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
     return wanted
 
 

@@ -10,7 +10,8 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import visible_or_404
 from dlplatform.api import SafeCharField, Strict, documented
 
-from .api import NEW_RUN, code_named, dataset_version_named
+from .api import NEW_RUN
+from .finding import with_rows
 from .models import Preflight
 from .preflights import request_preflight
 from .serializers import TargetField
@@ -62,11 +63,8 @@ class PreflightsView(APIView):
     def post(self, request: Request) -> Response:
         given = PreflightIn(data=request.data)
         given.is_valid(raise_exception=True)
-        wanted = dict(given.validated_data)
-        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
-        if identifier := wanted.pop("code", None):
-            wanted["code"] = code_named(request.user, identifier)
-        return Response(PreflightOut(request_preflight(actor=request.user, **wanted)).data, status=202)
+        asked = request_preflight(actor=request.user, **with_rows(request.user, given.validated_data))
+        return Response(PreflightOut(asked).data, status=202)
 
 
 class PreflightView(APIView):

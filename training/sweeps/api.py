@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError as InvalidField
 from drf_spectacular.utils import OpenApiParameter
 from rest_framework.exceptions import ErrorDetail, ValidationError
 from rest_framework.request import Request
@@ -13,10 +12,8 @@ from rest_framework.views import APIView
 
 from dlplatform.accounts.access import visible_or_404
 from dlplatform.accounts.idempotency import idempotent
-from dlplatform.accounts.models import User
 from dlplatform.api import PagedView, documented
-from registry.models import ModelVersion
-from training.api import code_named, dataset_version_named, experiment_named
+from training.finding import with_rows
 from training.models import Sweep
 
 from . import services
@@ -51,15 +48,6 @@ DETAIL = {**SWEEP, "best": 7, "importance": {"learning_rate": 0.81, "params.widt
 
 def visible_sweeps(user: Any) -> Any:
     return Sweep.objects.visible_to(user).select_related("experiment__organization", "created_by")
-
-
-def base_named(user: User, identifier: UUID) -> ModelVersion:
-    """Raises ValidationError for what is not there or not visible."""
-    rows = ModelVersion.objects.select_related("model__organization", "base__model").visible_to(user)
-    found = rows.filter(pk=identifier).first()
-    if found is None:
-        raise InvalidField({"base_version": InvalidField("There is no version with this id.", code="does_not_exist")})
-    return found
 
 
 def _sweep(request: Request, identifier: UUID) -> Sweep:
@@ -98,15 +86,7 @@ class SweepsView(PagedView):
     def post(self, request: Request) -> Response:
         given = SweepIn(data=request.data)
         given.is_valid(raise_exception=True)
-        wanted = dict(given.validated_data)
-        wanted["dataset_version"] = dataset_version_named(request.user, wanted["dataset_version"])
-        if identifier := wanted.pop("experiment", None):
-            wanted["experiment"] = experiment_named(request.user, identifier)
-        if identifier := wanted.pop("code", None):
-            wanted["code"] = code_named(request.user, identifier)
-        if identifier := wanted.pop("base_version", None):
-            wanted["base_version"] = base_named(request.user, identifier)
-        sweep = services.create_sweep(actor=request.user, **wanted)
+        sweep = services.create_sweep(actor=request.user, **with_rows(request.user, given.validated_data))
         return Response(SweepDetail(sweep).data, status=201)
 
 
