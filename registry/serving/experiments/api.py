@@ -251,8 +251,8 @@ class ReplayView(APIView):
 
     @documented(
         "Compute every look at an experiment again", answer=ReplayOut, tags=TAGS,
-        description="From the sums that each look stored, and those from the log. Both agree to the digit as long as the log "
-                    "is kept; retention takes it `PREDICTION_LOG_DAYS` after the end.",
+        description="From the sums that each look stored (to nine digits: processors round the last ones differently), and those "
+                    "from the log, to the digit as long as it is kept; retention takes it `PREDICTION_LOG_DAYS` after the end.",
         example=(None, {"agrees": True, "looks": [{"number": 1, "results_agree": True, "sums_agree": True}]}),
     )  # fmt: skip
     def get(self, request: Request, deployment: UUID, number: int) -> Response:

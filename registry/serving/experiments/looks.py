@@ -16,6 +16,7 @@ from registry.serving.statistics.spending import LEAST_STEP, MOST_LOOKS
 from registry.serving.statistics.verdict import NEARLY_ALL, Outcome
 
 from . import bandits, guardrails, judging, pairs
+from .agreement import same
 from .design import measure_of
 from .guardrails import as_list
 from .holding import PAST
@@ -193,7 +194,8 @@ def _act(experiment: Experiment, results: Results) -> None:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Whether a look's results come out of its stored sums again, and its sums out of the log, both to the digit."""
+    """Whether a look's results come out of its stored sums again (see `agreement.same`), and its sums out of the log to the
+    digit."""
 
     number: int
     results_agree: bool
@@ -221,5 +223,5 @@ def replay(experiment: Experiment) -> list[Replayed]:
             experiment.deployment_id, experiment.started_at, look.until, look.last_record, experiment.revision
         )
         sums_agree = read_sums(experiment, window) == look.sums
-        found.append(Replayed(look.number, done and again == look.results, sums_agree))
+        found.append(Replayed(look.number, done and same(again, look.results), sums_agree))
     return found

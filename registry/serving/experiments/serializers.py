@@ -233,7 +233,7 @@ class LookOut(serializers.ModelSerializer):
 
 class ReplayedLookOut(serializers.Serializer):
     number = serializers.IntegerField()
-    results_agree = serializers.BooleanField(help_text="Its results come out of its stored sums, to the digit")
+    results_agree = serializers.BooleanField(help_text="Its results come out of its stored sums, to nine digits")
     sums_agree = serializers.BooleanField(help_text="Its sums come out of the log, to the digit")
 
 
