@@ -68,7 +68,9 @@ SUBJECTS = {
     "cnn": Subject(
         {"epochs": 12},
         [
-            {"passes": ["structured", "onnx"], "keep": 0.5, "epochs": 8},
+            {"passes": ["distil"], "keep": 0.5, "epochs": 40},
+            {"passes": ["distil", "onnx"], "keep": 0.5, "epochs": 40},
+            {"passes": ["distil", "onnx-int8-static"], "keep": 0.75, "epochs": 40},
             {"passes": ["structured", "onnx"], "keep": 0.4, "epochs": 22},
             {"passes": ["structured", "onnx-int8-static"], "keep": 0.4, "epochs": 12}, *KEPT,
         ],

@@ -265,7 +265,9 @@ class PlanIn(Strict):
     )  # fmt: skip
     keep = serializers.FloatField(required=False, help_text="Share of the units that are left; structured, distil")
     sparsity = serializers.FloatField(required=False, help_text="Share of the weights that become zero; sparse")
-    epochs = serializers.IntegerField(required=False, help_text="To recover, or to learn; structured, sparse, distil")
+    epochs = serializers.IntegerField(
+        required=False, help_text="To recover (5 unless given; structured, sparse), or to learn (40; distil)"
+    )
 
 
 class OptimizationIn(Strict):

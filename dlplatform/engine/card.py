@@ -10,7 +10,10 @@ _NAMES = {
     "linear": "a linear model",
     "code": "an architecture of its own, in `code/model.py`",
 }
-_ENCODERS = {"resnet": "a small ResNet over images", "convnext": "a small ConvNeXt over images"}
+_ENCODERS = {
+    "resnet": "a small ResNet over images", "convnext": "a small ConvNeXt over images",
+    "resnet-folded": "a small ResNet without normalisations over images",
+}  # fmt: skip
 
 
 def model_card(description: dict[str, Any], evaluation: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from dlplatform.engine.fields import IMAGE_ENCODERS, TRANSFORMERS
 from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.preprocessing import SPECIAL
 from dlplatform.engine.transformers_config import IMAGE, checked, longest_text
-from dlplatform.engine.vision import blocks_in, stage_widths
+from dlplatform.engine.vision import FOLDED, blocks_in, stage_widths
 
 MAXIMUM_DIMENSION: Final = 1 << 24
 
@@ -51,7 +51,7 @@ def _check_encoders(shape: NetworkShape) -> None:
     """Encoders of images and texts, where there are such inputs."""
     inputs = shape.inputs
     deep = bool(inputs.images or inputs.sequences)
-    known = shape.image_encoder in ((*IMAGE_ENCODERS, TRANSFORMERS) if inputs.images else ("",))
+    known = shape.image_encoder in ((*IMAGE_ENCODERS, FOLDED, TRANSFORMERS) if inputs.images else ("",))
     known = known and (shape.image_encoder == TRANSFORMERS) == (shape.image_transformer is not None)
     texts = not inputs.sequences or (shape.text_heads > 0 and shape.text_width % shape.text_heads == 0)
     if shape.transformer is not None:

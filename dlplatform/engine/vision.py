@@ -3,6 +3,8 @@
 Neither keeps statistics of batches: a row's result never depends on the rows beside it, nor training on how many
 processes share a batch. The ResNet is that of He et al., 2016 ("Identity Mappings in Deep Residual Networks") with
 group normalisation (Wu & He, 2018); the ConvNeXt that of Liu et al., 2022 ("A ConvNet for the 2020s").
+
+A third is what distillation makes of a ResNet: convolutions alone (`FoldedResNet`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 GROUP_CHANNELS = 8  # normalised together, about
+FOLDED = "resnet-folded"  # made by distillation alone
 
 
 def stages_of(size: int) -> int:
@@ -125,6 +128,46 @@ class ResNet(Body):
         return torch.relu_(self.norm(state)).mean((2, 3))
 
 
+class FoldedBlock(nn.Module):
+    """Two 3×3 convolutions added to their input, cut off at zero."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1)
+        plain = inputs == outputs and stride == 1
+        self.shortcut = None if plain else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept = inputs if self.shortcut is None else self.shortcut(inputs)
+        changed: Tensor = self.second(torch.relu_(self.first(inputs)))
+        return torch.relu_(changed.add_(kept))
+
+
+class FoldedResNet(Body):
+    """The stages of `ResNet` at half the resolution and without any normalisation, which is most of its time: the first
+    ResNet (He et al., 2015), as it is when the batch normalisation that it learnt with was worked into its convolutions
+    (see `optimizing.folding`)."""
+
+    def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
+        super().__init__()
+        stride, widths = 2 * stem_stride(size), stage_widths(size, width)
+        self.stem = nn.Conv2d(channels, widths[0], 3 if stride == 2 else 7, stride, 1 if stride == 2 else 3)
+        blocks, inputs = [], widths[0]
+        for stage, outputs in enumerate(widths):
+            for block in range(depth):
+                blocks.append(FoldedBlock(inputs, outputs, 2 if stage and not block else 1))
+                inputs = outputs
+        self.blocks = nn.ModuleList(blocks)
+        self.width = inputs
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        state = torch.relu_(_channels_together(self.stem(pixels)))
+        for block in self.blocks:
+            state = block(state)
+        return state.mean((2, 3))
+
+
 class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of (B, C, H, W)."""
 
@@ -190,6 +233,8 @@ def body_of(
     """One of our own networks that look at images."""
     if kind == "convnext":
         return ConvNext(channels, size, width, depth, inner)
+    if kind == FOLDED:
+        return FoldedResNet(channels, size, width, depth)
     return ResNet(channels, size, width, depth, stages, inner)
 
 

@@ -19,12 +19,15 @@ from dlplatform.engine.learner import RowLearner
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import mean_prediction
 from dlplatform.engine.optimization import build_optimizer, learning_rate
+from dlplatform.engine.optimizing.folding import fold, normalise
 from dlplatform.engine.statistics import fit_statistics
+from dlplatform.engine.vision import FOLDED, GROUP_CHANNELS, FoldedResNet
 
 TEMPERATURE: Final = 2.0
 SOFT: Final = 0.7  # of the loss is about the teacher's answers
 RATE: Final = 0.5  # of the run's learning rate, for a network that has learnt already
 LEAST: Final = 1e-6
+LANES: Final = 4  # channels that a processor computes at once; no number of them has to be normalised together
 
 Beat = Callable[[float], None]
 
@@ -99,10 +102,15 @@ def _distance(learner: RowLearner, outputs: Tensor, wanted: Tensor) -> Tensor:
 
 
 def smaller(shape: NetworkShape, keep: float) -> NetworkShape:
-    """The shape of a student: one plain perceptron for each group, narrower encoders. Raises EngineError."""
+    """The shape of a student: one plain perceptron for each group, narrower encoders; a ResNet without its normalisations.
+
+    Raises EngineError.
+    """
     linear = shape.architecture == "linear"
     width = max(8, round(keep * max(shape.layer_widths, default=64)))
     heads = shape.text_heads
+    looks = FOLDED if shape.image_encoder == "resnet" else shape.image_encoder
+    together = LANES if looks == FOLDED else GROUP_CHANNELS
     small = replace(
         shape,
         architecture="linear" if linear else "mlp",
@@ -111,9 +119,10 @@ def smaller(shape: NetworkShape, keep: float) -> NetworkShape:
         embedding_size=0,
         widths=(),
         width=0 if linear else width,
+        image_encoder=looks,
         image_stages=(),
         image_inner=(),
-        image_width=max(8, round(keep * shape.image_width / 8) * 8) if shape.image_width else 0,
+        image_width=max(8, round(keep * shape.image_width / together) * together) if shape.image_width else 0,
         text_width=max(1, round(keep * shape.text_width / heads)) * heads if heads else 0,
     )
     if small == shape:
@@ -121,8 +130,23 @@ def smaller(shape: NetworkShape, keep: float) -> NetworkShape:
     return small
 
 
-def student_of(network: RowNetwork, dataset: Dataset, keep: float) -> RowNetwork:
-    """A new, smaller network for the same inputs and answers, with statistics of the training rows."""
+def taught_student(
+    network: RowNetwork, dataset: Dataset, keep: float, epochs: int, beat: Beat = lambda _: None
+) -> RowNetwork:
+    """A new, smaller network for the same inputs that has learnt to answer as this one. Raises EngineError."""
+    student = _student_of(network, dataset, keep)
+    found = getattr(getattr(student.encoder, "images", None), "body", None)
+    body = found if isinstance(found, FoldedResNet) else None
+    if body is not None:
+        normalise(body)
+    teach(student, network, dataset, epochs, fresh=True, beat=beat)
+    if body is not None:
+        fold(body)
+    return student.eval()
+
+
+def _student_of(network: RowNetwork, dataset: Dataset, keep: float) -> RowNetwork:
+    """With statistics of the training rows, and weights from the seed."""
     shape = smaller(network.shape, keep)
     numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
     student = build_network(shape)

@@ -17,7 +17,7 @@ from dlplatform.engine.evaluation import evaluate
 from dlplatform.engine.network import RowNetwork, build_network
 from dlplatform.engine.optimizing import pruning
 from dlplatform.engine.optimizing.exporting import OPSET, exported, program_of
-from dlplatform.engine.optimizing.learning import student_of, teach
+from dlplatform.engine.optimizing.learning import taught_student, teach
 from dlplatform.engine.optimizing.plan import COMPILE, DISTIL, EXPORT, GRAPHS, SPARSE, STRUCTURED, Plan, unfit
 from dlplatform.engine.optimizing.quantizing import quantized
 from dlplatform.engine.optimizing.rows import actual, calibration, held_out_answers
@@ -74,9 +74,7 @@ def shaped(network: RowNetwork, plan: Plan, dataset: Dataset, beat: Beat) -> Row
         teach(narrow, network, dataset, plan.epochs, beat=beat)
         return narrow
     if plan.shaping == DISTIL:
-        student = student_of(network, dataset, plan.keep)
-        teach(student, network, dataset, plan.epochs, fresh=True, beat=beat)
-        return student.eval()
+        return taught_student(network, dataset, plan.keep, plan.epochs, beat)
     if plan.shaping == SPARSE:
         thin = build_network(network.shape)
         thin.load_state_dict(network.state_dict())
