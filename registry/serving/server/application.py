@@ -19,13 +19,14 @@ from registry.serving.client import RESTING_PATH, RUNTIMES_PATH, SECRET_HEADER, 
 from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
 from .errors import NotFoundHere, refusal
-from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
+from .gate import Gate, Permit, Target, bearer_of, may_ask
 from .generation import ToldAlready, stream_answer, stream_text
 from .http import ClientGone, body_of, organization_in, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
 from .metrics import Metrics
 from .models import Models
 from .openai_api import OpenAIApi
+from .rate_limit import RateLimit
 from .shadows import Shadows
 from .watching import Watcher
 
@@ -75,8 +76,10 @@ class InferenceServer:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.start()
+                following = asyncio.ensure_future(self.rate.follow())
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
+                following.cancel()
                 await asyncio.to_thread(self.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
