@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import connection
 
 from dlplatform import embedded
+from registry.serving import processes
 from tests.fixtures.inference import eventually
 from tests.integration.answering import deployed, key_of, three_versions
 from tests.live import ROOT
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 
 @pytest.fixture
-def serving(tmp_path):
+def serving(tmp_path, empty_queues):
     port = embedded.free_port()
     base, _, _ = os.environ["DATABASE_URL"].rpartition("/")
     environment = os.environ | {
@@ -58,6 +59,7 @@ def test_one_that_is_killed_is_started_again_while_the_others_go_on(serving):
     process, address = serving
     eventually(lambda: len(workers(process)) == 2 and (told := answers(address)) and told.status_code == 200, 90)
     eventually(lambda: "dlplatform_inference_deployments 0.0" in answers(address, "/metrics").text)
+    eventually(lambda: len(processes.told()) == 2, 20)
     before = workers(process)
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
@@ -66,9 +68,10 @@ def test_one_that_is_killed_is_started_again_while_the_others_go_on(serving):
         assert told is not None and told.status_code == 200, "the other one answers"
     eventually(lambda: len(workers(process)) == 2 and killed not in workers(process), 90)
     assert before & workers(process), "the other one was left alone"
+    eventually(lambda: len(processes.told()) == 2 and answers(address), 90)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) is not None
-    assert answers(address) is None
+    assert answers(address) is None and processes.told() == [], "who has ended says nothing"
 
 
 def test_a_key_has_its_rate_once_and_not_in_each_process(serving, viewer, maintainer, organization):

@@ -14,7 +14,7 @@ from rest_framework.exceptions import NotAuthenticated
 
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.client import RESTING_PATH, RUNTIMES_PATH, SECRET_HEADER, shared_secret
+from registry.serving.client import SECRET_HEADER, shared_secret
 
 from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
@@ -28,6 +28,7 @@ from .models import Models
 from .openai_api import OpenAIApi
 from .rate_limit import RateLimit
 from .shadows import Shadows
+from .telling import Telling
 from .watching import Watcher
 
 PREDICT = re.compile(r"/api/v1/deployments/([^/]{1,200})/predict/?")
@@ -49,6 +50,7 @@ class InferenceServer:
         self.shadows = Shadows(self.models, self.metrics)
         self.gate: Gate[Permit] = Gate(self._threads, may_ask)
         self.rate = RateLimit(settings.SERVE_KEY_RATE)
+        self.telling = Telling(self.models)
 
         self.protocol = InferenceProtocol(
             self.answering, self.gate, self._threads, self.rate, self.models, self._is_ready, self._tell_shadows
@@ -60,6 +62,7 @@ class InferenceServer:
 
     def stop(self) -> None:
         """After the last answer: write what waits, end threads and sandboxes."""
+        self.telling.end()
         self.watcher.stop()
         self.models.close()
         self._threads.shutdown(wait=True)
@@ -76,10 +79,10 @@ class InferenceServer:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.start()
-                following = asyncio.ensure_future(self.rate.follow())
+                beside = asyncio.gather(self.rate.follow(), self.telling.follow())
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                following.cancel()
+                beside.cancel()
                 await asyncio.to_thread(self.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
@@ -109,10 +112,6 @@ class InferenceServer:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
         elif (matched := openai_api.PATH.fullmatch(path)) is not None:
             await self.openai(scope, receive, send, matched[1], matched[2])
-        elif path in (RESTING_PATH, RUNTIMES_PATH):
-            _require_secret(scope)
-            told = self.models.rests.told() if path == RESTING_PATH else self.models.compiling.told
-            await send_json(send, 200, {str(version): str(each) for version, each in told.items()})
         elif path.startswith("/internal/"):
             await self._internal(scope, receive, send)
         else:
