@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import redis
 
@@ -49,7 +50,7 @@ def told() -> list[Said]:
 
 
 def _told(valkey: redis.Redis) -> list[Said]:
-    names = sorted(valkey.smembers(NAMES))
+    names: list[Any] = sorted(valkey.smembers(NAMES))
     states = valkey.mget([STATE.encode() + name for name in names]) if names else []
     if gone := [name for name, state in zip(names, states, strict=True) if state is None]:
         valkey.srem(NAMES, *gone)  # one that lives adds itself again
