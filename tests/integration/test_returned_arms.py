@@ -157,7 +157,11 @@ def test_where_it_makes_no_sense_it_is_refused_in_a_sentence(
 def test_two_who_put_it_back_at_once_and_a_tick_that_was_under_way_do_it_once(harmed, maintainer):
     window = looks.window_of(harmed)
     sums = looks.read_sums(harmed, window)
+    fail(arms(harmed)["c"], 5, ago=30)
     returns.put_back(actor=maintainer, experiment=harmed, arm="c", reason=REASON)
+    of_c = looks.judge_guardrails(harmed, sums, Look.objects.last())[1]
+    assert of_c["arm"] == "c" and "nothing was seen of C" in of_c["sentence"]
+    assert ticking._wanted(harmed, window, sums) != Look.Kind.HARM
     with pytest.raises(Conflict, match="Nothing new"):
         looks.record_look(harmed, window, sums, Look.Kind.HARM)
     window = looks.window_of(harmed)

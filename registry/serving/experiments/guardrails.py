@@ -100,7 +100,8 @@ def judge(
 
 
 def _since(now: Sequence[float], then: Sequence[float]) -> list[float]:
-    return [one - before for one, before in zip(now, then, strict=True)]
+    """Nothing where a tick has read its sums before the return, which came between."""
+    return [max(0.0, one - before) for one, before in zip(now, then, strict=True)]
 
 
 def _judged(
