@@ -17,8 +17,6 @@ from rest_framework.exceptions import APIException
 from dlplatform.api import Conflict, Unavailable
 
 SECRET_HEADER = "X-Platform-Secret"  # noqa: S105 - the name of a header
-RESTING_PATH, RUNTIMES_PATH = "/internal/resting", "/internal/runtimes"
-LOOK_SECONDS = 1.0  # that a page waits for what it can do without
 TIMEOUT = httpx.Timeout(30.0, connect=2.0)
 
 
@@ -124,25 +122,6 @@ def predict_by_deployment(
     Raises as `predict` does, and Conflict where it is archived.
     """
     return _asked(f"deployments/{deployment}", {"instances": instances, "key": key, "revision": revision})
-
-
-def resting() -> dict[str, str]:
-    """By version of a shadow that ended again and again when it is started again; nothing where no server tells."""
-    return _told(RESTING_PATH)
-
-
-def runtimes() -> dict[str, str]:
-    """By version that is to be compiled whether it is, and why not; nothing where no server tells."""
-    return _told(RUNTIMES_PATH)
-
-
-def _told(path: str) -> dict[str, str]:
-    try:
-        answer = _client().get(path, headers={SECRET_HEADER: shared_secret()}, timeout=LOOK_SECONDS)
-        told: dict[str, str] = answer.json() if answer.status_code == 200 else {}
-    except (httpx.HTTPError, ValueError):
-        return {}
-    return told
 
 
 def _asked(what: str, question: dict[str, Any]) -> dict[str, Any]:

@@ -225,7 +225,8 @@ class ShadowComparisonOut(serializers.Serializer):
         allow_null=True, help_text="Mean of their absolute differences, in the target's unit"
     )
     resting = serializers.CharField(
-        help_text="When its process is tried again that ended again and again, as a sentence; else empty"
+        help_text="When its process is tried again that ended again and again, as a sentence; else empty. Where there are "
+        "several inference processes, in how many of them"
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.models import Count, Q
 
-from . import client
+from . import processes
 from .models import Deployment, PredictionRecord, Variant
 
 COUNTED = 10_000  # copies of a shadow, the newest first
@@ -67,9 +67,9 @@ def comparisons_of(deployment: Deployment) -> list[Comparison]:
     """Of every shadow that is in the deployment now."""
     shadows = Variant.objects.filter(deployment=deployment, removed_at=None, role=Variant.Role.SHADOW)
     found = [Comparison(variant) for variant in shadows.select_related("version__model")]
-    rests = client.resting() if found else {}
+    rests = [one.resting for one in processes.told()] if found else []
     for comparison in found:
-        comparison.resting = rests.get(str(comparison.variant.version_id), "")
+        comparison.resting = processes.together(rests, str(comparison.variant.version_id))
         _count(comparison)
         _compare(comparison)
     return found

@@ -30,7 +30,7 @@ from registry.generation_api import LANGUAGE
 from registry.models import ModelVersion
 from registry.views.version import shown_prediction
 
-from . import client, feedback, prediction_log, predictions, services, shadowing
+from . import feedback, prediction_log, predictions, processes, services, shadowing
 from .assignment import shares
 from .client import Unusable
 from .experiments.holding import holder_of, name_of
@@ -88,9 +88,9 @@ def _with_shares(deployment: Deployment, variants: list[Variant]) -> None:
 
 
 def _with_runtimes(variants: list[Variant]) -> None:
-    found = client.runtimes() if variants else {}
+    said = [one.runtimes for one in processes.told()] if variants else []
     for variant in variants:
-        variant.runtime = found.get(str(variant.version_id), "")  # type: ignore[attr-defined]
+        variant.runtime = processes.together(said, str(variant.version_id), "without it in memory yet")  # type: ignore[attr-defined]
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

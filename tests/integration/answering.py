@@ -31,6 +31,20 @@ def three_versions(organization, signature=INPUTS):
     ]
 
 
+def writing_version(organization, stubs, pieces, asked, signature=INPUTS):
+    """A language model that writes these pieces; what it is asked is kept in ``asked``."""
+    made = factories.ModelVersionFactory(
+        model__organization=organization, number=1, tree=TREE, signature=signature, task="language-model"
+    )
+
+    def write(instance):
+        asked.append(instance)
+        return pieces
+
+    stubs.writers[made.pk] = write
+    return made
+
+
 def deployed(actor, organization, version, name="screening"):
     return services.create_deployment(actor=actor, organization=organization, name=name, variants=[Wanted(version.pk)])
 

@@ -5,11 +5,10 @@ import json
 import pytest
 from django.urls import reverse
 
-from registry.serving import prediction_log, services
+from registry.serving import prediction_log
 from registry.serving.models import PredictionRecord
-from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.answering import INPUTS, TREE
+from tests.integration.answering import INPUTS, TREE, deployed, writing_version
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SAID = ["Good", " day", "."]
@@ -26,29 +25,18 @@ def asked():
 
 @pytest.fixture
 def version(organization, stubs, asked):
-    made = factories.ModelVersionFactory(
-        model__organization=organization, number=1, tree=TREE, signature=PROMPT | {"chat": True}, task="language-model"
-    )
-
-    def write(instance):
-        asked.append(instance)
-        return SAID
-
-    stubs.writers[made.pk] = write
-    return made
+    return writing_version(organization, stubs, SAID, asked, PROMPT | {"chat": True})
 
 
 @pytest.fixture
 def talker(maintainer, organization, version):
-    wanted = [Wanted(version.pk)]
-    return services.create_deployment(actor=maintainer, organization=organization, name="talker", variants=wanted)
+    return deployed(maintainer, organization, version, "talker")
 
 
 @pytest.fixture
 def numbers(maintainer, organization):
     other = factories.ModelVersionFactory(model__organization=organization, tree=TREE, signature=INPUTS)
-    wanted = [Wanted(other.pk)]
-    return services.create_deployment(actor=maintainer, organization=organization, name="numbers", variants=wanted)
+    return deployed(maintainer, organization, other, "numbers")
 
 
 @pytest.fixture(autouse=True)

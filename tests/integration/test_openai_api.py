@@ -10,7 +10,7 @@ from registry.serving.models import PredictionRecord
 from registry.serving.server.openai_questions import Stopping, question_of
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.answering import INPUTS, TREE, key_of, value_of
+from tests.integration.answering import INPUTS, TREE, deployed, key_of, value_of, writing_version
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SAID = ["Once", " upon", " a", " time", "."]
@@ -24,22 +24,12 @@ def asked():
 
 @pytest.fixture
 def version(organization, stubs, asked):
-    made = factories.ModelVersionFactory(
-        model__organization=organization, number=1, tree=TREE, signature=INPUTS, task="language-model"
-    )
-
-    def write(instance):
-        asked.append(instance)
-        return SAID
-
-    stubs.writers[made.pk] = write
-    return made
+    return writing_version(organization, stubs, SAID, asked)
 
 
 @pytest.fixture
 def stories(maintainer, organization, version):
-    wanted = [Wanted(version.pk)]
-    return services.create_deployment(actor=maintainer, organization=organization, name="stories", variants=wanted)
+    return deployed(maintainer, organization, version, "stories")
 
 
 def client_of(inference, user, **more):

@@ -14,7 +14,7 @@ from registry.serving.confined import ConfinedPredictor
 from registry.serving.server import resting
 from registry.serving.server.resting import Resting, Rests
 from registry.serving.services import Wanted
-from tests.fixtures.inference import eventually
+from tests.fixtures.inference import Inference, eventually
 from tests.integration.answering import code_of, key_of, value_of
 from tests.integration.test_shadows import deployment, kept, versions  # noqa: F401 - fixtures
 
@@ -73,10 +73,15 @@ def test_a_shadow_that_dies_at_each_row_rests_and_says_so(
     counted = inference.client.get("/metrics").text
     assert f'process_ends_total{{version="{mortal}"}} 1.0' in counted and "resting_shadows 1.0" in counted
     prediction_log.buffer.flush()
+    inference.server.telling.tell()
     (told,) = api(viewer).get(f"/api/v1/deployments/{deployment.pk}/shadows").json()
     assert (told["dropped"], told["failed"]) == (2, 1) and told["resting"].startswith("ended 1×, tried again in ")
-    assert "ended 1×, tried again in" in web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()
-    assert inference.client.get("/internal/resting").status_code == 401
+    page = reverse("deployment", args=[deployment.pk])
+    assert "ended 1×, tried again in" in web(viewer).get(page).content.decode()
+    with Inference() as other:  # of this one the process has not ended
+        eventually(lambda: other.server.models.ready(mortal))
+        other.server.telling.tell()
+        assert '<span class="tag">1 of 2 ended 1×, tried again in' in web(viewer).get(page).content.decode()
 
 
 def test_a_live_model_that_dies_is_started_again_at_once(

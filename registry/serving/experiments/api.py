@@ -16,7 +16,7 @@ from registry.models import ModelVersion
 from registry.serving.api import the_deployment
 from registry.serving.models import Deployment
 
-from . import looks, services
+from . import looks, returns, services
 from .design import make_plan
 from .models import Experiment
 from .serializers import (
@@ -26,6 +26,7 @@ from .serializers import (
     LookOut,
     PlanOut,
     PromoteIn,
+    PutBackIn,
     ReasonIn,
     ReplayOut,
     StartIn,
@@ -72,7 +73,7 @@ LOOK = {
         "outcomes": {"a": [2200, 1760.0, 1760.0], "b": [2198, 1804.0, 1804.0]},
         "guardrails": [{"a": [0, 0.0, 0.0], "b": [2209, 20.0, 20.0]}],
     },
-    "taken_by": None, "taken_at": "2026-11-24T09:30:06Z",
+    "arm": "", "reason": "", "taken_by": None, "taken_at": "2026-11-24T09:30:06Z",
 }  # fmt: skip
 
 
@@ -222,6 +223,30 @@ class ExperimentKeepView(_VerbView):
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
         return self.act(request, deployment, number, services.keep)
+
+
+class ExperimentPutBackView(APIView):
+    policy = {"POST": "deploy"}
+
+    @documented(
+        "Put a version back into a bandit", request=PutBackIn, answer=LookOut, status=201, tags=TAGS,
+        operation_id="put_back_arm",
+        description="That a guardrail has taken out, of a bandit that goes on with the others. Its guardrails begin anew with the "
+                    "requests from then on; what it has earned counts as before. Answers with the look that gives it its "
+                    "part of the traffic again. 409 where it has ended (`is_…`), where the version is not out (`not_out`), or "
+                    "not for a minute yet (`too_soon`).",
+        example=(
+            {"arm": "c", "reason": "The disk was full; there is room again"},
+            LOOK | {"kind": "return", "arm": "c", "reason": "The disk was full; there is room again", "taken_by": "maria"},
+        ),
+    )  # fmt: skip
+    def post(self, request: Request, deployment: UUID, number: int) -> Response:
+        found = the_experiment(request, deployment, number)
+        require(request.user, "deploy", found)
+        given = PutBackIn(data=request.data)
+        given.is_valid(raise_exception=True)
+        look = returns.put_back(actor=request.user, experiment=found, **given.validated_data)
+        return Response(LookOut(look).data, status=201)
 
 
 class LooksView(PagedView):

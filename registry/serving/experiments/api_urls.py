@@ -14,6 +14,7 @@ urlpatterns = [
     path(f"{ONE}/stop", api.ExperimentStopView.as_view()),
     path(f"{ONE}/promote", api.ExperimentPromoteView.as_view()),
     path(f"{ONE}/keep", api.ExperimentKeepView.as_view()),
+    path(f"{ONE}/put-back", api.ExperimentPutBackView.as_view()),
     path(f"{ONE}/looks", api.LooksView.as_view()),
     path(f"{ONE}/replay", api.ReplayView.as_view()),
     path("deployments/<uuid:deployment>/canary", canary_api.CurrentCanaryView.as_view()),

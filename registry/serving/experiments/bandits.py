@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from dlplatform.api import Conflict
 from registry.serving.assignment import BUCKETS, buckets_by_weight
 from registry.serving.statistics.bandit import (
     BetaArm,
@@ -69,18 +70,23 @@ def _together(parts: Sequence[tuple[float, Any]]) -> list[float]:
     return [sum(getattr(one, name) for _, one in parts) for name in ("count", "total", "squares")]
 
 
-def judge(experiment: Experiment, sums: Mapping[str, Any], until: datetime, earlier: Sequence[Results]) -> Results:
+def judge(
+    experiment: Experiment, sums: Mapping[str, Any], until: datetime, earlier: Sequence[Results], back: str = ""
+) -> Results:
     """Who shall get how much, and what that has cost; a pure function of the sums and of who was out at the look before.
 
-    In the shape of other looks' results. ``earlier``: the results of the looks before; the last one counts.
+    In the shape of other looks' results. ``earlier``: the results of the looks before; the last one counts. ``back``: the arm
+    that is put back by this look.
     """
-    found = judge_guardrails(experiment, sums)
-    before = out_of(earlier[-1] if earlier else None)
+    last = earlier[-1] if earlier else None
+    returned = _returned(last, sums, back)
+    found = _judge_guardrails(experiment, sums, returned)
+    before = [arm for arm in out_of(last) if arm != back]
     harmed = fresh_alarms(found, before)
     out = sorted({*before, *(one["arm"] for one in harmed if "arm" in one)})
-    told = _bandit(experiment, sums, out)
+    told = _bandit(experiment, sums, out) | ({"returned": returned} if returned else {})
     verdict = {
-        "outcome": "moving", "sentence": _sentence(experiment, told, harmed), "ended": False, "fraction": 0.0, "gain": None,
+        "outcome": "moving", "sentence": _sentence(experiment, told, harmed, back), "ended": False, "fraction": 0.0, "gain": None,
         "low": None, "high": None, "observed": None, "z": None, "edge": None, "days": None,
     }  # fmt: skip
     return plain(
@@ -94,13 +100,37 @@ def judge(experiment: Experiment, sums: Mapping[str, Any], until: datetime, earl
     )
 
 
-def judge_guardrails(experiment: Experiment, sums: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return guardrails.judge(experiment.guardrails, sums["guardrails"], tuned_units=TUNED_UNITS)
+def judge_guardrails(
+    experiment: Experiment, sums: Mapping[str, Any], last: Results | None = None
+) -> list[dict[str, Any]]:
+    """``last``: the results of the last look, which tells what was put back."""
+    return _judge_guardrails(experiment, sums, _returned(last, sums))
+
+
+def _judge_guardrails(
+    experiment: Experiment, sums: Mapping[str, Any], returned: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    return guardrails.judge(experiment.guardrails, sums["guardrails"], tuned_units=TUNED_UNITS, returned=returned)
+
+
+def _returned(last: Results | None, sums: Mapping[str, Any], back: str = "") -> dict[str, Any]:
+    """By arm that was put back until now, and ``back``: how often, and the sums of its guardrails when it was the last time."""
+    before = dict(last["bandit"].get("returned", {})) if last else {}
+    if back:
+        times = before.get(back, {"times": 0})["times"] + 1
+        before[back] = {"times": times, "guardrails": [read[back] for read in sums["guardrails"]]}
+    return before
 
 
 def out_of(results: Results | None) -> list[str]:
-    """The arms that guardrails have taken out by this look; its alarms do not end."""
+    """The arms that guardrails have taken out by this look, and nobody has put back; their alarms do not end."""
     return list(results["bandit"].get("out", ())) if results else []
+
+
+def require_out(last: Look | None, arm: str) -> None:
+    """Raise Conflict where no guardrail has taken this arm out by the ``last`` look."""
+    if last is None or arm not in out_of(last.results):
+        raise Conflict(f"{arm.upper()} is not out: no guardrail has taken it out of this bandit.", code="not_out")
 
 
 def fresh_alarms(found: Sequence[Results], out: Sequence[str]) -> list[Results]:
@@ -175,10 +205,11 @@ def _in_unit(experiment: Experiment, reward: float, bound: float) -> float:
     return bound * (reward if experiment.higher_is_better else 1 - reward)
 
 
-def _sentence(experiment: Experiment, told: Mapping[str, Any], harmed: Sequence[Results]) -> str:
-    """What an alarm has taken out, and who is ahead."""
+def _sentence(experiment: Experiment, told: Mapping[str, Any], harmed: Sequence[Results], back: str) -> str:
+    """What was put back, what an alarm has taken out, and who is ahead."""
+    put_back = [f"{back.upper()} is put back, and its guardrails begin anew."] if back else []
     taken = [f"{one['arm'].upper()} is taken out: {one['sentence']}" for one in harmed if "arm" in one]
-    return " ".join([*taken, _standing(experiment, told)])
+    return " ".join([*put_back, *taken, _standing(experiment, told)])
 
 
 def _standing(experiment: Experiment, told: Mapping[str, Any]) -> str:

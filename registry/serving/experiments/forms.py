@@ -175,3 +175,8 @@ class ExperimentForm(DesignForm, LimitsForm):
 
 class PromoteForm(ChangeForm):
     arm = forms.CharField(max_length=1, required=False)
+
+
+class PutBackForm(forms.Form):
+    arm = forms.CharField(max_length=1)
+    reason = forms.CharField(max_length=2000)

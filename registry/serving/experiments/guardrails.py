@@ -77,20 +77,36 @@ def measure_for(one: Mapping[str, Any], *, by_request: bool = False) -> Measure:
 
 
 def judge(
-    guardrails: Sequence[Mapping[str, Any]], sums: Sequence[Mapping[str, Any]], *, tuned_units: int
-) -> list[dict[str, Any]]:
+    guardrails: Sequence[Mapping[str, Any]], sums: Sequence[Mapping[str, Any]], *, tuned_units: int,
+    returned: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """What each says of each version beside A: {alarm, evidence, harm, low, sentence} beside its definition, and its
-    ``arm`` where there are several. A pure function."""
+    ``arm`` where there are several. A pure function.
+
+    ``returned``: arms that were put back, {times, guardrails}: their sums until then, which count no more. Each sequence that
+    is begun anew has half the rate of false alarms of the one before, so that all of them together have that of the first.
+    """
     found = []
-    for one, read in zip(guardrails, sums, strict=True):
+    for position, (one, read) in enumerate(zip(guardrails, sums, strict=True)):
         others = [arm for arm in sorted(read) if arm != "a"]
         for arm in others:
             named = {"arm": arm} if len(others) > 1 else {}
-            found.append(_judged(one, read, arm, tuned_units, len(guardrails) * len(others)) | named)
+            sharing, back = len(guardrails) * len(others), (returned or {}).get(arm)
+            if back:
+                sharing *= 2 ** back["times"]
+                read = {**read, arm: _since(read[arm], back["guardrails"][position])}
+            found.append(_judged(one, read, arm, tuned_units, sharing, anew=back is not None) | named)
     return found
 
 
-def _judged(one: Mapping[str, Any], read: Mapping[str, Any], arm: str, tuned_units: int, count: int) -> dict[str, Any]:
+def _since(now: Sequence[float], then: Sequence[float]) -> list[float]:
+    """Nothing where a tick has read its sums before the return, which came between."""
+    return [max(0.0, one - before) for one, before in zip(now, then, strict=True)]
+
+
+def _judged(
+    one: Mapping[str, Any], read: Mapping[str, Any], arm: str, tuned_units: int, count: int, *, anew: bool
+) -> dict[str, Any]:
     a, b = from_list(read["a"]), from_list(read[arm])
     if "limit" in one:
         found = check_rate(round(b.total), b.count, limit=one["limit"], guardrails=count)
@@ -100,20 +116,24 @@ def _judged(one: Mapping[str, Any], read: Mapping[str, Any], arm: str, tuned_uni
             guardrails=count,
         )  # fmt: skip
     told = {"alarm": found.alarm, "evidence": found.evidence, "harm": found.harm, "low": found.low}
-    return {**one, **told, "sentence": _sentence(one, found, a, b, arm.upper())}
+    return {
+        **one,
+        **told,
+        "sentence": _sentence(one, found, a, b, arm.upper(), " since it was put back" if anew else ""),
+    }
 
 
 def _higher_is_worse(one: Mapping[str, Any]) -> bool:
     return not one.get("higher_is_better", one["kind"] == Experiment.Metric.ACCURACY)
 
 
-def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments, letter: str) -> str:
+def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments, letter: str, since: str) -> str:
     name = NAMES[one["kind"]].format(**one)
     if not b.count:
-        return f"{_capital(name)}: nothing was seen of {letter} yet."
+        return f"{_capital(name)}: nothing was seen of {letter}{since or ' yet'}."
     said = f"{_capital(name)}: {_told(one, b.mean)} at {letter}"
     if "limit" in one:
-        return f"{said} of {b.count:,} requests, limit {_told(one, one['limit'])}{_end(found)}"
+        return f"{said} of {b.count:,} requests{since}, limit {_told(one, one['limit'])}{_end(found)}"
     beside = f", {_told(one, a.mean)} at A" if a.count else ""
     return f"{said}{beside}; {letter} may be worse by {_told(one, one['tolerance'])}{_end(found)}"
 

@@ -64,8 +64,12 @@ def agree(carried: Mapping[str, Any], read: Mapping[str, Any]) -> bool:
     return all(_without_past(name, read[name]) == found for name, found in carried.items())
 
 
-def judge(experiment: Experiment, sums: dict[str, Any], until: datetime, earlier: Sequence[Results]) -> Results:
-    """What a look says, by the experiment's mode; see `judging.judge_look`."""
+def judge(
+    experiment: Experiment, sums: dict[str, Any], until: datetime, earlier: Sequence[Results], back: str = ""
+) -> Results:
+    """What a look says, by the experiment's mode; see `judging.judge_look`, and `bandits.judge` for ``back``."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return bandits.judge(experiment, sums, until, earlier, back)
     return JUDGES[experiment.mode](experiment, sums, until, earlier)
 
 
@@ -76,8 +80,10 @@ def before(experiment: Experiment, last: Look | None) -> list[Results]:
     return [one.results for one in experiment.taken.all()]
 
 
-def judge_guardrails(experiment: Experiment, sums: dict[str, Any]) -> list[dict[str, Any]]:
-    """What its guardrails say, by the experiment's mode."""
+def judge_guardrails(experiment: Experiment, sums: dict[str, Any], last: Look | None) -> list[dict[str, Any]]:
+    """What its guardrails say, by the experiment's mode; of a bandit after this ``last`` look."""
+    if experiment.mode == Experiment.Mode.BANDIT:
+        return bandits.judge_guardrails(experiment, sums, last.results if last else None)
     return GUARDRAILS[experiment.mode](experiment, sums)
 
 
@@ -110,11 +116,10 @@ SUMS: dict[str, Callable[[Experiment, Sequence[Any]], dict[str, Any]]] = {
     Experiment.Mode.SPLIT: _split_sums, Experiment.Mode.BANDIT: bandits.sums_of, Experiment.Mode.PAIRED: pairs.sums_of,
 }  # fmt: skip
 JUDGES: dict[str, Callable[..., Results]] = {
-    Experiment.Mode.SPLIT: judge_look, Experiment.Mode.BANDIT: bandits.judge, Experiment.Mode.PAIRED: pairs.judge,
+    Experiment.Mode.SPLIT: judge_look, Experiment.Mode.PAIRED: pairs.judge,
 }  # fmt: skip
 GUARDRAILS: dict[str, Callable[..., list[dict[str, Any]]]] = {
-    Experiment.Mode.SPLIT: judging.judge_guardrails, Experiment.Mode.BANDIT: bandits.judge_guardrails,
-    Experiment.Mode.PAIRED: pairs.judge_guardrails,
+    Experiment.Mode.SPLIT: judging.judge_guardrails, Experiment.Mode.PAIRED: pairs.judge_guardrails,
 }  # fmt: skip
 
 
@@ -144,12 +149,18 @@ def due(experiment: Experiment, window: Window, sums: dict[str, Any], last: Look
 
 @transaction.atomic
 def record_look(
-    experiment: Experiment, window: Window, sums: dict[str, Any], kind: str, actor: User | None = None
-) -> Look:
-    """Judge what was read and act upon it, unless somebody else looked meanwhile. Raises Conflict."""
+    experiment: Experiment, window: Window, sums: dict[str, Any], kind: str, actor: User | None = None, *,
+    back: str = "", reason: str = "",
+) -> Look:  # fmt: skip
+    """Judge what was read and act upon it, unless somebody else looked meanwhile. Raises Conflict.
+
+    ``back``: the arm of a bandit that is put back by it, for a ``reason``; called by `returns`.
+    """
     locked = locked_holding(experiment, decided=kind == Look.Kind.HARM)
     moving = locked.mode == Experiment.Mode.BANDIT
     last = locked.taken.last()
+    if back:
+        bandits.require_out(last, back)
     if window.until <= window.since or (last and window.until <= last.until):
         raise Conflict("Nothing new has been written down yet; look again in a few seconds.", code="nothing_new")
     number = last.number + 1 if last else 1
@@ -157,24 +168,27 @@ def record_look(
         raise Conflict(f"{MOST_LOOKS - 1} looks are taken; the last one is that at the end.", code="looks_used_up")
     try:
         earlier = before(locked, last)
-        results = judge(locked, sums, window.until, earlier)
+        results = judge(locked, sums, window.until, earlier, back)
     except ValueError as error:
         raise Conflict(f"There are fewer outcomes than at the look before ({error}).", code="fewer_outcomes") from None
-    revision = _move(locked, results) if moving else None
+    revision = _move(locked, results, actor if back else None, reason) if moving else None
     look: Look = Look.objects.create(
         experiment=locked, revision=revision, number=number, kind=kind, until=window.until, last_record=window.last_record,
-        sums=sums, results=results, taken_by=actor,
+        sums=sums, results=results, taken_by=actor, arm=back, reason=reason,
     )  # fmt: skip
     _act(locked, results)
     return look
 
 
-def _move(experiment: Experiment, results: Results) -> int | None:
+def _move(experiment: Experiment, results: Results, actor: User | None, reason: str) -> int | None:
     """Have the traffic follow, unless nobody is left beside A; the deployment's revision with it."""
     if not bandits.goes_on(results):
         return None
-    reason = results["verdict"]["sentence"]
-    return move_traffic(experiment=experiment, shares=results["bandit"]["shares"], reason=reason)
+    said = results["verdict"]["sentence"]
+    return move_traffic(
+        actor=actor, experiment=experiment, shares=results["bandit"]["shares"],
+        reason=f"{said} Reason: {reason}" if reason else said,
+    )  # fmt: skip
 
 
 def _act(experiment: Experiment, results: Results) -> None:
@@ -214,7 +228,7 @@ def replay(experiment: Experiment) -> list[Replayed]:
     if len(taken) > REPLAYED:
         earlier.append(taken.pop(0).results)  # what the first of them went on from
     for look in taken:
-        again = judge(experiment, look.sums, look.until, earlier)
+        again = judge(experiment, look.sums, look.until, earlier, look.arm)
         done = not moving or bandits.agrees(experiment, look)
         again = bandits.as_told_then(again, look.results) if moving else again
         earlier.append(again)

@@ -163,6 +163,7 @@ class Look(models.Model):
         ASKED = "asked"
         HARM = "harm"  # a guardrail raised its alarm
         MOVE = "move"  # a bandit moved the traffic
+        RETURN = "return"  # a person put an arm of a bandit back that a guardrail had taken out
 
     experiment = models.ForeignKey(Experiment, on_delete=models.CASCADE, related_name="taken")
     number = models.PositiveIntegerField(help_text="1, 2, … of its experiment")
@@ -172,6 +173,8 @@ class Look(models.Model):
     sums = models.JSONField(help_text="Read from the log: {units, outcomes, guardrails} of each arm")
     results = models.JSONField(help_text="Computed from the sums and the looks before: {verdict, balance, guardrails}")
     revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, after a bandit moved its traffic")
+    arm = models.CharField(max_length=1, blank=True, help_text="That was put back by it: b, c, …")
+    reason = models.TextField(blank=True, help_text="Why it was put back")
     taken_by = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     taken_at = models.DateTimeField(auto_now_add=True)
 

@@ -113,6 +113,11 @@ class PromoteIn(StartIn):
     )
 
 
+class PutBackIn(Strict):
+    arm = SafeCharField(max_length=1, help_text="That a guardrail has taken out: b, c, …")
+    reason = SafeCharField(max_length=2000, help_text="Why it may answer again, for the logs")
+
+
 class ArmOut(serializers.Serializer):
     arm = serializers.CharField(source="letter", help_text="a, b, …")
     version = serializers.UUIDField()
@@ -208,7 +213,8 @@ class LookOut(serializers.ModelSerializer):
         source="results.bandit", default=None, allow_null=True,
         help_text="Of a bandit, by arm: {shares, best (probability of being the best one), means, values (if it had always been "
         "asked), requests, expected_regret (of a request that it answers)}, and {regret (so far), regret_of_even, regret_ahead "
-        "(of a request by these shares), out (arms that guardrails have taken out)}",
+        "(of a request by these shares), out (arms that guardrails have taken out)}; where arms were put back, returned by arm: "
+        "{times, guardrails (their sums until then, which the guardrails do not count any more)}",
     )  # fmt: skip
     copies = serializers.DictField(
         source="results.copies", default=None, allow_null=True,
@@ -227,7 +233,7 @@ class LookOut(serializers.ModelSerializer):
         model = Look
         fields = [
             "number", "kind", "until", "last_record", "verdict", "balance", "guardrails", "variance_left", "bandit", "copies", "revision",
-            "sums", "taken_by", "taken_at",
+            "sums", "arm", "reason", "taken_by", "taken_at",
         ]  # fmt: skip
 
 

@@ -168,12 +168,15 @@ def _settle(
 
 
 @transaction.atomic
-def move_traffic(*, experiment: Experiment, shares: Mapping[str, float], reason: str) -> int:
-    """Give each arm this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look."""
+def move_traffic(*, experiment: Experiment, shares: Mapping[str, float], reason: str, actor: User | None = None) -> int:
+    """Give each arm this share of the traffic, as a bandit has found; the deployment's revision with it. Called by a look.
+
+    ``actor``: who has put an arm back, and is allowed to.
+    """
     deployment = locked_deployment(experiment.deployment)
     arms = [Wanted(one.version, shares[one.letter]) for one in arms_of(experiment)]
     changed = change_variants(
-        actor=None, deployment=deployment, variants=[*arms, *shadows_beside(deployment, _versions(experiment))],
+        actor=actor, deployment=deployment, variants=[*arms, *shadows_beside(deployment, _versions(experiment))],
         reason=f"Experiment {experiment.number}: {reason}"[:2000], holder=experiment,
     )  # fmt: skip
     return changed.revision

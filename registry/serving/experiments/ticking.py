@@ -58,11 +58,12 @@ def watch(experiment: Experiment) -> bool:
     if window.until <= window.since:
         return False
     sums = carried_sums(experiment, window)
-    results = judge_guardrails(experiment, sums)
+    last = experiment.taken.last()
+    results = judge_guardrails(experiment, sums, last)
     seen = {"fraction": fraction_of(experiment, sums), "units": sums["units"], "guardrails": results}
     moving = experiment.mode == Experiment.Mode.BANDIT
     if moving:
-        told = judge(experiment, sums, window.until, before(experiment, experiment.taken.last()))
+        told = judge(experiment, sums, window.until, before(experiment, last))
         seen |= {"bandit": told["bandit"], "sentence": told["verdict"]["sentence"]}
     if experiment.mode == Experiment.Mode.PAIRED:
         seen |= {"copies": pairs.told_of_copies(sums), "pairs": sums["differences"][0], "means": sums["means"]}
@@ -80,7 +81,8 @@ def watch(experiment: Experiment) -> bool:
 
 def _wanted(experiment: Experiment, window: Window, sums: dict[str, Any]) -> str | None:
     """The kind of look that these sums make due, if any."""
-    last, found = experiment.taken.last(), judge_guardrails(experiment, sums)
+    last = experiment.taken.last()
+    found = judge_guardrails(experiment, sums, last)
     if experiment.mode == Experiment.Mode.BANDIT:
         found = bandits.fresh_alarms(found, bandits.out_of(last.results if last else None))
     if guardrails.alarmed(found):

@@ -18,6 +18,7 @@ urlpatterns = [
     path(f"{ONE}/stop", views.experiment_stop, name="deployment-experiment-stop"),
     path(f"{ONE}/promote", views.experiment_promote, name="deployment-experiment-promote"),
     path(f"{ONE}/keep", views.experiment_keep, name="deployment-experiment-keep"),
+    path(f"{ONE}/put-back", views.experiment_put_back, name="deployment-experiment-put-back"),
     path(f"{ONE}/look", views.experiment_look, name="deployment-experiment-look"),
     path(f"{CANARIES}/new", canary_views.canary_new, name="canary-new"),
     path(f"{CANARY}/", canary_views.canary_page, name="canary"),

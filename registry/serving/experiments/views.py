@@ -17,10 +17,11 @@ from registry.models import ModelVersion
 from registry.serving.forms import ChangeForm, candidate_named, candidates
 from registry.serving.views import deployment_or_404
 
-from . import looks, services
+from . import looks, returns, services
 from .arms import LETTERS, arms_of, first_shares
+from .bandits import out_of
 from .design import SHARES, make_plan, traffic_of, version_answering_most
-from .forms import METRICS, DesignForm, ExperimentForm, PromoteForm
+from .forms import METRICS, DesignForm, ExperimentForm, PromoteForm, PutBackForm
 from .models import MOST_ARMS, Experiment, Look
 from .sums import Measure
 
@@ -113,8 +114,9 @@ def experiment_same(request: HttpRequest, deployment: UUID) -> HttpResponse:
 @require_safe
 def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
     found = experiment_or_404(request, deployment, number)
-    arms, may_act = _arms(found), may(request.user, "deploy", found.deployment)
     taken = list(found.taken.select_related("taken_by").order_by("-number")[:LOOKS_SHOWN])[::-1]
+    out = out_of(taken[-1].results) if taken and found.mode == Experiment.Mode.BANDIT else []
+    arms, may_act = _arms(found, out), may(request.user, "deploy", found.deployment)
     context = {
         "section": "deployments",
         "deployment": found.deployment,
@@ -122,6 +124,8 @@ def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> Http
         "metric": METRICS[found.metric],
         "many": len(arms) > 2,
         "settles": may_act and _ends_by_hand(found),
+        "returnable": out if may_act and found.state == Experiment.State.RUNNING else [],
+        "returning": request.GET.get("arm", ""),
         "moving": found.mode == Experiment.Mode.BANDIT,
         "paired": found.mode == Experiment.Mode.PAIRED,
         "arms": arms,
@@ -146,17 +150,19 @@ def _ends_by_hand(experiment: Experiment) -> bool:
 
 
 def _guardrails(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
-    """What was seen last of each: by a tick, or by the look that ended it."""
-    if taken and taken[-1].kind == Look.Kind.HARM and not experiment.holds:
-        return list(taken[-1].results["guardrails"])
+    """What was seen last of each: by a tick, or by the look that ended it, or that put an arm back since the last tick."""
+    last = taken[-1] if taken else None
+    ended = last is not None and last.kind == Look.Kind.HARM and not experiment.holds
+    if last and (ended or (last.arm and (experiment.watched_at or last.taken_at) <= last.taken_at)):
+        return list(last.results["guardrails"])
     return list(experiment.watched.get("guardrails", []))
 
 
 TOLD = ("shares", "best", "requests", "means", "values", "expected_regret")
 
 
-def _arms(experiment: Experiment) -> list[dict[str, Any]]:
-    """What the last tick saw of each arm."""
+def _arms(experiment: Experiment, out: list[str]) -> list[dict[str, Any]]:
+    """What the last tick saw of each arm, and which are ``out`` by the last look."""
     arms = arms_of(experiment)
     versions = ModelVersion.objects.select_related("model").in_bulk([one.version for one in arms])
     told = experiment.watched.get("bandit")
@@ -166,7 +172,7 @@ def _arms(experiment: Experiment) -> list[dict[str, Any]]:
         {
             "letter": one.letter, "name": one.letter.upper(), "version": versions[one.version], "planned": planned.get(one.letter),
             "units": seen.get(one.letter), "mean": experiment.watched.get("means", {}).get(one.letter),
-            "out": bool(told) and one.letter in told.get("out", ()),
+            "out": one.letter in out,
             "bandit": {name: told.get(name, {}).get(one.letter) for name in TOLD} if told else None,
         }
         for one in arms
@@ -278,6 +284,17 @@ def experiment_promote(request: HttpRequest, deployment: UUID, number: int) -> H
 @require_POST
 def experiment_keep(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
     return _acted(request, deployment, number, services.keep, "A answers alone from now on.")
+
+
+@require_POST
+def experiment_put_back(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
+    found = experiment_or_404(request, deployment, number)
+    require(request.user, "deploy", found.deployment)
+    with refusals_as_messages(request):
+        given = submitted(PutBackForm(request.POST))
+        look = returns.put_back(actor=request.user, experiment=found, **given)  # type: ignore[arg-type]
+        said(request, f"{look.arm.upper()} answers again, and its guardrails begin anew.")
+    return redirect("deployment-experiment", found.deployment_id, number)
 
 
 @require_POST

@@ -14,19 +14,21 @@ from rest_framework.exceptions import NotAuthenticated
 
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
-from registry.serving.client import RESTING_PATH, RUNTIMES_PATH, SECRET_HEADER, shared_secret
+from registry.serving.client import SECRET_HEADER, shared_secret
 
 from . import inference_protocol, openai_api
 from .answering import Answer, Answering, parsed, question_of
 from .errors import NotFoundHere, refusal
-from .gate import Gate, Permit, RateLimit, Target, bearer_of, may_ask
+from .gate import Gate, Permit, Target, bearer_of, may_ask
 from .generation import ToldAlready, stream_answer, stream_text
 from .http import ClientGone, body_of, organization_in, require_json, require_post, send_bytes, send_json
 from .inference_protocol import InferenceProtocol
 from .metrics import Metrics
 from .models import Models
 from .openai_api import OpenAIApi
+from .rate_limit import RateLimit
 from .shadows import Shadows
+from .telling import Telling
 from .watching import Watcher
 
 PREDICT = re.compile(r"/api/v1/deployments/([^/]{1,200})/predict/?")
@@ -48,6 +50,7 @@ class InferenceServer:
         self.shadows = Shadows(self.models, self.metrics)
         self.gate: Gate[Permit] = Gate(self._threads, may_ask)
         self.rate = RateLimit(settings.SERVE_KEY_RATE)
+        self.telling = Telling(self.models)
 
         self.protocol = InferenceProtocol(
             self.answering, self.gate, self._threads, self.rate, self.models, self._is_ready, self._tell_shadows
@@ -59,6 +62,7 @@ class InferenceServer:
 
     def stop(self) -> None:
         """After the last answer: write what waits, end threads and sandboxes."""
+        self.telling.end()
         self.watcher.stop()
         self.models.close()
         self._threads.shutdown(wait=True)
@@ -75,8 +79,10 @@ class InferenceServer:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.start()
+                beside = asyncio.gather(self.rate.follow(), self.telling.follow())
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
+                beside.cancel()
                 await asyncio.to_thread(self.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return
@@ -106,10 +112,6 @@ class InferenceServer:
             await self.protocol(scope, receive, send, matched[1], matched[2] or "")
         elif (matched := openai_api.PATH.fullmatch(path)) is not None:
             await self.openai(scope, receive, send, matched[1], matched[2])
-        elif path in (RESTING_PATH, RUNTIMES_PATH):
-            _require_secret(scope)
-            told = self.models.rests.told() if path == RESTING_PATH else self.models.compiling.told
-            await send_json(send, 200, {str(version): str(each) for version, each in told.items()})
         elif path.startswith("/internal/"):
             await self._internal(scope, receive, send)
         else:

@@ -13,7 +13,7 @@ from uuid import UUID
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import DatabaseError, DataError, close_old_connections
 from django.http import Http404
-from rest_framework.exceptions import NotAuthenticated, Throttled
+from rest_framework.exceptions import NotAuthenticated
 from rest_framework.exceptions import PermissionDenied as ScopeDenied
 
 from dlplatform.accounts.access import in_scope, require
@@ -146,29 +146,6 @@ def may_ask(user: User, target: Target) -> Permit:
     found = find_deployment(user, target.name, target.organization)
     require(user, "predict", found)
     return Permit(found.pk, found.revision)
-
-
-class RateLimit:
-    """A bucket of tokens for every credential: ``rate`` a second, and twice that many at once. None of it when 0."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, bearer: str) -> None:
-        """Raises Throttled, with the seconds to wait."""
-        if self._rate <= 0:
-            return
-        now, most = time.monotonic(), max(1.0, 2 * self._rate)
-        tokens, at = self._buckets.get(bearer, (most, now))
-        tokens = min(most, tokens + (now - at) * self._rate)
-        if tokens < 1:
-            self._buckets[bearer] = (tokens, now)
-            raise Throttled(wait=(1 - tokens) / self._rate)
-        self._buckets[bearer] = (tokens - 1, now)
-        self._buckets.move_to_end(bearer)
-        while len(self._buckets) > MOST:
-            self._buckets.popitem(last=False)
 
 
 def bearer_of(headers: dict[bytes, bytes]) -> str:

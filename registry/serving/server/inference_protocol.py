@@ -21,9 +21,10 @@ from . import repository
 from .answering import MOST_ROWS, Answer, Answering, parsed
 from .deployments import Served, ServedVariant
 from .errors import NotFoundHere, refusal
-from .gate import Gate, Permit, RateLimit, Target, bearer_of
+from .gate import Gate, Permit, Target, bearer_of
 from .http import JSON, ClientGone, Headers, body_of, organization_in, require_post, send_bytes, send_json
 from .models import Models
+from .rate_limit import RateLimit
 from .tensors import Array, BinaryTail, TensorError, encoded, output_of, packed, split, unpacked, values_of
 
 PATH = re.compile(r"(?:/([A-Za-z0-9_-]{1,60}))?/v2(/.*)?")

@@ -20,11 +20,12 @@ from registry.serving.models import Deployment
 
 from .answering import Answering, parsed
 from .errors import NotFoundHere, code_of, refusal
-from .gate import Gate, Permit, RateLimit, Target, bearer_of
+from .gate import Gate, Permit, Target, bearer_of
 from .generation import LANGUAGE, ToldAlready, Usage, WritesNoTexts, pieces
 from .http import ClientGone, body_of, require_post, send_bytes, send_json
 from .models import Models
 from .openai_questions import Question, Stopping, question_of
+from .rate_limit import RateLimit
 
 PATH = re.compile(r"/v1/(models|completions|chat/completions)(?:/([^/]{1,200}))?/?")
 EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]

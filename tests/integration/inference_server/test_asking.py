@@ -16,7 +16,7 @@ from dlplatform.accounts.models import ApiKey, Membership, User
 from dlplatform.engine.errors import PackageError
 from registry.serving import prediction_log, services
 from registry.serving.models import PredictionRecord
-from registry.serving.server import gate, models, watching
+from registry.serving.server import gate, models, rate_limit, watching
 from registry.serving.services import Wanted
 from tests import factories
 from tests.fixtures.inference import SOON, eventually
@@ -120,7 +120,7 @@ def test_bad_questions_are_refused_by_their_place_as_by_the_web_process(api, vie
 
 
 def test_a_key_that_asks_too_often_waits(viewer, deployment, inference, monkeypatch):
-    monkeypatch.setattr(inference.server, "rate", gate.RateLimit(0.01))
+    monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(0.01))
     key = key_of(viewer)
     assert inference.ask("screening", key).status_code == 200
     refused = inference.ask("screening", key)
