@@ -63,12 +63,14 @@ def test_one_that_is_killed_is_started_again_while_the_others_go_on(serving):
     before = workers(process)
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
+    killed_at = time.monotonic()
     for _ in range(50):
         told = answers(address, "/healthz")
         assert told is not None and told.status_code == 200, "the other one answers"
     eventually(lambda: len(workers(process)) == 2 and killed not in workers(process), 90)
     assert before & workers(process), "the other one was left alone"
-    eventually(lambda: len(processes.told()) == 2 and answers(address), 90)
+    forgotten_at = killed_at + processes.KEPT_SECONDS + 0.5  # what the killed one said last
+    eventually(lambda: time.monotonic() > forgotten_at and len(processes.told()) == 2 and answers(address), 90)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) is not None
     assert answers(address) is None and processes.told() == [], "who has ended says nothing"

@@ -1,6 +1,7 @@
 """The ASGI application: paths, who is let in, and the life of the process."""
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import re
@@ -83,6 +84,8 @@ class InferenceServer:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 beside.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await beside
                 await asyncio.to_thread(self.stop)
                 await send({"type": "lifespan.shutdown.complete"})
                 return

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from uuid import uuid4
 
 import redis
@@ -21,6 +22,8 @@ class Telling:
         self._models = models
         self._name = uuid4().hex
         self._away = False
+        self._lock = threading.Lock()  # between the last word of a thread, which cannot be cancelled, and the end
+        self._ended = False
 
     async def follow(self) -> None:
         """Tell every second, until it is cancelled."""
@@ -33,7 +36,9 @@ class Telling:
         runtimes = {str(version): str(each) for version, each in self._models.compiling.told.items()}
         resting = {str(version): each for version, each in self._models.rests.told().items()}
         try:
-            processes.tell(self._name, Said(runtimes, resting))
+            with self._lock:
+                if not self._ended:
+                    processes.tell(self._name, Said(runtimes, resting))
         except (redis.RedisError, OSError) as error:
             if not self._away:
                 logger.warning("Valkey does not answer, the pages are not told of this inference process: %s", error)
@@ -44,6 +49,8 @@ class Telling:
     def end(self) -> None:
         """At the end of a process in good order; of one that is killed nothing is heard after some seconds."""
         try:
-            processes.withdraw(self._name)
+            with self._lock:
+                self._ended = True
+                processes.withdraw(self._name)
         except (redis.RedisError, OSError) as error:
             logger.info("nobody could be told that this inference process ends: %s", error)
