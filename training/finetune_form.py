@@ -12,7 +12,7 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS, Field
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune, recorded_finetune
 from registry.models import ModelVersion
-from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
+from registry.transformers_bases import LANGUAGE, is_transformers, takes, tasks_of
 
 from .models import Run
 from .run_form import SettingField, predictable, suggested_target, typed
@@ -32,9 +32,11 @@ SHOWN = (
 
 
 def settings_of(version: ModelVersion) -> list[Field]:
-    """The settings of fine-tuning that concern a base: chat templates only where it writes."""
+    """The settings of fine-tuning that concern a base: chat templates only where it writes, pixels where it looks at them."""
     writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
-    return [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
+    looks = is_transformers(version) and takes(version) == "image"
+    concern = {"chat_template": writes, "pixels": looks}
+    return [one for one in FINETUNE_FIELDS if concern.get(one.name, True)]
 
 
 class FinetuneForm(forms.Form):

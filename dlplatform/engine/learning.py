@@ -19,7 +19,7 @@ from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import PRETRAINED
-from dlplatform.engine.finetune_config import FIRST
+from dlplatform.engine.finetune_config import FIRST, LETTERBOX
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
@@ -42,6 +42,7 @@ from dlplatform.engine.transformers_language import (
     shape_over,
 )
 from dlplatform.engine.transformers_models import TransformersBase, try_out
+from dlplatform.engine.transformers_pixels import read_image_processor
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
 
@@ -92,6 +93,8 @@ def _row_learner(
     fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
     if isinstance(base, TransformersBase) and base.sense == TEXT:
         fitted = base.text_tokenizer()
+    if isinstance(base, TransformersBase):
+        base = _with_pixels(base, spec)
     images = base.images if isinstance(base, TransformersBase) else None
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known, images)
     if spec.entry:
@@ -107,6 +110,13 @@ def _row_learner(
     network.load_state_dict({**network.state_dict(), **weights})
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network), plan
+
+
+def _with_pixels(base: TransformersBase, spec: JobSpec) -> TransformersBase:
+    """The base with its images as the settings say. Raises PackageError."""
+    if base.images is None or spec.finetune is None or spec.finetune.pixels != LETTERBOX:
+        return base
+    return replace(base, images=read_image_processor(base.directory, base.transformer.config, letterbox=True))
 
 
 def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) -> tuple[RowLearner, Plan]:

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
+from dlplatform.engine.finetune_config import LETTERBOX
 from registry import availability
 from training import finetuning, states
 from training import services as runs
@@ -233,10 +234,12 @@ class Step:
         )
 
     def _finetune(self, trial: Trial) -> dict[str, Any] | None:
-        """Whether the base can be tuned in all ways that are searched was checked when the sweep began."""
+        """Whether the base can be tuned in all ways that are searched was checked when the sweep began. One that began when
+        settings said nothing of pixels goes on with images as they were then."""
         if self.sweep.finetune is None:
             return None
-        return finetuning.parsed_settings(tuned(self.sweep.finetune, trial.params)).to_dict()
+        shared = {"pixels": LETTERBOX, **self.sweep.finetune}
+        return finetuning.parsed_settings(tuned(shared, trial.params)).to_dict()
 
     def _promote(self, trial: Trial) -> bool:
         """Have the runs of a trial that waits train up to the next rung, or to the end. False when none could."""

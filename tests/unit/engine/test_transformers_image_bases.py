@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,8 +20,12 @@ from safetensors.torch import load_file
 from dlplatform.engine import package
 from dlplatform.engine.adapters import frozen
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.framing import Framing
+from dlplatform.engine.image_arrays import image_array
+from dlplatform.engine.images import upright
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
+from dlplatform.engine.table import Table
 from dlplatform.engine.transformers_images import TransformersImages, pretrained
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_pixels import read_image_processor
@@ -147,6 +153,55 @@ def test_a_tuned_package_is_a_base_in_its_turn(job: Callable[..., Path], bases: 
             after = load_file(output / "model.safetensors")
             assert all(torch.equal(after[name], tensor) for name, tensor in statistics.items())
         assert Predictor(output).predict([{"image": None}])
+
+
+FRAMING = {"shortest": 22, "resample": 3}  # a side of 20, of which 0.875 are left: a tiny ConvNeXt's own processor
+
+
+def coding_of(output: Path) -> dict[str, Any]:
+    return next(
+        one for one in json.loads((output / "model.json").read_text())["preprocessing"] if one["type"] == "image"
+    )
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_pixels_are_those_of_the_bases_processor_and_the_version_keeps_them(
+    job: Callable[..., Path], bases: Callable[[str], Path], mode: str
+) -> None:
+    """In training, in prediction and in what is tuned from it; a job that says nothing of pixels letterboxes as all did."""
+    made = tune(job, bases("convnext"), mode=mode, pixels="base")
+    output = trained(made)
+    coding, before = coding_of(output), coding_of(trained(tune(job, bases("convnext"), "before", mode=mode)))
+    assert coding["framing"] == FRAMING and coding["side"] == 20
+    assert "framing" not in before and before["side"] == 16
+    if mode == "lora":
+        shutil.copytree(bases("convnext"), output / "base")
+    pictures, _ = squares(4, seed=1)
+    names = keep_images(made, pictures)
+    predictor = Predictor(output, made / "data" / "images")
+    rows = [{"image": base64.b64encode(content).decode()} for content in pictures]
+    wanted = np.stack([image_array(upright(one), 3, 20, Framing(shortest=22, resample=3)) for one in pictures])
+    assert (predictor.read(rows).images[:, 0] == wanted).all()
+    table = Table({"image": pa.array(names)}, len(names))
+    assert (predictor.encode(table).images[:, 0] == wanted).all()
+    assert predictor.predict_table(table).tolist() == [
+        pytest.approx(list(each["probabilities"].values()), abs=1e-6) for each in predictor.predict(rows)
+    ]
+    if mode == "full":
+        assert coding_of(trained(tune(job, output, "again", mode="full", pixels="letterbox")))["framing"] == FRAMING
+
+
+def test_a_package_that_lies_about_its_framing_is_refused(
+    job: Callable[..., Path], bases: Callable[[str], Path]
+) -> None:
+    output = trained(tune(job, bases("convnext"), mode="head", pixels="base"))
+    described = json.loads((output / "model.json").read_text())
+    (output / "manifest.json").unlink()
+    for wrong in ({"shortest": 10**6}, {"odd": 1}, [1]):
+        described["preprocessing"][0]["framing"] = wrong
+        (output / "model.json").write_text(json.dumps(described))
+        with pytest.raises(PackageError, match="does not describe"):
+            package.verify(output)
 
 
 def test_sizes_that_the_base_cannot_look_at_are_told(job: Callable[..., Path], bases: Callable[[str], Path]) -> None:
