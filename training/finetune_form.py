@@ -14,6 +14,7 @@ from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, p
 from registry.models import ModelVersion
 from registry.transformers_bases import LANGUAGE, is_transformers, takes, tasks_of
 
+from .fixed_settings import fixed_by
 from .models import Run
 from .run_form import SettingField, predictable, suggested_target, typed
 
@@ -66,8 +67,8 @@ class FinetuneForm(forms.Form):
         if is_transformers(version):
             self._ask_what_to_learn(data)
         self.fields |= {f"finetune.{one.name}": SettingField(one) for one in settings_of(version)}
-        unused = ("augmentation",) if version.task == LANGUAGE else ()
-        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused]
+        unused, fixed = ("augmentation",) if version.task == LANGUAGE else (), fixed_by(version)
+        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused and not fixed(one.name)]
         self.fields |= {f"config.{one.name}": SettingField(one) for one in shown}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""
