@@ -4,7 +4,7 @@ Everything follows from the rows, under the lock of the sweep: done twice, by tw
 comes to the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from .importance import store_importance
 from .judging import judge
 from .rungs import Standing, last_hope, median_verdict, promotable
 from .sampling import Past, propose
-from .space import dimensions_of, with_settings
+from .space import counting, dimensions_of, with_settings
 from .tuning import tuned
 from .waking import announce
 
@@ -184,7 +184,8 @@ class Step:
     def _draw(self) -> bool:
         if len(self.trials) >= self.sweep.trial_count:
             return False
-        params = propose(self.sweep.sampler, dimensions_of(self.sweep.space), self.sweep.seed, list(self._past()))
+        sweep, past = self.sweep, list(self._past())
+        params = propose(sweep.sampler, dimensions_of(sweep.space), sweep.seed, past, self._counting)
         if params is None:
             return False
         trial = Trial.objects.create(sweep=self.sweep, number=len(self.trials), params=params)
@@ -192,6 +193,9 @@ class Step:
         self.runs[trial.pk] = []
         self._start(trial)
         return True
+
+    def _counting(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        return counting(point, self.sweep.config, self.sweep.finetune, self.sweep.task)
 
     def _past(self) -> Iterator[Past]:
         for one in self.trials:
