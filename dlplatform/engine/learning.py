@@ -29,7 +29,7 @@ from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import read_as
-from dlplatform.engine.processes import agreed
+from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
@@ -67,13 +67,19 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
     reporter.beat()
     tokenizer = str(loaded.state.get("tokenizer", "")) if loaded else ""
     make = _language_learner if spec.task == "language-model" else _row_learner
-    learner, plan = make(job_dir, spec, table, reporter, tokenizer, base)
-    if learner.config.batch_size == "fit":
-        plan.apply(learner.network, plan.last_stage)  # what stays frozen needs less
-        known = loaded.state.get("batch_size") if loaded else None
-        learner.set_batch_size(int(known) if known else agreed(fitting_batch_size(learner)))
-        reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")
-    return learner, plan
+    return make(job_dir, spec, table, reporter, tokenizer, base)
+
+
+def settle_batch_size(
+    learner: Learner, plan: Plan, processes: Processes, reporter: Reporter, loaded: Loaded | None
+) -> None:
+    """Find the batch size that fits, where it was asked for; a checkpoint's is the one that was found before."""
+    if learner.config.batch_size != "fit":
+        return
+    plan.apply(learner.network, plan.last_stage)  # what stays frozen needs less
+    known = loaded.state.get("batch_size") if loaded else None
+    learner.set_batch_size(int(known) if known else fitting_batch_size(learner, processes))
+    reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")
 
 
 def _check_models(spec: JobSpec, base: Started) -> None:
