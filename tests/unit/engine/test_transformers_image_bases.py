@@ -191,6 +191,22 @@ def test_pixels_are_those_of_the_bases_processor_and_the_version_keeps_them(
         assert coding_of(trained(tune(job, output, "again", mode="full", pixels="letterbox")))["framing"] == FRAMING
 
 
+def test_a_dinov2_of_another_size_looks_at_what_its_processor_cuts(job: Callable[..., Path], tmp_path: Path) -> None:
+    """It fits its positions to the image: those of the Hub are of 518 pixels, more than any image here, and cut to 224."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    base = tmp_path / "dinov2"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(Dinov2Config(image_size=518, patch_size=14, **sizes)).save_pretrained(base)
+    crop = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
+    (base / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "BitImageProcessor", **crop}))
+    output = trained(tune(job, base, mode="head", pixels="base"))
+    assert coding_of(output)["side"] == 28 and Predictor(output).predict([{"image": None}])
+    assert run_job(tune(job, base, "before", mode="head")) == 1, "as it was"
+
+
 def test_a_package_that_lies_about_its_framing_is_refused(
     job: Callable[..., Path], bases: Callable[[str], Path]
 ) -> None:
