@@ -160,7 +160,7 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
     """A Hugging Face directory reads the texts of rows, or looks at their images. What else of the settings the base fixes
     is asked with all of them (`training.fixed_settings`)."""
     sense = transformers_bases.takes(version) if is_transformers(version) else ""
-    own = [name for name, each in SENSES.items() if sense in ("", each)]
+    own = [name for name, each in SENSES.items() if each == sense]
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():

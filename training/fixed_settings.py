@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 
 from dlplatform.engine.description import MODEL
 from dlplatform.engine.fields import ENCODER_PARAMS, FIELDS, PRETRAINED
+from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry.models import ModelVersion
 from registry.services import object_store
@@ -21,7 +22,7 @@ from .finetune_outlook import will_write
 
 PARAMS: Final = "params."
 OF_A_PACKAGE: Final = (
-    "architecture", "folds", "text_encoder", "image_encoder", "image_size", "text_length", "tokenizer", "vocabulary",
+    "architecture", "folds", "text_encoder", "image_encoder", "image_size", "text_length", "tokenizer", "vocabulary", *SENSES,
 )  # fmt: skip
 # Of a directory that is taught to write: how much of a text it reads at once is for the run to say.
 OF_A_WRITER: Final = tuple(name for name in OF_A_PACKAGE if name != "text_length")
@@ -74,6 +75,11 @@ def faults(
 def _fault(name: str, value: Any) -> ValidationError:
     text = f"The base fixes {name}, so that {str(value)[:60]} would change nothing; leave it out."
     return ValidationError(text, code="not_for_base")
+
+
+def said_once(base: ModelVersion, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked settings without the architecture that a package brings: the engine takes none beside it."""
+    return {**config, **({} if is_transformers(base) else dict.fromkeys(SENSES))}
 
 
 def free_of(base: ModelVersion, task: str, config: Mapping[str, Any]) -> dict[str, Any]:

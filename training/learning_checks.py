@@ -113,7 +113,7 @@ def check(
     problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
-    return parsed
+    return parsed if base is None else fixed_settings.said_once(base, parsed)
 
 
 def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:

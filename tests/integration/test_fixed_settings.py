@@ -68,6 +68,32 @@ def test_what_the_base_has_can_be_sent_back(base, api, trainer):
     assert (told[24], told[999], list(told[32])) == ({}, {}, ["config.params.width"])
 
 
+def test_an_architecture_of_the_library_is_said_once(base, api, trainer):
+    """What a package was made with can be sent back, and is not put beside it; another one is refused."""
+    made = {
+        "model_type": "bert",
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    refused = asked(api, trainer, base, {"text_model": made})
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "config.text_model", refused.content
+    ModelVersion.objects.filter(pk=base.pk).update(
+        lineage=base.lineage | {"config": base.lineage["config"] | {"text_model": made}}
+    )
+    base.refresh_from_db()
+    assert fixed_settings.faults(base, "classification", {"text_model": made}, {}) == {}
+    assert [*fixed_settings.faults(base, "classification", {"text_model": made | {"hidden_size": 32}}, {})] == [
+        "config.text_model"
+    ]
+    assert fixed_settings.said_once(base, {"text_model": made, "epochs": 1}) == {
+        "text_model": None,
+        "image_model": None,
+        "epochs": 1,
+    }
+
+
 def test_a_run_from_before_is_cloned_and_replayed_with_what_did_nothing(base, api, web, trainer):
     made = trained_version(asked(api, trainer, base, {}))
     run = Run.objects.get(output_version=made)
