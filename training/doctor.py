@@ -6,6 +6,7 @@ from dlplatform.accounts.models import User
 from dlplatform.accounts.templatetags.platform import setting
 from dlplatform.api import Conflict
 
+from .fixed_settings import free_of
 from .models import Run, RunEvent
 from .services import clone_run
 
@@ -21,7 +22,14 @@ def findings_of(run: Run) -> list[dict[str, Any]]:
     first: dict[str, dict[str, Any]] = {}
     for event in events:
         first.setdefault(event.payload["code"], {"sequence": event.sequence, "time": event.time, **event.payload})
-    return list(first.values())
+    return [_for_its_base(run, finding) for finding in first.values()]
+
+
+def _for_its_base(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
+    """Without what the run's base fixes: another try with it would be the same."""
+    if not finding.get("change") or run.base_version is None:
+        return finding
+    return {**finding, "change": free_of(run.base_version, run.task, finding["change"]) or None}
 
 
 def change_in_words(change: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import FIELDS, Field
 from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, parse_finetune, recorded_finetune
 from registry.models import ModelVersion
-from registry.transformers_bases import LANGUAGE, is_transformers, tasks_of
+from registry.transformers_bases import LANGUAGE, is_transformers, takes, tasks_of
 
+from .fixed_settings import fixed_by
 from .models import Run
 from .run_form import SettingField, predictable, suggested_target, typed
 
@@ -32,9 +33,11 @@ SHOWN = (
 
 
 def settings_of(version: ModelVersion) -> list[Field]:
-    """The settings of fine-tuning that concern a base: chat templates only where it writes."""
+    """The settings of fine-tuning that concern a base: chat templates only where it writes, pixels where it looks at them."""
     writes = LANGUAGE in (tasks_of(version) if is_transformers(version) else (version.task,))
-    return [one for one in FINETUNE_FIELDS if one.type != "template" or writes]
+    looks = is_transformers(version) and takes(version) == "image"
+    concern = {"chat_template": writes, "pixels": looks}
+    return [one for one in FINETUNE_FIELDS if concern.get(one.name, True)]
 
 
 class FinetuneForm(forms.Form):
@@ -64,8 +67,8 @@ class FinetuneForm(forms.Form):
         if is_transformers(version):
             self._ask_what_to_learn(data)
         self.fields |= {f"finetune.{one.name}": SettingField(one) for one in settings_of(version)}
-        unused = ("augmentation",) if version.task == LANGUAGE else ()
-        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused]
+        unused, fixed = ("augmentation",) if version.task == LANGUAGE else (), fixed_by(version)
+        shown = [one for one in FIELDS if one.name in SHOWN and one.name not in unused and not fixed(one.name)]
         self.fields |= {f"config.{one.name}": SettingField(one) for one in shown}
         self.fields["finetune.mode"].widget.attrs["data-reloads"] = ""
         self.fields["finetune.adapter"].widget.attrs["data-reloads"] = ""

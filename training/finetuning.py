@@ -75,11 +75,11 @@ def experiment_of(actor: User, version: ModelVersion) -> Experiment:
 def request_finetune_preflight(
     *, actor: User, version: ModelVersion, dataset_version: DatasetVersion, settings: Mapping[str, Any] | None = None,
     config: dict[str, Any] | None = None, task: str = "", target: str | Sequence[str] | None = None,
-    features: Sequence[str] | None = None,
+    features: Sequence[str] | None = None, cloned_from: Run | None = None,
 ) -> Preflight:  # fmt: skip
     """Take two steps of the run that `finetune` would queue with the same choices, whose errors are the same."""
     chosen = choices_of(actor, version, dataset_version, settings, config, task, target, features)
-    return request_preflight(actor=actor, **chosen)
+    return request_preflight(actor=actor, cloned_from=cloned_from, **chosen)
 
 
 def choices_of(
@@ -157,26 +157,19 @@ def _require_fit(
 
 
 def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A Hugging Face directory reads the texts of rows, or looks at their images, unless the settings say otherwise."""
+    """A Hugging Face directory reads the texts of rows, or looks at their images. What else of the settings the base fixes
+    is asked with all of them (`training.fixed_settings`)."""
     sense = transformers_bases.takes(version) if is_transformers(version) else ""
-    own = [name for name, each in SENSES.items() if sense in ("", each)]
-    own += ["params"] if brings_code(version) else []
+    own = [name for name, each in SENSES.items() if each == sense]
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():
-        _check_encoder(each, (config or {}).get(f"{each}_encoder", "auto"), taken=each == sense)
+        if each != sense and (config or {}).get(f"{each}_encoder") == PRETRAINED:
+            fix = f"The base has no pretrained network for columns of the type {each}; choose another encoder."
+            raise _invalid(f"config.{each}_encoder", fix, "needs_base")
     if is_transformers(version) and task != LANGUAGE:
         return {f"{sense}_encoder": PRETRAINED, **(config or {})}
     return config
-
-
-def _check_encoder(sense: str, asked: Any, *, taken: bool) -> None:
-    """What a Hugging Face directory takes is for its own network, and everything else for another one."""
-    if taken and asked not in ("auto", PRETRAINED):
-        raise _invalid(f"config.{sense}_encoder", "The base brings its own network; remove this.", "not_for_base")
-    if not taken and asked == PRETRAINED:
-        fix = f"The base has no pretrained network for columns of the type {sense}; choose another encoder."
-        raise _invalid(f"config.{sense}_encoder", fix, "needs_base")
 
 
 def parsed_settings(settings: Mapping[str, Any]) -> FinetuneConfig:

@@ -1,6 +1,6 @@
 """What a run is to learn, and from what: everything that can be checked before it is queued."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -13,6 +13,7 @@ from dlplatform.engine.fields import CODE, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
 
+from . import fixed_settings
 from .code import ARCHITECTURE, entry_of, object_store
 from .models import CodeBundle
 from .requirements import check_requirements
@@ -71,12 +72,13 @@ def check(
     base: ModelVersion | None = None,
     *,
     chosen: bool = True,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The complete configuration of a run that can start; ValidationError with every problem otherwise.
 
     ``entry`` is the file that a run with code starts with; its params are for the code to know. ``base``: the version
     that it starts from. ``chosen``: the settings are chosen now; those of a replay or of a sweep under way were before, and may
-    have some that do nothing.
+    have some that do nothing. ``kept``: those of the run that is cloned, of which the same is true.
     """
     if version.state != DatasetVersion.State.READY:
         raise _invalid("dataset_version", f"This version is {version.state}; choose one that is ready.", "not_ready")
@@ -92,6 +94,8 @@ def check(
         problems["dataset_version"] = ValidationError(
             f"{version.rows} rows are too few to learn from; at least {LEAST_ROWS} are needed.", code="too_few_rows"
         )
+    if base is not None and chosen:
+        problems |= fixed_settings.faults(base, task, config, kept or {})
     parsed: dict[str, Any] = {}
     config, fault = _with_architecture(config, entry)
     if fault:
@@ -109,7 +113,7 @@ def check(
     problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
-    return parsed
+    return parsed if base is None else fixed_settings.said_once(base, parsed)
 
 
 def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:

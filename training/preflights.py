@@ -17,7 +17,7 @@ from registry.models import ModelVersion
 
 from .code import ARCHITECTURE
 from .learning_checks import check, check_code, features_by_default
-from .models import CodeBundle, Preflight
+from .models import CodeBundle, Preflight, Run
 
 KEPT = timedelta(days=7)
 
@@ -27,7 +27,7 @@ def request_preflight(
     *, actor: User, dataset_version: DatasetVersion, task: str, target: str | Sequence[str],
     features: Sequence[str] | None = None, config: dict[str, Any] | None = None,
     base_version: ModelVersion | None = None, finetune: dict[str, Any] | None = None, code: CodeBundle | None = None,
-    entry: str = "",
+    entry: str = "", cloned_from: Run | None = None,
 ) -> Preflight:  # fmt: skip
     """Check the choices as those of a run, then queue two steps of it. Errors name the field and the fix."""
     organization = dataset_version.dataset.organization
@@ -35,7 +35,8 @@ def request_preflight(
     targets = [target] if isinstance(target, str) else list(dict.fromkeys(target))
     if code is not None:
         entry = _check_code(actor, organization, code, entry, task)
-    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version)
+    kept = cloned_from.config if cloned_from else {}
+    settings = check(dataset_version, task, targets, features, config or {}, entry, base_version, kept=kept)
     features = features or features_by_default(dataset_version, targets, task)
     preflight = Preflight.objects.create(
         dataset_version=dataset_version, task=task, targets=targets, features=list(features) if features else None,

@@ -93,6 +93,11 @@ class SettingsIn(Strict):
         required=False, max_length=65_536, trim_whitespace=False,
         help_text="Of a language model's chats: base (the base's own), usual (ChatML, or plain words), or one in Jinja",
     )  # fmt: skip
+    pixels = serializers.CharField(
+        required=False, max_length=20,
+        help_text="Of a base from the Hub that looks at images: base (brought to its size as its preprocessor_config.json says) "
+                  "or letterbox (whole, the rest black)",
+    )  # fmt: skip
     blocks = serializers.ListField(
         child=serializers.CharField(max_length=300), required=False, max_length=1000,
         help_text="Names or patterns of the blocks that train, or get an adapter",

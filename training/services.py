@@ -58,9 +58,8 @@ def create_run(
     """
     organization = dataset_version.dataset.organization
     experiment = experiment_for(actor=actor, organization=organization, experiment=experiment)
-    chosen = origin.get("replays") is None and origin.get("trial") is None
     learnt = _learnt(
-        actor, dataset_version, task, targets_of(target), features, config or {}, code, entry, base_version, chosen
+        actor, dataset_version, task, targets_of(target), features, config or {}, code, entry, base_version, origin
     )
     run = Run.objects.create(
         experiment=experiment,
@@ -76,12 +75,15 @@ def create_run(
 
 def _learnt(
     actor: User, version: DatasetVersion, task: str, targets: list[str], features: Sequence[str] | None,
-    config: dict[str, Any], code: CodeBundle | None, entry: str, base: ModelVersion | None, chosen: bool,
+    config: dict[str, Any], code: CodeBundle | None, entry: str, base: ModelVersion | None, origin: Origin,
 ) -> dict[str, Any]:  # fmt: skip
-    """The fields of a run that say what it learns and from what, checked. ``chosen``: somebody has just set them."""
+    """The fields of a run that say what it learns and from what, checked: what somebody has just set more strictly."""
     if code is not None:
         entry = check_code(actor, version.dataset.organization, code, entry, task)
-    settings = check(version, task, targets, features, config, entry, base, chosen=chosen)
+    chosen = origin.get("replays") is None and origin.get("trial") is None
+    original = origin.get("cloned_from")
+    kept = original.config if original else {}
+    settings = check(version, task, targets, features, config, entry, base, chosen=chosen, kept=kept)
     features = features or features_by_default(version, targets, task)
     return {
         "dataset_version": version,

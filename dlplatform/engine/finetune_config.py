@@ -13,6 +13,9 @@ from dlplatform.engine.fields import Field
 
 MODES: Final = ("full", "head", "lora")
 ADAPTERS: Final = ("lora", "dora", "ia3")
+BASE_PIXELS: Final = BASE
+LETTERBOX: Final = "letterbox"
+PIXELS: Final = (BASE_PIXELS, LETTERBOX)
 HEADS: Final = ("whole", "adapted")
 FIRST: Final = "first"
 FORMATS: Final = ("peft", FIRST)
@@ -41,6 +44,9 @@ FINETUNE_FIELDS: Final[tuple[Field, ...]] = (
           "How a language model's chats are written: base (by the base's own template, where it has one), usual (ChatML where "
           "the tokenizer knows its marks, else plain words), or a template of your own in Jinja. The version keeps it.",
           words=(BASE, USUAL), advanced=True),
+    Field("pixels", "choice", BASE_PIXELS,
+          "How images are brought to the size of a base from the Hub: base (as its preprocessor_config.json says, which may "
+          "cut the edges off) or letterbox (whole, the rest black). The version keeps it.", choices=PIXELS, advanced=True),
 )  # fmt: skip
 # Recorded, so that what was made before answers, and is trained again, to the bit as it was; nothing to choose anew.
 RECORDED_FIELDS: Final[tuple[Field, ...]] = (
@@ -63,6 +69,7 @@ class FinetuneConfig:
     unfreeze_every: int = 0
     layer_decay: float = 1.0
     chat_template: str = BASE
+    pixels: str = BASE_PIXELS
     format: str = "peft"
     blocks: tuple[str, ...] = ()
 
@@ -97,6 +104,7 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
 
 def recorded_finetune(raw: Any) -> FinetuneConfig:
     """The settings that a run or a package recorded, as they were meant then: while settings said nothing of the head,
-    it was adapted; while they said nothing of the format, it was the first; and nobody knew templates. Raises ConfigError."""
-    former = {"head": "adapted", "format": FIRST, "chat_template": USUAL}
+    it was adapted; while they said nothing of the format, it was the first; nobody knew templates, and images were
+    letterboxed. Raises ConfigError."""
+    former = {"head": "adapted", "format": FIRST, "chat_template": USUAL, "pixels": LETTERBOX}
     return parse_finetune({**former, **raw} if isinstance(raw, dict) else raw)

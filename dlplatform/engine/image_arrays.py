@@ -1,4 +1,4 @@
-"""Image columns as arrays: every image brought to one size, whole, without distortion."""
+"""Image columns as arrays: every image brought to one size, whole and without distortion, or as a pretrained model has it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.framing import Framing, Pixels, framed
 from dlplatform.engine.images import ImageError, in_mode, upright
 
 DIRECTORY: Final = "images"
@@ -20,7 +21,6 @@ LOOKED_AT: Final = 200  # images that decide about size and colour
 LARGEST_SIDE: Final = 128  # unless a setting asks for more
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Beat = Callable[[], None]
 # What reads the content of one image: given the value of its cell.
 Source = Callable[[Any], bytes]
@@ -72,8 +72,10 @@ def _decoded(value: Any, source: Source) -> Image.Image:
         raise EngineError("bad_data", f"{named} cannot be used: {error}") from error
 
 
-def image_array(image: Image.Image, channels: int, size: int) -> Pixels:
-    """(channels, size, size) pixels; the image is fitted inside and the rest is black."""
+def image_array(image: Image.Image, channels: int, size: int, framing: Framing | None = None) -> Pixels:
+    """(channels, size, size) pixels; without ``framing`` the image is fitted inside and the rest is black."""
+    if framing is not None:
+        return framed(image, channels, size, framing)
     scale = size / max(image.size)
     fitted = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     plain = in_mode(image, "L" if channels == 1 else "RGB")
@@ -88,12 +90,14 @@ def image_array(image: Image.Image, channels: int, size: int) -> Pixels:
     return array
 
 
-def encode_images(values: Sequence[Any], channels: int, size: int, source: Source, beat: Beat) -> Pixels:
+def encode_images(
+    values: Sequence[Any], channels: int, size: int, source: Source, beat: Beat, framing: Framing | None = None
+) -> Pixels:
     """(n,) cells → (n, channels, size, size); a missing image is black. Raises EngineError ``bad_data``."""
     array = room((len(values), channels, size, size))
     for row, value in enumerate(values):
         if value is not None:
-            array[row] = image_array(_decoded(value, source), channels, size)
+            array[row] = image_array(_decoded(value, source), channels, size, framing)
         if row % 16 == 0:
             beat()
     return array

@@ -19,7 +19,7 @@ from dlplatform.engine.dataset import Base, Dataset, prepare
 from dlplatform.engine.environment import choose_device
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.fields import PRETRAINED
-from dlplatform.engine.finetune_config import FIRST
+from dlplatform.engine.finetune_config import FIRST, LETTERBOX
 from dlplatform.engine.finetuning import Plan, plan_of
 from dlplatform.engine.image_arrays import DIRECTORY as IMAGES
 from dlplatform.engine.image_arrays import source_in
@@ -29,7 +29,7 @@ from dlplatform.engine.language_learner import LanguageLearner, read_corpus
 from dlplatform.engine.learner import Learner, RowLearner, new_network
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.preprocessing import read_as
-from dlplatform.engine.processes import agreed
+from dlplatform.engine.processes import Processes
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.table import Table, read_table
 from dlplatform.engine.tokens import Tokenizer, read_tokenizer
@@ -42,6 +42,7 @@ from dlplatform.engine.transformers_language import (
     shape_over,
 )
 from dlplatform.engine.transformers_models import TransformersBase, try_out
+from dlplatform.engine.transformers_pixels import read_image_processor
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
 
@@ -66,13 +67,19 @@ def _learner_of(job_dir: Path, spec: JobSpec, reporter: Reporter, loaded: Loaded
     reporter.beat()
     tokenizer = str(loaded.state.get("tokenizer", "")) if loaded else ""
     make = _language_learner if spec.task == "language-model" else _row_learner
-    learner, plan = make(job_dir, spec, table, reporter, tokenizer, base)
-    if learner.config.batch_size == "fit":
-        plan.apply(learner.network, plan.last_stage)  # what stays frozen needs less
-        known = loaded.state.get("batch_size") if loaded else None
-        learner.set_batch_size(int(known) if known else agreed(fitting_batch_size(learner)))
-        reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")
-    return learner, plan
+    return make(job_dir, spec, table, reporter, tokenizer, base)
+
+
+def settle_batch_size(
+    learner: Learner, plan: Plan, processes: Processes, reporter: Reporter, loaded: Loaded | None
+) -> None:
+    """Find the batch size that fits, where it was asked for; a checkpoint's is the one that was found before."""
+    if learner.config.batch_size != "fit":
+        return
+    plan.apply(learner.network, plan.last_stage)  # what stays frozen needs less
+    known = loaded.state.get("batch_size") if loaded else None
+    learner.set_batch_size(int(known) if known else fitting_batch_size(learner, processes))
+    reporter.writer.log("info", f"The batch size that fits is {learner.config.batch_size}.")
 
 
 def _check_models(spec: JobSpec, base: Started) -> None:
@@ -92,6 +99,8 @@ def _row_learner(
     fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
     if isinstance(base, TransformersBase) and base.sense == TEXT:
         fitted = base.text_tokenizer()
+    if isinstance(base, TransformersBase):
+        base = _with_pixels(base, spec)
     images = base.images if isinstance(base, TransformersBase) else None
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known, images)
     if spec.entry:
@@ -107,6 +116,13 @@ def _row_learner(
     network.load_state_dict({**network.state_dict(), **weights})
     plan = plan_of(network, spec.finetune, fresh, spec.config.seed)
     return RowLearner(dataset, choose_device(), network), plan
+
+
+def _with_pixels(base: TransformersBase, spec: JobSpec) -> TransformersBase:
+    """The base with its images as the settings say. Raises PackageError."""
+    if base.images is None or spec.finetune is None or spec.finetune.pixels != LETTERBOX:
+        return base
+    return replace(base, images=read_image_processor(base.directory, base.transformer.config, letterbox=True))
 
 
 def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) -> tuple[RowLearner, Plan]:

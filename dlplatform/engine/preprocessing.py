@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.fields import SEQUENTIAL
+from dlplatform.engine.framing import Framing, framing_of
 from dlplatform.engine.image_arrays import Pixels, Source, encode_images, suggested_shape
 from dlplatform.engine.schema import NUMBER_LIKE, Column
 from dlplatform.engine.table import Table, missing
@@ -89,7 +90,8 @@ class InputSizes:
 @dataclass(frozen=True)
 class ColumnCoding:
     """How one column becomes inputs: the unit of its number, its vocabulary, the tokens of its texts or the
-    shape of its images. ``length``: tokens of a text that is read in order; 0 hashes it."""
+    shape of its images. ``length``: tokens of a text that is read in order; 0 hashes it. ``framing``: how images are brought
+    to their side; None letterboxes them."""
 
     column: Column
     offset: float = 0.0
@@ -99,6 +101,7 @@ class ColumnCoding:
     length: int = 0
     channels: int = 0
     side: int = 0
+    framing: Framing | None = None
 
     @cached_property
     def kind(self) -> str:
@@ -177,7 +180,7 @@ class Preprocessor:
         if coding.kind == "tokens":
             return encode_text(values, beat)
         if coding.kind == "images":
-            return encode_images(values, coding.channels, coding.side, source, beat)
+            return encode_images(values, coding.channels, coding.side, source, beat, coding.framing)
         assert self.tokenizer is not None
         return encode_rows(self.tokenizer, values, coding.length, beat)
 
@@ -234,7 +237,8 @@ def _coding_to_dict(coding: ColumnCoding) -> dict[str, Any]:
         "nullable": coding.nullable,
         "vocabulary": list(coding.vocabulary),
     }
-    extra = {"length": coding.length, "channels": coding.channels, "side": coding.side}
+    framing = coding.framing.to_dict() if coding.framing else None
+    extra = {"length": coding.length, "channels": coding.channels, "side": coding.side, "framing": framing}
     return described | {name: value for name, value in extra.items() if value}
 
 
@@ -245,7 +249,10 @@ def _coding_from_dict(raw: dict[str, Any]) -> ColumnCoding:
         float(raw["unit"]),
         bool(raw["nullable"]),
         tuple(map(str, raw["vocabulary"])),
-        *(int(raw.get(name, 0)) for name in ("length", "channels", "side")),
+        int(raw.get("length", 0)),
+        int(raw.get("channels", 0)),
+        int(raw.get("side", 0)),
+        framing_of(raw.get("framing")),
     )
 
 
@@ -273,8 +280,10 @@ def fit_preprocessor(
     images = [column for column in features if column.type == "image"]
     if images:
         channels, side = _image_shape(table, images, config, source, processor)
+        framing = processor.framing_for(side) if processor else None
         codings = [
-            replace(each, channels=channels, side=side) if each.column.type == "image" else each for each in codings
+            replace(each, channels=channels, side=side, framing=framing) if each.column.type == "image" else each
+            for each in codings
         ]
     return Preprocessor(tuple(codings), fitted)
 

@@ -128,6 +128,11 @@ def largest(number: int) -> int:
     return largest_of_all(number)
 
 
+def smallest(number: int) -> int:
+    """The smallest of the numbers that the processes which train together have."""
+    return -largest(-number)
+
+
 def tell_outcome(job_dir: Path, code: int) -> None:
     """Write down for the launcher how the group ended."""
     write_atomically(job_dir / OUTCOME, to_json({"code": code}))

@@ -122,7 +122,7 @@ def _pixels(coding: ColumnCoding, instances: Instances) -> Pixels:
         content = _image_content(row, name, instance.get(name))
         if content is not None:
             try:
-                array[row] = image_array(upright(content), coding.channels, coding.side)
+                array[row] = image_array(upright(content), coding.channels, coding.side, coding.framing)
             except ImageError as error:
                 raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
     return array

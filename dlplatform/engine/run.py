@@ -27,7 +27,7 @@ from dlplatform.engine.events import SPOOL, EventWriter, SilentWriter
 from dlplatform.engine.finetuning import Plan
 from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spec, told_of
 from dlplatform.engine.learner import Learner, RowLearner
-from dlplatform.engine.learning import fresh_network, learner_of, tokenizer_of
+from dlplatform.engine.learning import fresh_network, learner_of, settle_batch_size, tokenizer_of
 from dlplatform.engine.nodes import read_group
 from dlplatform.engine.processes import Processes, agreed, in_group, join, tell_outcome
 from dlplatform.engine.reporter import Reporter
@@ -137,6 +137,7 @@ def _run(job_dir: Path, reporter: Reporter, processes: Processes) -> None:
     torch.set_num_threads(threads)  # the leader's, on every machine: another number gives other weights
     learner, plan = learner_of(job_dir, spec, reporter, loaded)
     processes = processes.suited_to(learner.network, strategy_of(spec.config.strategy, plan, reporter))
+    settle_batch_size(learner, plan, processes, reporter, loaded)
     trainer = Trainer(learner, reporter, store, processes, plan, spec.stop_after_epoch)
     trainer.environment = {**describe(trainer.device), "threads": threads, "processes": processes.world}
     tokenizer = tokenizer_of(learner)

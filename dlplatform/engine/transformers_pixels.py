@@ -1,18 +1,21 @@
 """How a pretrained model wants its images: what ``preprocessor_config.json`` of a Hugging Face directory says. Torch-free.
 
-How an image is brought to that size is ours (`dlplatform.engine.image_arrays`): whole, the rest black; nothing is cut off.
+How an image is brought to that size is the processor's own way (`dlplatform.engine.framing`), or ours as it was once for
+all (`dlplatform.engine.image_arrays`): letterboxed, whole and the rest black.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.framing import Framing
 from dlplatform.engine.transformers_config import CONFIG, PREPROCESSOR, read_json
+from dlplatform.engine.transformers_framing import as_written, framing_by, kind_of
 
 USUAL_SIDE: Final = 224
 SMALLEST_SIDE, LARGEST_SIDE = 8, 512
@@ -27,19 +30,37 @@ MOST_PLACES: Final = 16_384  # that attention compares with each other
 @dataclass(frozen=True)
 class ImageProcessor:
     """Images as a model was trained on them: ``channels`` (1 or 3) of ``side`` pixels, normalised by ``mean`` and
-    ``deviation`` of each channel in steps of 0 to 255."""
+    ``deviation`` of each channel in steps of 0 to 255. ``framing``: how they are brought to that size; None letterboxes
+    them."""
 
     channels: int
     side: int
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    framing: Framing | None = None
+
+    def framing_for(self, side: int) -> Framing | None:
+        """The same for a square of another size."""
+        return self.framing.scaled(side / self.side) if self.framing else None
 
 
-def read_image_processor(directory: Path, config: Mapping[str, Any]) -> ImageProcessor:
-    """Of a Hugging Face directory with a checked config. Raises PackageError."""
+def read_image_processor(directory: Path, config: Mapping[str, Any], letterbox: bool = False) -> ImageProcessor:
+    """Of a Hugging Face directory with a checked config. ``letterbox``: as runs had it before the processor's own way of
+    framing was known. Raises PackageError."""
     raw = read_json(directory / PREPROCESSOR) if (directory / PREPROCESSOR).is_file() else {}
     if not isinstance(raw, dict):
         raise PackageError(f"{PREPROCESSOR} is not a JSON object.")
+    if letterbox or not raw:
+        return _normalised(raw, config, _side(raw, config), None)
+    kind = kind_of(raw, config)
+    written = as_written(raw, kind)
+    framing, side = _framing(written, config, kind)
+    return _twice_divided(_normalised(written, config, side, framing), written, kind)
+
+
+def _normalised(
+    raw: Mapping[str, Any], config: Mapping[str, Any], side: int, framing: Framing | None
+) -> ImageProcessor:
     channels = config.get("num_channels", 3)
     if type(channels) is not int or channels not in (1, 3):
         raise PackageError(f"The model looks at images of {str(channels)[:40]} channels; 1 and 3 are possible.")
@@ -52,11 +73,46 @@ def read_image_processor(directory: Path, config: Mapping[str, Any]) -> ImagePro
         deviation = _of_channels(raw, "image_std", USUAL_DEVIATION, channels)
         if min(deviation) < LEAST_DEVIATION:
             raise PackageError(f"{PREPROCESSOR} gives an image_std below {LEAST_DEVIATION}, which no image has.")
-    side = _side(raw, config)
     _check_places(config, side)
-    return ImageProcessor(
-        channels, side, tuple(one / scale for one in mean), tuple(one / scale for one in deviation)
-    )  # fmt: skip
+    means, deviations = (tuple(one / scale for one in each) for each in (mean, deviation))
+    return ImageProcessor(channels, side, means, deviations, framing)
+
+
+def _framing(written: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> tuple[Framing | None, int]:
+    """How images are framed, and the side of the square.
+
+    What comes of a processor is what the model looks at, but for those that are made for one size alone; and what is no
+    square, because nothing is cut off, is cut to one. Raises PackageError.
+    """
+    found = framing_by(written, kind)
+    if found is None:
+        return None, _side(written, config)
+    framing, side = found
+    if not side:
+        return framing, _side(written, config)
+    _checked_side(PREPROCESSOR, side)
+    if config.get("image_size") is None or _looks_at_any_size(config):
+        return framing, side
+    wanted = _checked_side(CONFIG, config["image_size"])
+    return framing.scaled(wanted / side), wanted
+
+
+def _looks_at_any_size(config: Mapping[str, Any]) -> bool:
+    """Networks in stages, and those that fit their positions to the image by themselves."""
+    return "depths" in config or str(config.get("model_type")).startswith("dinov")
+
+
+def _twice_divided(processor: ImageProcessor, written: Mapping[str, Any], kind: str) -> ImageProcessor:
+    """An EfficientNet's processor may take 1 away, and divides by the deviation once more for its classifiers."""
+    if kind != "EfficientNet":
+        return processor
+    scale = written.get("rescale_factor", BYTE)
+    means, deviations = processor.mean, processor.deviation
+    if written.get("rescale_offset"):
+        means = tuple(one + 1 / scale for one in means)
+    if written.get("include_top") and written.get("do_normalize", True):
+        deviations = tuple(one * one * scale for one in deviations)
+    return replace(processor, mean=means, deviation=deviations)
 
 
 def _check_places(config: Mapping[str, Any], side: int) -> None:
@@ -69,8 +125,9 @@ def _check_places(config: Mapping[str, Any], side: int) -> None:
 
 
 def _of_channels(raw: Mapping[str, Any], name: str, usual: Sequence[float], channels: int) -> tuple[float, ...]:
-    given = raw.get(name)
-    if given is None:
+    given = raw.get(name, tuple(usual))
+    if given is None or isinstance(given, tuple):
+        usual = given or usual
         return tuple(usual) if channels == len(usual) else (math.fsum(usual) / len(usual),)
     values = given if isinstance(given, list) else [given] * channels
     if len(values) != channels or not all(_is_number(one) for one in values):
@@ -93,6 +150,7 @@ def _checked_side(file: str, given: Any) -> int:
     sides = given
     if isinstance(given, dict):
         sides = [given[name] for name in ("height", "width", "shortest_edge") if name in given]
+        sides = sides or [given[name] for name in ("longest_edge",) if name in given]
     sides = sides if isinstance(sides, list) else [sides]
     whole = all(isinstance(one, int) and not isinstance(one, bool) for one in sides)
     if not sides or not whole or len(set(sides)) != 1:

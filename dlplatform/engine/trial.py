@@ -17,7 +17,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.events import SilentWriter
 from dlplatform.engine.finetuning import trainable
 from dlplatform.engine.job import JobSpec, read_spec
-from dlplatform.engine.learning import learner_of
+from dlplatform.engine.learning import learner_of, settle_batch_size
 from dlplatform.engine.processes import Processes, in_group, join, largest, tell_outcome
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.run import devices_of, strategy_of, unexpected
@@ -77,6 +77,7 @@ def measured(job_dir: Path, spec: JobSpec, reporter: Reporter, processes: Proces
     learner, plan = learner_of(job_dir, spec, reporter, None)
     parameters = sum(each.numel() for each in learner.network.parameters())
     processes = processes.suited_to(learner.network, strategy_of(spec.config.strategy, plan, reporter))
+    settle_batch_size(learner, plan, processes, reporter, None)
     trains = trainable(learner.network, plan)
     trainer = Trainer(learner, reporter, processes=processes, plan=plan)
     reporter.phase = "training"

@@ -92,7 +92,7 @@ def test_a_paused_fine_tune_goes_on_to_the_same_bytes(base, flowers, coder):
         ({"mode": "lora"}, {}, "mode"),
         ({"mode": "head"}, {}, "blocks"),
         ({"mode": "head", "blocks": ["nowhere"]}, {}, "blocks"),
-        ({"mode": "full"}, {"params": {"width": 9}}, "config.params"),
+        ({"mode": "full"}, {"params": {"width": 9}}, "config.params.width"),
         ({"mode": "full"}, {"devices": 2}, "config.devices"),
     ],
 )

@@ -38,10 +38,16 @@ def test_a_run_by_api_ends_as_a_version_that_answers_and_can_be_tuned(texts, tra
     wanted = {"dataset_version": str(texts.pk), "mode": "lora", "rank": 2, "config": QUICK}
     tuned = trained_version(api(trainer).post(f"/api/v1/models/{version.model_id}/finetune", wanted, format="json"))
     assert tuned.base == version
-    refused = api(trainer).post(
-        f"/api/v1/models/{version.model_id}/finetune",
-        {**wanted, "version": str(version.pk), "config": {"text_model": BERT}}, format="json",
-    )  # fmt: skip
+    path = f"/api/v1/models/{version.model_id}/finetune"
+    for model, code in (
+        (BERT, 201),
+        ({**BERT, "hidden_size": 64}, 400),
+    ):  # its own is said once, another one is refused
+        body = {**wanted, "version": str(version.pk), "config": {**QUICK, "text_model": model}}
+        refused = api(trainer).post(path, body, format="json")
+        assert refused.status_code == code, refused.content
+        if code == 201:
+            assert trained_version(refused).base == version and refused.json()["config"]["text_model"] is None
     assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "config.text_model"
 
 

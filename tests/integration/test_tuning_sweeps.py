@@ -11,7 +11,7 @@ from tests.integration.test_sweeps import work
 from tests.integration.test_transformers_bases import bert, texts  # noqa: F401 - fixtures
 from training.jobs import advance_sweep, train
 from training.models import Run, Sweep
-from training.sweeps import services
+from training.sweeps import advancing, services
 
 pytestmark = pytest.mark.django_db(transaction=True)
 FEW = {"epochs": 2, "threads": 1, "importance": False, "early_stopping": False}
@@ -109,6 +109,29 @@ def test_what_cannot_be_searched_from_a_base_is_refused_by_name(base, api, train
     theirs = factories.DatasetVersionFactory(dataset__organization=stranger.memberships.get().organization, number=1)
     foreign = asked(api, stranger, base, dataset_version=str(theirs.pk))
     assert foreign.status_code == 400 and foreign.json()["errors"][0]["attr"] == "base_version", foreign.content
+
+
+def test_a_sweep_from_before_pixels_goes_on_with_images_as_they_were(base, api, trainer):
+    assert asked(api, trainer, base, space=RANKS, finetune={"mode": "lora"}, trials=1).status_code == 201
+    sweep = Sweep.objects.get()
+    assert sweep.finetune["pixels"] == "base"
+    Sweep.objects.filter(pk=sweep.pk).update(finetune={k: v for k, v in sweep.finetune.items() if k != "pixels"})
+    Run.objects.filter(trial__sweep=sweep).delete()
+    advance_sweep(str(sweep.pk))
+    assert Run.objects.get(trial__sweep=sweep).finetune["pixels"] == "letterbox"
+
+
+def test_tpe_is_told_of_a_trial_what_counted_in_it(base, api, trainer, monkeypatch):
+    told = []
+
+    def proposed(sampler, dimensions, seed, past, counting):
+        told.extend(set(counting(one.params)) for one in past)
+        return {"finetune.mode": ["head", "lora"][len(past)], "finetune.rank": 2}
+
+    monkeypatch.setattr(advancing, "propose", proposed)
+    assert asked(api, trainer, base, trials=2, parallel=2).status_code == 201
+    advance_sweep(str(Sweep.objects.get().pk))
+    assert told == [{"finetune.mode"}]
 
 
 def test_a_sweep_waits_while_the_files_of_its_base_are_deleted(base, api, trainer, maintainer):

@@ -4,7 +4,7 @@ Everything follows from the rows, under the lock of the sweep: done twice, by tw
 comes to the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
+from dlplatform.engine.finetune_config import LETTERBOX
 from registry import availability
 from training import finetuning, states
 from training import services as runs
@@ -23,7 +24,7 @@ from .importance import store_importance
 from .judging import judge
 from .rungs import Standing, last_hope, median_verdict, promotable
 from .sampling import Past, propose
-from .space import dimensions_of, with_settings
+from .space import counting, dimensions_of, with_settings
 from .tuning import tuned
 from .waking import announce
 
@@ -183,7 +184,8 @@ class Step:
     def _draw(self) -> bool:
         if len(self.trials) >= self.sweep.trial_count:
             return False
-        params = propose(self.sweep.sampler, dimensions_of(self.sweep.space), self.sweep.seed, list(self._past()))
+        sweep, past = self.sweep, list(self._past())
+        params = propose(sweep.sampler, dimensions_of(sweep.space), sweep.seed, past, self._counting)
         if params is None:
             return False
         trial = Trial.objects.create(sweep=self.sweep, number=len(self.trials), params=params)
@@ -191,6 +193,9 @@ class Step:
         self.runs[trial.pk] = []
         self._start(trial)
         return True
+
+    def _counting(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        return counting(point, self.sweep.config, self.sweep.finetune, self.sweep.task)
 
     def _past(self) -> Iterator[Past]:
         for one in self.trials:
@@ -233,10 +238,12 @@ class Step:
         )
 
     def _finetune(self, trial: Trial) -> dict[str, Any] | None:
-        """Whether the base can be tuned in all ways that are searched was checked when the sweep began."""
+        """Whether the base can be tuned in all ways that are searched was checked when the sweep began. One that began when
+        settings said nothing of pixels goes on with images as they were then."""
         if self.sweep.finetune is None:
             return None
-        return finetuning.parsed_settings(tuned(self.sweep.finetune, trial.params)).to_dict()
+        shared = {"pixels": LETTERBOX, **self.sweep.finetune}
+        return finetuning.parsed_settings(tuned(shared, trial.params)).to_dict()
 
     def _promote(self, trial: Trial) -> bool:
         """Have the runs of a trial that waits train up to the next rung, or to the end. False when none could."""

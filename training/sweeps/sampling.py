@@ -1,17 +1,18 @@
 """The settings of the next trial, from those before it: the same trials always lead to the same proposal.
 
 Nothing is kept between two proposals but the trials themselves: Optuna's study is made anew from them each time, and
-CMA-ES is replayed. Optuna is imported only where it is used, for it takes most of a second.
+CMA-ES is replayed. Of a trial TPE is told what counted in it, and nothing of what was drawn besides. Optuna is imported only where it is used, for it takes most of a second.
 """
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-from .space import Dimension, Value, grid_order, grid_size
+from .space import DECISIVE, Dimension, Value, grid_order, grid_size
 
 STREAM = 1_000_003  # keeps the streams of (seed, number) apart
 SIGMA = 0.3  # of CMA-ES at its start, of ranges from 0 to 1
@@ -30,8 +31,14 @@ class Past:
     rungs: dict[int, float] = field(default_factory=dict)
 
 
-def propose(sampler: str, dimensions: Sequence[Dimension], seed: int, past: Sequence[Past]) -> dict[str, Value] | None:
-    """Settings for one more trial, the metric being minimized.
+# What of a point, or of the part of one that is known, does anything in its trial.
+Counting = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+def propose(
+    sampler: str, dimensions: Sequence[Dimension], seed: int, past: Sequence[Past], counting: Counting = dict
+) -> dict[str, Value] | None:
+    """Settings for one more trial, the metric being minimized; all of them, those that do nothing by chance.
 
     None when there is none now: a grid is through, or CMA-ES waits for the rest of a generation.
     """
@@ -39,6 +46,8 @@ def propose(sampler: str, dimensions: Sequence[Dimension], seed: int, past: Sequ
         return _of_grid(dimensions, seed, len(past))
     if sampler == "cmaes":
         return _by_cmaes(dimensions, seed, past)
+    if sampler == "tpe" and any(one.name in DECISIVE for one in dimensions):
+        return _by_conditions(dimensions, seed, past, counting)
     return _by_optuna(sampler, dimensions, seed, past)
 
 
@@ -56,12 +65,57 @@ def _by_optuna(sampler: str, dimensions: Sequence[Dimension], seed: int, past: S
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    drawn = (seed * STREAM + len(past)) % 2**32
+    drawn = _stream(seed, past)
     chosen = optuna.samplers.RandomSampler(drawn) if sampler == "random" else optuna.samplers.TPESampler(seed=drawn)
     study = optuna.create_study(direction="minimize", sampler=chosen)
     for one in past:
         study.add_trial(frozen_trial(one, dimensions))
     return dict(study.ask({one.name: _distribution(one) for one in dimensions}).params)
+
+
+def _by_conditions(
+    dimensions: Sequence[Dimension], seed: int, past: Sequence[Past], counting: Counting
+) -> dict[str, Value]:
+    """TPE where some settings decide whether others count: those first, then what counts beside them. Settings that always
+    go together are modelled together, each group by the trials that had it."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        chosen = optuna.samplers.TPESampler(seed=_stream(seed, past), multivariate=True, group=True)
+    study = optuna.create_study(direction="minimize", sampler=chosen)
+    for one in past:
+        study.add_trial(frozen_trial(replace(one, params=dict(counting(one.params))), dimensions))
+    trial, point = study.ask(), dict[str, Value]()
+    for each in sorted(dimensions, key=_decides):
+        if each.name in counting({**point, each.name: each.grid()[0]}):
+            point[each.name] = _suggested(trial, each)
+    chance = random.Random(_stream(seed, past))  # noqa: S311 - no secret
+    return {each.name: point[each.name] if each.name in point else _by_chance(each, chance) for each in dimensions}
+
+
+def _decides(one: Dimension) -> int:
+    """Its place among what decides whether others count; those come first."""
+    return DECISIVE.index(one.name) if one.name in DECISIVE else len(DECISIVE)
+
+
+def _suggested(trial: Any, one: Dimension) -> Value:
+    if one.kind == "categorical":
+        value: Value = trial.suggest_categorical(one.name, one.choices)
+    elif one.kind == "integer":
+        value = trial.suggest_int(one.name, int(one.low), int(one.high), log=one.log)
+    else:
+        value = trial.suggest_float(one.name, one.low, one.high, log=one.log)
+    return value
+
+
+def _by_chance(one: Dimension, chance: random.Random) -> Value:
+    return chance.choice(one.choices) if one.kind == "categorical" else one.at(chance.random())
+
+
+def _stream(seed: int, past: Sequence[Past]) -> int:
+    return (seed * STREAM + len(past)) % 2**32
 
 
 def _distribution(one: Dimension) -> Any:
@@ -75,7 +129,7 @@ def _distribution(one: Dimension) -> Any:
 
 
 def frozen_trial(one: Past, dimensions: Sequence[Dimension]) -> Any:
-    """A trial as Optuna keeps it."""
+    """A trial as Optuna keeps it, with those of the dimensions that its params have."""
     from optuna.trial import TrialState, create_trial
 
     states = {"succeeded": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
@@ -84,7 +138,8 @@ def frozen_trial(one: Past, dimensions: Sequence[Dimension]) -> Any:
         state = TrialState.FAIL
     return create_trial(
         state=state, value=one.value if state == TrialState.COMPLETE else None, params=one.params,
-        distributions={each.name: _distribution(each) for each in dimensions}, intermediate_values=one.rungs,
+        distributions={each.name: _distribution(each) for each in dimensions if each.name in one.params},
+        intermediate_values=one.rungs,
     )  # fmt: skip
 
 

@@ -15,10 +15,14 @@ from . import tuning
 KINDS = ("categorical", "integer", "float")
 LARGEST = 10**15  # of what is searched as a range
 PARAMS = "params."
+LANGUAGE = "language-model"
 # A seed is no setting to search: every trial has the seeds of the sweep. Nor is a whole architecture, in one value.
 FIXED = ("seed", "params", *SENSES)
 # What decides which other settings of fine-tuning count.
 CONDITIONS = ("finetune.mode", "finetune.adapter")
+# And which of all others: of a text whose words are only counted, of bytes. In this order each follows from those before.
+DECISIVE = (*CONDITIONS, "text_encoder", "tokenizer")
+OF_TEXTS_IN_ORDER = ("text_length", "tokenizer", "vocabulary")
 MOST_DIMENSIONS = 20
 MOST_CHOICES = 100
 MOST_POINTS = 50
@@ -226,6 +230,23 @@ def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str,
     if params:
         merged["params"] = {**config.get("params", {}), **params}
     return merged
+
+
+def counting(
+    point: Mapping[str, Any], config: Mapping[str, Any], finetune: Mapping[str, Any] | None, task: str
+) -> dict[str, Any]:
+    """What of a point does anything in its trial, beside what all trials share."""
+    kept = tuning.effective(finetune, point)
+    chosen = {**config, **kept}
+    return {name: value for name, value in kept.items() if not _is_idle(name, chosen, task)}
+
+
+def _is_idle(name: str, chosen: Mapping[str, Any], task: str) -> bool:
+    if name == "vocabulary" and chosen.get("tokenizer") == "byte":
+        return True
+    of_order = name in OF_TEXTS_IN_ORDER or name.startswith(f"{PARAMS}text_")
+    # A language model reads in order whatever is said of encoders.
+    return of_order and task != LANGUAGE and chosen.get("text_encoder") == "hashed"
 
 
 def dimensions_of(space: list[dict[str, Any]]) -> list[Dimension]:

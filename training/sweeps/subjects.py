@@ -1,7 +1,7 @@
 """What the trials of a sweep learn, checked: from rows alone, by code of one's own, or from a base that is fine-tuned."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,13 @@ from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
 from registry.models import ModelVersion
-from registry.transformers_bases import is_transformers, takes
 from training import finetuning
+from training.fixed_settings import fixed_by
 from training.learning_checks import check, check_code, targets_of
 from training.models import CodeBundle
 
 from . import tuning
-from .space import PARAMS, Dimension
-
-# What a package of the platform brings with it, so that no trial could differ in it.
-# What a package brings, or was fitted when it was made.
-OF_THE_BASE = (
-    "architecture", "folds", "text_encoder", "image_encoder", "image_size", "text_length", "tokenizer", "vocabulary",
-)  # fmt: skip
+from .space import Dimension
 
 
 @dataclass(frozen=True)
@@ -126,17 +120,10 @@ def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], plac
         raise _invalid(f"space.{place}.choices", f"{conflict.detail} Or leave lora out.", "is_adapter") from conflict
 
 
-def fixed_by(base: ModelVersion) -> Callable[[str], bool]:
-    """Whether a setting of runs changes nothing beside a base, by its name."""
-    if is_transformers(base):
-        return (f"{takes(base)}_encoder",).__contains__
-    return lambda name: name in OF_THE_BASE or name.startswith(PARAMS)
-
-
 def _check_fixed(subject: Subject, dimensions: Sequence[Dimension]) -> None:
-    """A package brings its network, and a Hugging Face directory what reads texts."""
+    """A package brings its network, and a Hugging Face directory what it is the network of."""
     assert subject.base_version is not None
-    fixed_by_it = fixed_by(subject.base_version)
+    fixed_by_it = fixed_by(subject.base_version, subject.task)
     for number, one in enumerate(dimensions):
         if fixed_by_it(one.name):
             text = f"The base brings its own network, so that {one.name} changes nothing; remove it."

@@ -14,8 +14,9 @@ from dlplatform.engine.finetune_config import ADAPTERS, FINETUNE_FIELDS, MODES, 
 PREFIX = "finetune."
 BLOCKS = "blocks"  # of which a value is a text: names or patterns with spaces between them
 USUAL = "usual"  # or this word, for those that are taken when none are named
-UNSEARCHED = "chat_template"  # a text as long as a page, and of language models alone
-NAMES = (*(one.name for one in FINETUNE_FIELDS if one.name != UNSEARCHED), BLOCKS)
+# A text as long as a page, of language models alone; and what is of images alone.
+UNSEARCHED = ("chat_template", "pixels")
+NAMES = (*(one.name for one in FINETUNE_FIELDS if one.name not in UNSEARCHED), BLOCKS)
 MODES_OF = {
     "adapter": ("lora",), "rank": ("lora",), "alpha": ("lora",), "head": ("lora",), "unfreeze_every": ("head",),
     BLOCKS: ("head", "lora"),

@@ -11,11 +11,11 @@ from dlplatform.engine.finetune_config import FINETUNE_FIELDS
 from registry.models import ModelVersion
 from registry.transformers_bases import is_transformers, tasks_of
 from training.finetune_form import SHOWN, settings_of
+from training.fixed_settings import fixed_by
 from training.run_form import SettingField
 
 from .form import PREFIX as ROW
 from .form import SweepForm, searchable
-from .subjects import fixed_by
 from .tuning import BLOCKS, NAMES, PREFIX, USUAL
 
 # What a package of the platform learned says these.
@@ -36,7 +36,9 @@ class TuningSweepForm(SweepForm):
         if self.foreign:
             self._choose("task", [(task, task) for task in tasks_of(base)])
         dropped = () if self.foreign else OF_THE_DATA
-        other = (name for name in self.fields if name.startswith("config.") and name.partition(".")[2] not in SHOWN)
+        fixed = fixed_by(base)
+        settings = {name: name.partition(".")[2] for name in self.fields if name.startswith("config.")}
+        other = (name for name, setting in settings.items() if setting not in SHOWN or fixed(setting))
         for name in (*dropped, *list(other)):
             del self.fields[name]
         self.fields |= {f"{PREFIX}{one.name}": SettingField(one) for one in settings_of(base)}
@@ -52,7 +54,7 @@ class TuningSweepForm(SweepForm):
         known = {f"{PREFIX}{one.name}": one for one in FINETUNE_FIELDS if one.name in NAMES} | {
             f"{PREFIX}{BLOCKS}": BLOCK_NAMES
         }
-        fixed = fixed_by(self.base)
+        fixed = fixed_by(self.base, self.task_now)
         return known | {name: one for name, one in searchable().items() if not fixed(name)}
 
     @property

@@ -43,13 +43,13 @@ def finetune_preflight(request: HttpRequest, version: UUID) -> HttpResponse:
     if not finetuning.is_trainable(found) or found.deleted_at is not None:
         return render(request, PART, {"problems": ["No run can start from this version."]})
     form = form_for(request, found)
-    return _asked(
-        request,
-        form,
-        lambda: finetuning.request_finetune_preflight(
-            actor=request.user, version=found, **arguments(form, cloned(request, form))
-        ),
-    )
+
+    def ask() -> Preflight:
+        clone = cloned(request, form)
+        wanted = arguments(form, clone)
+        return finetuning.request_finetune_preflight(actor=request.user, version=found, cloned_from=clone, **wanted)
+
+    return _asked(request, form, ask)
 
 
 def _asked(request: HttpRequest, form: Form, ask: Callable[[], Preflight]) -> HttpResponse:

@@ -16,7 +16,8 @@ from training.forms import PromotionForm
 from training.models import Run, Sweep, Trial
 from training.sweeps import drawing, services
 from training.sweeps.progress import progress_of
-from training.sweeps.tuning import effective, shared_by_all
+from training.sweeps.space import counting
+from training.sweeps.tuning import shared_by_all
 
 PARTS = {"state": "training/_sweep_state.html", "charts": "training/_sweep_charts.html"}
 SORTS = {"number": "number", "state": "state", "value": "value"}
@@ -83,7 +84,7 @@ def _state(request: HttpRequest, sweep: Sweep, trials: list[Trial]) -> dict[str,
     return {
         "progress": progress_of(sweep),
         "best": best,
-        "best_settings": effective(sweep.finetune, best.params) if best else {},
+        "best_settings": counting(best.params, sweep.config, sweep.finetune, sweep.task) if best else {},
         "best_version": version,
         "names": [dimension["name"] for dimension in sweep.space],
         "trials": [_row(sweep, one) for one in _sorted(trials, sort)],
@@ -95,11 +96,11 @@ def _state(request: HttpRequest, sweep: Sweep, trials: list[Trial]) -> dict[str,
 
 def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     its_runs = list(trial.runs.all())
-    counting = effective(sweep.finetune, trial.params)
+    counted = counting(trial.params, sweep.config, sweep.finetune, sweep.task)
     return {
         "trial": trial,
         "runs": its_runs,
-        "cells": [counting.get(dimension["name"]) for dimension in sweep.space],
+        "cells": [counted.get(dimension["name"]) for dimension in sweep.space],
         "epoch": max((run.epoch + 1 for run in its_runs if run.progress), default=0),
     }
 

@@ -36,7 +36,7 @@ class Constant:
         self.most, self.error = most, error
 
     def loss(self, model: nn.Module, rows: torch.Tensor, share: Any) -> torch.Tensor:
-        if self.error is not None and rows.shape[1] > self.most:
+        if self.error is not None and share.last - share.first > self.most:
             raise self.error
         time.sleep(0.02)
         return model(torch.ones(1, 4)).sum()
@@ -91,6 +91,28 @@ def test_any_other_error_is_told() -> None:
 
 class Three(Processes):
     world = 3
+
+
+def test_of_several_processes_each_tries_its_share_of_the_batch() -> None:
+    """Three of them hold three times the rows; and never is one left without any."""
+    assert fitting_batch_size(Constant(100, MemoryError())) == 64
+    assert fitting_batch_size(Constant(100, MemoryError()), Three()) == 256
+    assert fitting_batch_size(Constant(0, MemoryError()), Three()) == 6
+
+
+@pytest.mark.parametrize(
+    ("world", "strategy", "trains", "times"),
+    [(3, "ddp", True, 3), (3, "ddp", False, 1), (2, "fsdp", True, 0.5), (3, "fsdp", True, 0), (3, "fsdp", False, 0)],
+)
+def test_what_each_process_holds_of_training_is_a_part_where_weights_are_divided(
+    world: int, strategy: str, trains: bool, times: float
+) -> None:
+    """Weights, gradients, average and two moments, divided or not, less the two of them that the try holds whole."""
+    learner, processes = Constant(), Processes()
+    processes.world, processes.strategy = world, strategy
+    learner.network.requires_grad_(trains)
+    numbers = sum(each.numel() for each in learner.network.parameters())
+    assert len(batch_size._room_of_training(learner, processes)) == times * 4 * numbers
 
 
 @pytest.mark.parametrize(("size", "fits"), [(2, False), (6, True), (64, True)])

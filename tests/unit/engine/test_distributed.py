@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -66,6 +67,15 @@ def test_several_processes_end_where_one_does(
         assert ours[name].double().sub(tensor.double()).abs().max() < 1e-3, name
     sequences = [event["sequence"] for event in read_spool(made)]
     assert sequences == list(range(1, len(sequences) + 1))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_batch_that_fits_is_one_for_all(job: Callable[..., Path], strategy: str) -> None:
+    made = trained(job, "fitting", devices=2, strategy=strategy, batch_size="fit")
+    found = json.loads((made / "output" / "model.json").read_text())["config"]["batch_size"]
+    assert isinstance(found, int) and found >= 4
+    told = [event["message"] for event in read_spool(made, "log") if "batch size that fits" in event["message"]]
+    assert told == [f"The batch size that fits is {found}."]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

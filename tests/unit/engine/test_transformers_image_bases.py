@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,8 +20,12 @@ from safetensors.torch import load_file
 from dlplatform.engine import package
 from dlplatform.engine.adapters import frozen
 from dlplatform.engine.errors import PackageError
+from dlplatform.engine.framing import Framing
+from dlplatform.engine.image_arrays import image_array
+from dlplatform.engine.images import upright
 from dlplatform.engine.predict import Predictor
 from dlplatform.engine.run import run_job
+from dlplatform.engine.table import Table
 from dlplatform.engine.transformers_images import TransformersImages, pretrained
 from dlplatform.engine.transformers_models import TransformersBase
 from dlplatform.engine.transformers_pixels import read_image_processor
@@ -147,6 +153,71 @@ def test_a_tuned_package_is_a_base_in_its_turn(job: Callable[..., Path], bases: 
             after = load_file(output / "model.safetensors")
             assert all(torch.equal(after[name], tensor) for name, tensor in statistics.items())
         assert Predictor(output).predict([{"image": None}])
+
+
+FRAMING = {"shortest": 22, "resample": 3}  # a side of 20, of which 0.875 are left: a tiny ConvNeXt's own processor
+
+
+def coding_of(output: Path) -> dict[str, Any]:
+    return next(
+        one for one in json.loads((output / "model.json").read_text())["preprocessing"] if one["type"] == "image"
+    )
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_pixels_are_those_of_the_bases_processor_and_the_version_keeps_them(
+    job: Callable[..., Path], bases: Callable[[str], Path], mode: str
+) -> None:
+    """In training, in prediction and in what is tuned from it; a job that says nothing of pixels letterboxes as all did."""
+    made = tune(job, bases("convnext"), mode=mode, pixels="base")
+    output = trained(made)
+    coding, before = coding_of(output), coding_of(trained(tune(job, bases("convnext"), "before", mode=mode)))
+    assert coding["framing"] == FRAMING and coding["side"] == 20
+    assert "framing" not in before and before["side"] == 16
+    if mode == "lora":
+        shutil.copytree(bases("convnext"), output / "base")
+    pictures, _ = squares(4, seed=1)
+    names = keep_images(made, pictures)
+    predictor = Predictor(output, made / "data" / "images")
+    rows = [{"image": base64.b64encode(content).decode()} for content in pictures]
+    wanted = np.stack([image_array(upright(one), 3, 20, Framing(shortest=22, resample=3)) for one in pictures])
+    assert (predictor.read(rows).images[:, 0] == wanted).all()
+    table = Table({"image": pa.array(names)}, len(names))
+    assert (predictor.encode(table).images[:, 0] == wanted).all()
+    assert predictor.predict_table(table).tolist() == [
+        pytest.approx(list(each["probabilities"].values()), abs=1e-6) for each in predictor.predict(rows)
+    ]
+    if mode == "full":
+        assert coding_of(trained(tune(job, output, "again", mode="full", pixels="letterbox")))["framing"] == FRAMING
+
+
+def test_a_dinov2_of_another_size_looks_at_what_its_processor_cuts(job: Callable[..., Path], tmp_path: Path) -> None:
+    """It fits its positions to the image: those of the Hub are of 518 pixels, more than any image here, and cut to 224."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    base = tmp_path / "dinov2"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Dinov2Model(Dinov2Config(image_size=518, patch_size=14, **sizes)).save_pretrained(base)
+    crop = {"do_center_crop": True, "crop_size": {"height": 28, "width": 28}, "size": {"shortest_edge": 32}}
+    (base / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "BitImageProcessor", **crop}))
+    output = trained(tune(job, base, mode="head", pixels="base"))
+    assert coding_of(output)["side"] == 28 and Predictor(output).predict([{"image": None}])
+    assert run_job(tune(job, base, "before", mode="head")) == 1, "as it was"
+
+
+def test_a_package_that_lies_about_its_framing_is_refused(
+    job: Callable[..., Path], bases: Callable[[str], Path]
+) -> None:
+    output = trained(tune(job, bases("convnext"), mode="head", pixels="base"))
+    described = json.loads((output / "model.json").read_text())
+    (output / "manifest.json").unlink()
+    for wrong in ({"shortest": 10**6}, {"odd": 1}, [1]):
+        described["preprocessing"][0]["framing"] = wrong
+        (output / "model.json").write_text(json.dumps(described))
+        with pytest.raises(PackageError, match="does not describe"):
+            package.verify(output)
 
 
 def test_sizes_that_the_base_cannot_look_at_are_told(job: Callable[..., Path], bases: Callable[[str], Path]) -> None:

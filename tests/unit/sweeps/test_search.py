@@ -9,7 +9,7 @@ import pytest
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from training.sweeps.rungs import Standing, last_hope, median_verdict, promotable, rung_epochs
 from training.sweeps.sampling import Past, propose
-from training.sweeps.space import SpaceError, dimensions_of, grid_order, grid_size, parse_space, with_settings
+from training.sweeps.space import SpaceError, counting, dimensions_of, grid_order, grid_size, parse_space, with_settings
 from training.sweeps.tuning import shared_by_all, tuned
 
 RATE = {"name": "learning_rate", "kind": "float", "low": 1e-4, "high": 1e-1, "log": True, "points": 4}
@@ -198,6 +198,85 @@ def test_a_grid_over_modes_takes_each_way_once():
     assert len(ways) == 4 and all("rank" not in way and "unfreeze_every" not in way for way in ways)
     assert all(parse_finetune(tuned(WHOLE | {"unfreeze_every": 2}, point)) for point in points)
     assert grid_order(dimensions, 3).__next__() == points[0]
+
+
+ENCODER = {"name": "text_encoder", "kind": "categorical", "choices": ["hashed", "transformer"]}
+LENGTH = {"name": "text_length", "kind": "integer", "low": 8, "high": 64}
+PIECES = {"name": "tokenizer", "kind": "categorical", "choices": ["bpe", "byte"]}
+VOCABULARY = {"name": "vocabulary", "kind": "integer", "low": 300, "high": 900}
+
+
+def test_what_counts_follows_from_what_decides():
+    def counted(point, task="classification", finetune=None, **config):
+        return set(counting(point, config, finetune, task))
+
+    texts = {
+        "text_length": 9,
+        "tokenizer": "bpe",
+        "vocabulary": 300,
+        "params.text_width": 8,
+        "params.width": 8,
+        "epochs": 2,
+    }
+    assert counted({"text_encoder": "hashed", **texts}) == {"text_encoder", "params.width", "epochs"}
+    assert counted(texts, text_encoder="hashed") == {"params.width", "epochs"}
+    assert (
+        counted({"text_encoder": "transformer", **texts})
+        == {"text_encoder", *texts}
+        == counted({"text_encoder": "auto", **texts})
+    )
+    assert counted(texts | {"tokenizer": "byte"}) == set(texts) - {"vocabulary"}
+    assert counted(texts, "language-model", text_encoder="hashed") == set(texts)
+    tuning = {"finetune.mode": "full", "finetune.rank": 2, "finetune.layer_decay": 0.5, "learning_rate": 0.1}
+    assert counted(tuning, finetune=WHOLE) == set(tuning) - {"finetune.rank"}
+    assert counted(tuning | {"finetune.mode": "lora"}, finetune=WHOLE | {"adapter": "ia3"}) == set(tuning) - {
+        "finetune.rank"
+    }
+
+
+def searched_by_conditions(dimensions, counted, count, change=lambda point: point):
+    """Proposals, each after trials of those before; ``change``: what stands in the trials instead."""
+    past, made = [], []
+    for _ in range(count):
+        made.append(propose("tpe", dimensions, 5, past, counted))
+        told = counted(made[-1])
+        worth = sum(float(value) if isinstance(value, int | float) else len(value) / 9 for value in told.values())
+        past.append(Past(change(made[-1]), "succeeded", worth))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "shared"),
+    [
+        (of_base(MODE, ADAPTER, RANK, STAGES, RATE), WHOLE),
+        (parse_space([ENCODER, LENGTH, PIECES, VOCABULARY, RATE], {}, "classification"), None),
+    ],
+    ids=["fine-tuning", "texts"],
+)
+def test_tpe_is_told_only_of_what_counted(dimensions, shared):
+    def counted(point):
+        return counting(point, {}, shared, "classification")
+
+    def misled(point):
+        """Other values of everything that did nothing."""
+        told = counted(point)
+        return {one.name: point[one.name] if one.name in told else one.grid()[-1] for one in dimensions}
+
+    made = searched_by_conditions(dimensions, counted, 16)
+    assert made == searched_by_conditions(dimensions, counted, 16), "the same trials lead to the same proposals"
+    assert made == searched_by_conditions(dimensions, counted, 16, misled), "whatever did nothing in them"
+    assert made != searched_by_conditions(dimensions, dict, 16)
+    assert all(set(point) == {one.name for one in dimensions} for point in made)
+    assert len({len(counted(point)) for point in made}) > 1, "or nothing was conditional"
+
+
+def test_trials_from_before_lead_on_whatever_they_held():
+    """A search under way told TPE of everything; trials without some settings, failed or waiting ones do no harm."""
+    dimensions = of_base(MODE, ADAPTER, RANK, RATE)
+    point = {"finetune.mode": "full", "finetune.adapter": "ia3", "finetune.rank": 8, "learning_rate": 0.01}
+    past = [Past(point, state, 0.5, {1: 0.5}) for state in ("succeeded", "pruned", "failed", "running", "paused")] * 4
+    made = propose("tpe", dimensions, 0, past, lambda given: counting(given, {}, WHOLE, "classification"))
+    assert made is not None and set(made) == set(point) and 2 <= made["finetune.rank"] <= 8
 
 
 def test_blocks_are_chosen_by_texts():
