@@ -15,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAXIMUM_PIXELS: Final = 64 << 20
 MAXIMUM_BYTES: Final = 64 << 20
+LIGHT_FORMATS: Final = ("PNG", "JPEG")
+BYTES_OF_PIXEL, BYTES_OF_HEAD = 4, 2048  # the most that a light image has
 
 
 class ImageError(ValueError):
@@ -43,6 +45,31 @@ def upright(content: bytes) -> Image.Image:
 
     Raises ImageError.
     """
+    image = _opened(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _plain(image)
+        # Pillow's readers raise whatever their parser meets: EOFError, struct.error, IndexError and more.
+        except Exception as error:
+            raise ImageError("damaged", f"The image cannot be decoded: {str(error)[:200]}") from error
+
+
+def is_light(content: bytes, pixels: int) -> bool:
+    """Whether an image certainly is quick to decode: a PNG or JPEG of at most so many pixels, and of no more bytes than they
+    are. Of what is no image: no."""
+    if len(content) > BYTES_OF_PIXEL * pixels + BYTES_OF_HEAD:
+        return False
+    try:
+        image = _opened(content)
+    except ImageError:
+        return False
+    return image.format in LIGHT_FORMATS and image.width * image.height <= pixels
+
+
+def _opened(content: bytes) -> Image.Image:
+    """What its head tells; the pixels are decoded when somebody asks for them. Raises ImageError."""
     if len(content) > MAXIMUM_BYTES:
         raise ImageError("too_large", f"The file has {len(content) >> 20} MB; {MAXIMUM_BYTES >> 20} are possible.")
     with warnings.catch_warnings():
@@ -61,12 +88,7 @@ def upright(content: bytes) -> Image.Image:
                 f"The image has {image.width} × {image.height} pixels; {MAXIMUM_PIXELS >> 20} million are possible."
             )
             raise ImageError("too_large", sentence)
-        try:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _plain(image)
-        # Pillow's readers raise whatever their parser meets: EOFError, struct.error, IndexError and more.
-        except Exception as error:
-            raise ImageError("damaged", f"The image cannot be decoded: {str(error)[:200]}") from error
+    return image
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -47,8 +47,16 @@ class Predictor:
 
     @property
     def steady(self) -> bool:
-        """Whether a row takes the same time whatever is in it: of texts and images nobody knows."""
+        """Whether it is known how long a `light` row takes: of texts nobody knows."""
         return self.writer is None and self._rows.steady
+
+    def light(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """Of a `steady` one: the rows as `predict` takes them, if none takes longer than `example`; else None."""
+        return self._rows.light(instances)
+
+    def example(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a `steady` one: a row by which its pace can be measured. ``told``: an example of each column, of images None."""
+        return self._rows.example(told)
 
     def _loaded(self, directory: Path, sandboxed: bool) -> package.Package | package.GraphPackage:
         """The package; sets what answers: ``run``, or ``writer`` for texts."""

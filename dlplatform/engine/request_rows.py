@@ -7,16 +7,18 @@ for a request of one row these cost ten times as much as the network.
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.image_arrays import Pixels, image_array, room
-from dlplatform.engine.images import ImageError, upright
+from dlplatform.engine.images import ImageError, is_light, upright
 from dlplatform.engine.preprocessing import (
     MISSING,
     SPECIAL,
@@ -32,6 +34,10 @@ from dlplatform.engine.preprocessing import (
 from dlplatform.engine.schema import STRING_LIKE
 
 Instances = Sequence[Mapping[str, Any]]
+
+
+class _TooHeavy(Exception):
+    """Nobody knows how long such a row takes."""
 
 
 class RequestRows:
@@ -55,8 +61,34 @@ class RequestRows:
 
     @property
     def steady(self) -> bool:
-        """Whether all are numbers and categories, which take the same time whatever they are."""
-        return not self._others
+        """Whether it is known how long a row may take: numbers and categories take the same time whatever they are, and images
+        no longer than `example` where they are `light`."""
+        return all(each.kind == "images" for each in self._others)
+
+    def example(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """A row that takes as long as any that is `light`. ``told``: an example of each column that is no image."""
+        return {**told, **{each.column.name: _noise(each) for each in self._others if each.kind == "images"}}
+
+    def light(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The rows, images as the bytes of their files, if all images are of no more pixels than the network looks at;
+        else None, also where something is wrong with them."""
+        if not self._others:
+            return instances
+        try:
+            return [self._light(row, instance) for row, instance in enumerate(instances)]
+        except (_TooHeavy, PredictionInputError):
+            return None
+
+    def _light(self, row: int, instance: dict[str, Any]) -> dict[str, Any]:
+        found = dict(instance)
+        for each in self._others:
+            name = each.column.name
+            content = _image_content(row, name, found.get(name))
+            if content is not None:
+                if not is_light(content, each.side**2):
+                    raise _TooHeavy
+                found[name] = content
+        return found
 
     def inputs(self, instances: Instances) -> Inputs:
         """Raises PredictionInputError."""
@@ -126,6 +158,15 @@ def _pixels(coding: ColumnCoding, instances: Instances) -> Pixels:
             except ImageError as error:
                 raise PredictionInputError(row, name, "bad_image", f"The column {name!r}: {error}") from None
     return array
+
+
+def _noise(coding: ColumnCoding) -> bytes:
+    """A PNG that is as hard to decode as any of its size, and has to be brought to the size of the network."""
+    shape = (coding.side - 1, coding.side, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels if coding.channels == 3 else pixels[..., 0]).save(file, "PNG")
+    return file.getvalue()
 
 
 def _image_content(row: int, name: str, value: Any) -> bytes | None:

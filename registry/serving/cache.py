@@ -179,10 +179,12 @@ def warm(predictor: Predictor | ConfinedPredictor, signature: dict[str, Any]) ->
         return 0
     example = {column["name"]: column.get("example") for column in signature.get("inputs", ())}
     try:
+        if predictor.steady:
+            example = predictor.example(example)
         predictor.predict([example])
         return _quick_rows(predictor, example) if predictor.steady else 0
     except PredictionInputError:
-        return 0  # an example is for people; there is none of an image
+        return 0  # an example is for people
     except Exception as error:
         raise PackageError(f"it loads but cannot answer: {type(error).__name__}: {error}") from error
 

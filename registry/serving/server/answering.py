@@ -16,6 +16,7 @@ from django.db import DatabaseError
 from django.http import Http404
 
 from dlplatform.api import Conflict
+from dlplatform.engine.predict import Predictor
 from dlplatform.parsers import StrictJSONParser
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
@@ -158,8 +159,9 @@ class Answering:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
         predictor = self._models.ready(version) or await self._models.loaded(version)
         at_once = self._models.cache.at_once(version)
-        if len(rows) <= at_once:  # done before anybody could leave
-            return await self._models.quick.ask(version, predictor, rows, at_once)
+        light = predictor.light(rows) if len(rows) <= at_once and isinstance(predictor, Predictor) else None
+        if light is not None:  # done before anybody could leave
+            return await self._models.quick.ask(version, predictor, light, at_once)
         return await unless_gone(self._models.live.of(version, predictor).ask_in_loop(version, rows), receive)
 
 

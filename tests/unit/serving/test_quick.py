@@ -23,6 +23,9 @@ class Echo:
         self.calls = []
         self.seconds = seconds_of_row
 
+    def example(self, told):
+        return told
+
     def predict(self, instances):
         self.calls.append([row.get("x") for row in instances])
         until = time.thread_time() + self.seconds * len(instances)
