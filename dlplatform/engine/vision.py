@@ -152,7 +152,7 @@ class FoldedResNet(Body):
     def __init__(self, channels: int, size: int, width: int, depth: int) -> None:
         super().__init__()
         stride, widths = 2 * stem_stride(size), stage_widths(size, width)
-        self.stem = nn.Conv2d(channels, widths[0], 3 if stride == 2 else 7, stride, 1 if stride == 2 else 3)
+        self.stem = nn.Conv2d(channels, widths[0], 2 * stride - 1, stride, stride - 1)  # looks at every pixel
         blocks, inputs = [], widths[0]
         for stage, outputs in enumerate(widths):
             for block in range(depth):

@@ -69,7 +69,7 @@ def test_it_comes_back_with_its_guardrails_anew_and_every_move_is_computed_again
     assert shares_of(deployment)["3"] == told["bandit"]["shares"]["c"] > 0
     change = DeploymentChange.objects.first()
     assert (change.actor, change.revision) == (maintainer, told["revision"])
-    assert "Experiment 1: C is put back" in change.reason and change.reason.endswith(f"Reason: {REASON}")
+    assert change.reason.startswith(f"Experiment 1: {REASON} – C is put back")
     entry = AuditEntry.objects.get(action="ab_test.put_back")
     assert (entry.actor, entry.detail) == (maintainer, {"number": 1, "arm": "c", "reason": REASON})
     seen = api(viewer).get(f"{url}/1/looks").json()["results"][0]
@@ -88,6 +88,7 @@ def test_it_comes_back_with_its_guardrails_anew_and_every_move_is_computed_again
     later(harmed, "harm")
     sentence = Look.objects.last().results["verdict"]["sentence"]
     assert "C is taken out: Failed requests: 18.4 % at C of 49 requests since it was put back, limit 2 %" in sentence
+    assert "(at most 2 % of sound tests raise an alarm)" in sentence
     assert shares_of(deployment)["3"] == 0.0
     later(harmed)
     again = returns.put_back(actor=maintainer, experiment=Experiment.objects.get(), arm="c", reason=REASON)

@@ -2,7 +2,7 @@
 
 Normalised by the statistics of its batch (Ioffe & Szegedy, 2015) a network of convolutions learns fast and well; afterwards
 the statistics are constants, a factor and a shift of each channel, which the convolution before can do itself. A student
-has one process and batches of one size to learn with, so that what speaks against batch statistics elsewhere (a row's
+has one process and batches of nearly one size to learn with, so that what speaks against batch statistics elsewhere (a row's
 result depends on the rows beside it, training on how batches are shared) does not matter here; what is kept has none.
 """
 

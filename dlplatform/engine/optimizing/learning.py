@@ -5,6 +5,7 @@ Distillation as Hinton et al., 2015 ("Distilling the Knowledge in a Neural Netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -65,11 +66,11 @@ def teach(
 
 
 def _epoch(learner: RowLearner, generator: torch.Generator) -> list[Tensor]:
-    """Batches (G, B): each group's training rows in a new order."""
+    """Batches (G, B) of nearly one size: each group's training rows in a new order."""
     size = learner.config.batch_size if isinstance(learner.config.batch_size, int) else 64
     shortest = min(len(rows) for rows in learner.train_rows)
     orders = [rows[torch.randperm(len(rows), generator=generator)][:shortest] for rows in learner.train_rows]
-    return list(torch.split(torch.stack(orders), min(size, shortest), dim=1))
+    return list(torch.tensor_split(torch.stack(orders), math.ceil(shortest / size), dim=1))
 
 
 def _step(learner: RowLearner, teacher: RowNetwork, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:

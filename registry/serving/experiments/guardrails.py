@@ -133,17 +133,16 @@ def _sentence(one: Mapping[str, Any], found: Guardrail, a: Moments, b: Moments, 
         return f"{_capital(name)}: nothing was seen of {letter}{since or ' yet'}."
     said = f"{_capital(name)}: {_told(one, b.mean)} at {letter}"
     if "limit" in one:
-        return f"{said} of {b.count:,} requests{since}, limit {_told(one, one['limit'])}{_end(found)}"
+        return f"{said} of {b.count:,} requests{since}, limit {_told(one, one['limit'])}{_end(found, bool(since))}"
     beside = f", {_told(one, a.mean)} at A" if a.count else ""
     return f"{said}{beside}; {letter} may be worse by {_told(one, one['tolerance'])}{_end(found)}"
 
 
-def _end(found: Guardrail) -> str:
-    return (
-        f": more than chance explains (at most {100 * ALPHA:g} % of sound tests raise an alarm)."
-        if found.alarm
-        else "."
-    )
+def _end(found: Guardrail, anew: bool = False) -> str:
+    """``anew``: its arm was put back before, for which there may be as many false alarms again, however often it is."""
+    if not found.alarm:
+        return "."
+    return f": more than chance explains (at most {100 * ALPHA * (1 + anew):g} % of sound tests raise an alarm)."
 
 
 def _capital(text: str) -> str:

@@ -187,7 +187,7 @@ def _move(experiment: Experiment, results: Results, actor: User | None, reason: 
     said = results["verdict"]["sentence"]
     return move_traffic(
         actor=actor, experiment=experiment, shares=results["bandit"]["shares"],
-        reason=f"{said} Reason: {reason}" if reason else said,
+        reason=f"{reason} – {said}" if reason else said,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ as before, for it is what is known of the version.
 
 from datetime import datetime, timedelta
 
+from django.db import transaction
+
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
@@ -36,13 +38,13 @@ def put_back(*, actor: User, experiment: Experiment, arm: str, reason: str) -> L
         raise refused("reason", f"Say why {letter.upper()} may answer again: what was the cause, and what has changed.")
     window = window_of(experiment)
     _check_out(experiment, letter, window)
-    look = record_look(
-        experiment, window, read_sums(experiment, window), Look.Kind.RETURN, actor, back=letter, reason=reason.strip()
-    )
+    sums, said = read_sums(experiment, window), reason.strip()
     organization = experiment.deployment.organization
-    audit.record(
-        actor, "ab_test.put_back", experiment, organization, number=experiment.number, arm=letter, reason=look.reason
-    )
+    with transaction.atomic():
+        look = record_look(experiment, window, sums, Look.Kind.RETURN, actor, back=letter, reason=said)
+        audit.record(
+            actor, "ab_test.put_back", experiment, organization, number=experiment.number, arm=letter, reason=said
+        )
     return look
 
 

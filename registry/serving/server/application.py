@@ -80,7 +80,7 @@ class InferenceServer:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self.start()
-                beside = asyncio.gather(self.rate.follow(), self.telling.follow())
+                beside = asyncio.gather(self.rate.follow(), self.telling.follow(), return_exceptions=True)
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 beside.cancel()

@@ -80,21 +80,28 @@ class RateLimit:
         """Exchange with the other processes until it is cancelled."""
         while self._cost:
             await asyncio.sleep(EXCHANGE_SECONDS)
-            await self.exchange()
+            try:
+                await self.exchange()
+            except Exception:  # whatever it is, the next exchange may go well, and requests are answered meanwhile
+                logger.exception("what a key was granted could not be exchanged with the other inference processes")
 
     async def exchange(self) -> None:
         """Tell what was granted since the last time, and hear what all have granted to the same keys."""
         now = self._clock()
         passed, self._exchanged_at = now - self._exchanged_at, now
         seconds, self._granted, self._untold = self._to_tell(), {}, {}
-        if not seconds:
-            return
-        try:
-            ahead = await asyncio.to_thread(_added, seconds, passed, self._most_ahead)
-        except (redis.RedisError, OSError) as error:
-            self._tell_later(seconds, error)
-        else:
-            self._go_on(now, ahead)
+        bearers = list(seconds)
+        for start in range(0, len(bearers), AT_ONCE):
+            some = {one: seconds[one] for one in bearers[start : start + AT_ONCE]}
+            try:
+                ahead = await asyncio.to_thread(_added, some, passed, self._most_ahead)
+            except redis.TimeoutError as error:
+                self._note_away(error)  # it may have been added: nobody is counted twice
+            except (redis.RedisError, OSError) as error:
+                self._note_away(error)
+                self._tell_later(some)
+            else:
+                self._go_on(now, ahead)
 
     def _to_tell(self) -> dict[str, float]:
         told = dict(self._untold)
@@ -112,11 +119,13 @@ class RateLimit:
                 of_all = sent + seconds + self._granted.get(bearer, 0) * self._cost
                 self._arrivals[bearer] = max(self._arrivals[bearer], of_all)
 
-    def _tell_later(self, seconds: Mapping[str, float], error: Exception) -> None:
-        """As far as it is not worked off by now: an outage must not be held against anybody after it."""
+    def _note_away(self, error: Exception) -> None:
         if not self._away:
             logger.warning("Valkey does not answer, each inference process counts a key's limit by itself: %s", error)
         self._away = True
+
+    def _tell_later(self, seconds: Mapping[str, float]) -> None:
+        """As far as it is not worked off by now: an outage must not be held against anybody after it."""
         now = self._clock()
         for bearer, granted in seconds.items():
             if (left := min(granted, self._arrivals.get(bearer, now) - now)) > 0:
@@ -125,10 +134,7 @@ class RateLimit:
 
 def _added(seconds: Mapping[str, float], passed: float, most_ahead: float) -> dict[str, float]:
     """By how many seconds the arrival of each key is ahead, with these added. Raises redis.RedisError, OSError."""
-    add, bearers = impatient_connection().register_script(ADD), list(seconds)
-    ahead: list[bytes] = []
-    for start in range(0, len(bearers), AT_ONCE):
-        some = bearers[start : start + AT_ONCE]
-        given = [f"{seconds[one]:.9f}" for one in some]
-        ahead += add(keys=[NAME + digest(one) for one in some], args=[f"{passed:.6f}", most_ahead, *given])
-    return dict(zip(bearers, map(float, ahead), strict=True))
+    add = impatient_connection().register_script(ADD)
+    names, given = [NAME + digest(one) for one in seconds], [f"{one:.9f}" for one in seconds.values()]
+    ahead: list[bytes] = add(keys=names, args=[f"{passed:.6f}", most_ahead, *given])
+    return dict(zip(seconds, map(float, ahead), strict=True))

@@ -28,7 +28,10 @@ class Telling:
     async def follow(self) -> None:
         """Tell every second, until it is cancelled."""
         while True:
-            await asyncio.to_thread(self.tell)
+            try:
+                await asyncio.to_thread(self.tell)
+            except Exception:  # whatever it is, the next word may go through, and requests are answered meanwhile
+                logger.exception("the pages could not be told of this inference process")
             await asyncio.sleep(processes.TELL_SECONDS)
 
     def tell(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 
 import pytest
+import redis
 from rest_framework.exceptions import Throttled
 
 from dlplatform import embedded
@@ -190,3 +191,60 @@ async def test_many_keys_are_exchanged_in_parts_and_the_least_recent_forgotten(m
     await second.exchange()
     assert not any(granted(second, 3, name) == 3 for name in names[10:])
     assert len(first._arrivals) == len(second._arrivals) == 50
+
+
+async def test_what_may_have_been_told_is_not_told_again(monkeypatch):
+    """Valkey took it, and its answer came too late."""
+    added, limit, other = rate_limit._added, RateLimit(10), RateLimit(10)
+
+    def late(*given):
+        added(*given)
+        raise redis.TimeoutError
+
+    assert granted(limit, 10) == 10
+    monkeypatch.setattr(rate_limit, "_added", late)
+    for _ in range(5):
+        await limit.exchange()
+    monkeypatch.setattr(rate_limit, "_added", added)
+    await limit.exchange()
+    assert granted(other, 1) == 1
+    await other.exchange()
+    assert 8 <= granted(other, 20) <= 11, "ten of twenty were granted, once"
+
+
+async def test_parts_that_went_through_are_not_told_again_for_one_that_did_not(monkeypatch):
+    monkeypatch.setattr(rate_limit, "AT_ONCE", 1)
+    added, limit, other = rate_limit._added, RateLimit(10), RateLimit(10)
+
+    def without_other(seconds, *given):
+        if OTHER in seconds:
+            raise redis.ConnectionError
+        return added(seconds, *given)
+
+    assert granted(limit, 10, KEY) == granted(limit, 10, OTHER) == 10
+    monkeypatch.setattr(rate_limit, "_added", without_other)
+    for _ in range(3):
+        await limit.exchange()
+    monkeypatch.setattr(rate_limit, "_added", added)
+    await limit.exchange()
+    for key in (KEY, OTHER):
+        grants(other, key)
+    await other.exchange()
+    assert all(8 <= granted(other, 20, key) <= 11 for key in (KEY, OTHER))
+
+
+async def test_exchanging_goes_on_whatever_went_wrong_once(monkeypatch, caplog):
+    limit, calls = RateLimit(10), []
+
+    async def exchange():
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+
+    monkeypatch.setattr(rate_limit, "EXCHANGE_SECONDS", 0.001)
+    monkeypatch.setattr(limit, "exchange", exchange)
+    following = asyncio.ensure_future(limit.follow())
+    while len(calls) < 3:
+        await asyncio.sleep(0.001)
+    following.cancel()
+    assert caplog.text.count("could not be exchanged") == 1

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 from dlplatform.engine import package
+from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.errors import EngineError, PackageError
 from dlplatform.engine.image_arrays import source_in
 from dlplatform.engine.optimizing.folding import Normalised, fold, normalise
+from dlplatform.engine.optimizing.learning import _epoch
 from dlplatform.engine.optimizing.plan import Plan
 from dlplatform.engine.optimizing.rows import split_again, targets_of
 from dlplatform.engine.optimizing.work import make_variant
@@ -93,6 +95,28 @@ def test_what_was_normalised_by_batches_is_worked_into_the_convolutions(size: in
     assert after.shape == (4, body.width)
     assert torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
     assert torch.allclose(alone, after, rtol=1e-4, atol=1e-4 * float(after.abs().max()))
+
+
+@pytest.mark.parametrize("size", [8, 28, 64, 68, 128, 132, 224])
+def test_every_pixel_is_looked_at(size: int) -> None:
+    body = FoldedResNet(1, size, width=8, depth=1)
+    pixels = torch.zeros(1, 1, size, size, requires_grad=True)
+    body.stem(pixels).square().sum().add(body.stem(pixels).sum()).backward()
+    assert pixels.grad is not None
+    assert bool((pixels.grad != 0).all())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(65, 64), (129, 64), (64, 64), (10, 64), (1, 64), (200, 64)])
+def test_batches_of_an_epoch_are_of_nearly_one_size(rows: int, size: int) -> None:
+    class Learner:
+        config = TrainingConfig(batch_size=size)
+        train_rows = [torch.arange(rows)]
+
+    found = _epoch(Learner, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    sizes = [batch.shape[1] for batch in found]
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+    assert sorted(torch.cat(found, 1)[0].tolist()) == list(range(rows))
 
 
 @pytest.mark.parametrize("kept", ["", "onnx", "onnx-int8-static", "int8", "torch-export"])
