@@ -190,7 +190,7 @@ class Record:
             asyncio.get_running_loop().call_soon(row.pack)  # when the answer is on its way
 
     def _row(self, milliseconds: float, code: str) -> Entry:
-        propensity = self.served.propensities[str(self.variant.id)] if self._by_chance else None
+        propensity = self.served.propensities[self.variant.name] if self._by_chance else None
         return record_of(
             self.served, self.variant, self.request_id, self._rows, self.predictions, milliseconds, code, self._key,
             propensity,

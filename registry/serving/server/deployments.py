@@ -13,7 +13,10 @@ from registry.serving.models import Deployment, Variant
 
 @dataclass(frozen=True)
 class ServedVariant:
+    """``name``: its id as allocations name it."""
+
     id: UUID
+    name: str
     version: UUID
     number: int
     model: str
@@ -94,7 +97,7 @@ def _variant(row: dict[str, Any]) -> ServedVariant:
     signature = row["version__signature"] or {}
     inputs = tuple(signature.get("inputs", ()))
     return ServedVariant(
-        id=row["id"], version=row["version_id"], number=row["version__number"], model=row["version__model__name"],
+        id=row["id"], name=str(row["id"]), version=row["version_id"], number=row["version__number"], model=row["version__model__name"],
         task=row["version__task"], role=row["role"], inputs=inputs,
         images=tuple(column["name"] for column in inputs if column["type"] == "image"),
         output=signature.get("output") or {},

@@ -1,9 +1,8 @@
 """What an answer becomes in the prediction log."""
 
 import hashlib
+from datetime import UTC, datetime
 from uuid import UUID
-
-from django.utils import timezone
 
 from registry.serving.batching import Rows
 from registry.serving.log_entries import Entry, Sent
@@ -17,7 +16,7 @@ def record_of(
 ) -> Entry:  # fmt: skip
     return Entry(
         request_id, served.id, variant.id, variant.role, served.revision, propensity, key or "",
-        without_images(rows, variant.images), predictions, milliseconds, error, timezone.now(), served.organization,
+        without_images(rows, variant.images), predictions, milliseconds, error, datetime.now(UTC), served.organization,
         () if error else images_in(rows, variant.images),
     )  # fmt: skip
 
