@@ -11,7 +11,7 @@ from dlplatform.accounts.models import User
 from dlplatform.engine.optimizing.plan import KEEPING, PASSES, SETTINGS, SHAPING, SPARSE
 
 from .comparisons import ready_data
-from .models import RegisteredModel
+from .models import ModelVersion
 from .optimizations import DEFAULT_TOLERANCE, MOST_TOLERANCE
 
 MOST_DATA = 100
@@ -28,6 +28,7 @@ COMBINED = tuple(
     for keep in ("onnx", "onnx-int8-dynamic", "onnx-int8-static", "torch-compile")
 )
 FIRST = ("onnx", "onnx-int8-dynamic", "onnx-int8-static", "structured+onnx-int8-dynamic")
+FIRST_OF_IMAGES = ("onnx", "onnx-int8-static", "distil+onnx")
 
 
 class OptimizeForm(forms.Form):
@@ -46,13 +47,13 @@ class OptimizeForm(forms.Form):
         help_text="To learn on from, to calibrate with, and to be judged by: each row for one of these.",
     )  # fmt: skip
 
-    def __init__(self, *args: Any, user: User, model: RegisteredModel, **more: Any) -> None:
+    def __init__(self, *args: Any, user: User, version: ModelVersion, **more: Any) -> None:
         super().__init__(*args, **more)
         self.auto_id = "optimize-%s"
-        self.data_rows = ready_data(user, model)
+        self.data_rows = ready_data(user, version.model)
         names = [*KEEPING, *SHAPING, *("+".join(pair) for pair in COMBINED)]
         self.fields["variants"].choices = [(name, name) for name in names]  # type: ignore[attr-defined]
-        self.fields["variants"].initial = list(FIRST)
+        self.fields["variants"].initial = list(FIRST_OF_IMAGES if _looks(version) else FIRST)
         for name, default, low, high, takers, help_text in SETTINGS:
             kind = forms.IntegerField if name == "epochs" else forms.FloatField
             self.fields[name] = kind(
@@ -109,6 +110,11 @@ class OptimizeForm(forms.Form):
         for field, errors in refused.error_dict.items():
             name = field.split(".")[-1] if field.startswith("variants.") else field
             self.add_error(name if name in self.fields else None, errors)
+
+
+def _looks(version: ModelVersion) -> bool:
+    """Whether convolutions are most of it: matrices of 8 bits alone bring it nothing, a student without normalisations much."""
+    return any(column.get("type") == "image" for column in (version.signature or {}).get("inputs", ()))
 
 
 def _choice(passes: tuple[str, ...], chosen: set[str]) -> dict[str, Any]:

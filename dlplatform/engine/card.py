@@ -63,8 +63,15 @@ def _data(description: dict[str, Any]) -> str:
         f"Trained on {rows['train']:,} rows, measured on {rows['validation']:,} held-out rows, "
         f"{len(description['inputs'])} input columns.",
     ]
-    lines += [f"- {_text(key)}: {_text(value)}" for key, value in sorted(description["lineage"].items())]
+    lines += [f"- {_text(key)}: {_text(_told(value))}" for key, value in sorted(description["lineage"].items())]
     return "\n".join(lines)
+
+
+def _told(value: Any) -> Any:
+    """What is nested, as the passes of an optimisation are, in words."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_told(one)}" for name, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _quality(evaluation: dict[str, Any]) -> str:

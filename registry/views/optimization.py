@@ -27,7 +27,7 @@ MOST_EARLIER = 20
 def version_optimize(request: HttpRequest, version: UUID) -> HttpResponse:
     found = version_or_404(request, version)
     require(request.user, "model.write", found)
-    form = OptimizeForm(request.POST or None, user=request.user, model=found.model)
+    form = OptimizeForm(request.POST or None, user=request.user, version=found)
     if request.method == "POST" and form.is_valid() and (made := _requested(request, form, found)):
         return redirect("optimization", made.pk)
     earlier = found.optimizations.order_by("-created_at").prefetch_related("variants")[:MOST_EARLIER]

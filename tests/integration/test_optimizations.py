@@ -164,6 +164,26 @@ def test_the_form_asks_for_several_variants_at_once(version, trainer, client):
     assert "waiting for a worker" in client.get(answer.url).content.decode()
 
 
+def test_what_is_ticked_at_first_suits_what_the_version_looks_at(version, trainer, client):
+    client.force_login(trainer)
+    address = reverse("version-optimize", args=[version.pk])
+    assert ticked(client.get(address)) == {
+        "onnx",
+        "onnx-int8-dynamic",
+        "onnx-int8-static",
+        "structured+onnx-int8-dynamic",
+    }
+    signature = version.signature | {"inputs": [{"name": "photo", "type": "image"}]}
+    ModelVersion.objects.filter(pk=version.pk).update(signature=signature)
+    assert ticked(client.get(address)) == {"onnx", "onnx-int8-static", "distil+onnx"}
+
+
+def ticked(page):
+    return {
+        choice["value"] for group in page.context["form"].groups() for choice in group["choices"] if choice["checked"]
+    }
+
+
 def test_what_is_slower_is_deployed_only_by_who_says_so(version, trainer, maintainer, api, client):
     child = variant_of(version, trainer, [SLOW])
     body = {"name": "flowers", "variants": [{"version": str(child.pk)}]}

@@ -128,7 +128,10 @@ def test_a_student_of_a_resnet_has_no_normalisation_and_answers(looking: Trained
     instances, labels = asked(40)
     answers = Predictor(tmp_path / "made").predict(instances)
     assert np.mean([one["label"] == label for one, label in zip(answers, labels, strict=True)]) >= 0.9
-    assert "without normalisations" in (tmp_path / "made" / "README.md").read_text()
+    card = (tmp_path / "made" / "README.md").read_text()
+    assert "without normalisations" in card
+    assert "- optimised: passes distil" in card
+    assert "{" not in card.split("## Data")[1].split("## Quality")[0]
     if not kept:
         sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "made", looking.package)]
         assert sizes[0] < sizes[1] / 3
