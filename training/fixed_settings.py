@@ -73,7 +73,7 @@ def faults(
     asked = {name: value for name, value in asked.items() if value != before.get(name, _ABSENT)}
     fixed = _fixed_by_its_files(base, task) if asked else _nothing
     asked = {name: value for name, value in asked.items() if fixed(name)}
-    known = list(_records(base)) if asked else []
+    known = list(_records(base, task)) if asked else []
     return {
         f"config.{name}": _fault(name, value)
         for name, value in asked.items()
@@ -133,17 +133,16 @@ def _default(name: str) -> Any:
 # --- what a base has ------------------------------------------------------------------------------------
 
 
-def _records(base: ModelVersion) -> Iterator[dict[str, Any]]:
+def _records(base: ModelVersion, task: str) -> Iterator[dict[str, Any]]:
     """What the base says of its settings: as they were asked for, as they came out, and what its network is."""
     if is_transformers(base):
-        yield from ({f"{sense}_encoder": word} for sense, word in _ENCODERS)
+        yield from ({f"{sense}_encoder": PRETRAINED} for sense in OF_AN_ENCODER)
+        if will_write(base, task):
+            yield {"text_encoder": "transformer"}  # as a language model records it
         return
     for name in ("config", "settings"):
         yield dict(_flat(base.lineage.get(name) or {}))
     yield _network_of(base)
-
-
-_ENCODERS: Final = (("text", PRETRAINED), ("image", PRETRAINED), ("text", "transformer"))
 
 
 def _network_of(base: ModelVersion) -> dict[str, Any]:

@@ -176,10 +176,18 @@ def test_a_directory_fixes_what_it_is_the_network_of(bert, texts, organization, 
         ).base_version
         == bert
     )
-    for config, field in (({"vocabulary": 400}, "vocabulary"), ({"params": {"text_layers": 3}}, "params.text_layers")):
+    refusals = [
+        ({"vocabulary": 400}, "vocabulary"),
+        ({"params": {"text_layers": 3}}, "params.text_layers"),
+        ({"text_encoder": "transformer"}, "text_encoder"),
+    ]
+    for config, field in refusals:
         with pytest.raises(ValidationError) as refused:
             tuned(config)
         assert [*refused.value.error_dict] == [f"config.{field}"]
+    named = {"text_encoder": "transformer"}  # what one that writes records
+    assert fixed_settings.faults(writer, "language-model", named, {}) == {}
+    assert [*fixed_settings.faults(writer, "regression", named, {})] == ["config.text_encoder"]
 
 
 @pytest.fixture
