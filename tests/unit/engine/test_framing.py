@@ -22,6 +22,7 @@ from dlplatform.engine.transformers_pixels import ImageProcessor, read_image_pro
 MEANS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
 SQUARE, SHORTEST = {"height": 24, "width": 24}, {"shortest_edge": 32}
 CROP = {"do_center_crop": True, "crop_size": SQUARE}
+EFFICIENT = {"image_processor_type": "EfficientNetImageProcessor", "size": SQUARE, "resample": 0, **MEANS}
 # name: (config.json, preprocessor_config.json)
 DIRECTORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vit": ({"model_type": "vit"}, {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 2, **MEANS}),
@@ -49,7 +50,14 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "efficientnet": (
         {"model_type": "efficientnet"},
-        {"image_processor_type": "EfficientNetImageProcessor", "size": SQUARE, "resample": 0, "include_top": True, **MEANS},
+        {**EFFICIENT, "include_top": True},
+    ),
+    "efficientnet that takes 1 away": (
+        {"model_type": "efficientnet"}, {**EFFICIENT, "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False},
+    ),
+    "efficientnet that does not normalise": ({"model_type": "efficientnet"}, {**EFFICIENT, "do_normalize": False}),
+    "efficientnet that does not rescale": (
+        {"model_type": "efficientnet"}, {**EFFICIENT, "do_rescale": False, "rescale_factor": 0, "rescale_offset": True},
     ),
     "mobilenet": ({"model_type": "mobilenet_v2"}, {"image_processor_type": "MobileNetV2ImageProcessor", "size": SHORTEST, **CROP}),
     "mobilevit": ({"model_type": "mobilevit"}, {"image_processor_type": "MobileViTImageProcessor", "size": SHORTEST, **CROP}),
@@ -171,6 +179,24 @@ def test_framings_that_are_refused(tmp_path: Path, change: dict[str, Any], told:
     directory(tmp_path, {}, {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 24}, **change})
     with pytest.raises(PackageError, match=told):
         read_image_processor(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rescale_factor": "x"}, "preprocessor_config.json gives x as rescale_factor; it must be a number above 0"),
+        ({"rescale_factor": 0, "rescale_offset": True}, "gives 0 as rescale_factor"),
+        ({"do_normalize": False, "image_std": [0, 1, 1]}, "image_std"),
+        ({"do_normalize": False, "image_std": "wide"}, "image_std"),
+    ],
+)
+def test_an_efficientnets_numbers_are_checked(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    directory(tmp_path, {}, {**EFFICIENT, **change})
+    with pytest.raises(PackageError, match=told):
+        read_image_processor(tmp_path, {})
+    if "rescale_factor" in change:  # which nobody asks for where nothing is rescaled
+        directory(tmp_path, {}, {**EFFICIENT, **change, "do_rescale": False})
+        assert read_image_processor(tmp_path, {}).mean == (0.5, 0.4, 0.3)
 
 
 def test_one_channel_takes_the_mean_of_what_a_class_takes_for_granted(tmp_path: Path) -> None:
