@@ -230,3 +230,50 @@ def test_a_clone_asks_the_files_of_its_base_only_where_they_decide(without_files
     refused = api(trainer).post(clone, {"config": {"vocabulary": 400}}, format="json")
     assert (refused.status_code, refused.json()["errors"][0]["code"]) == (409, "not_trainable"), refused.content
     assert "config.json cannot be read" in refused.json()["errors"][0]["detail"]
+
+
+def test_pixels_are_asked_only_of_a_base_that_heeds_them(base, bert, texts, api, trainer):  # noqa: F811
+    def posted(version, data, **settings):
+        learnt = {"target": "kind", "features": ["note"]} if version == bert else {}
+        body = {"dataset_version": str(data.pk), "config": FEW, **learnt, **settings}
+        return [
+            api(trainer).post(f"/api/v1/{address}", body, format="json")
+            for address in (f"models/{version.model_id}/finetune", f"model-versions/{version.pk}/finetune-preflight")
+        ]
+
+    rows = base.dataset_version
+    for version, data in ((base, rows), (bert, texts)):
+        for answer in posted(version, data, pixels="letterbox"):
+            error = answer.json()["errors"][0]
+            assert (answer.status_code, error["attr"], error["code"]) == (400, "pixels", "not_for_base"), answer.content
+            assert "Leave it out" in error["detail"]
+        for settings in ({}, {"pixels": "base"}, {"pixels": None}):
+            made, tried = posted(version, data, **settings)
+            assert (made.status_code, tried.status_code) == (201, 202), made.content
+            assert made.json()["finetune"]["pixels"] is None
+        assert posted(version, data, **made.json()["finetune"])[0].status_code == 201, "what was shown can be sent back"
+    space = [{"name": "learning_rate", "kind": "float", "low": 0.001, "high": 0.1}]
+    body = {"dataset_version": str(rows.pk), "base_version": str(base.pk), "trials": 1, "space": space}
+    searched = api(trainer).post("/api/v1/sweeps", body | {"finetune": {"pixels": "letterbox"}}, format="json")
+    assert searched.status_code == 400 and searched.json()["errors"][0]["attr"] == "finetune.pixels", searched.content
+
+
+def test_what_a_run_recorded_of_pixels_that_nobody_asked_for_can_be_sent_back(base, api, trainer, viewer):
+    """All runs had the word for a while, and before that none, which stood for a letterbox."""
+    run = Run.objects.get(pk=asked(api, trainer, base, {}).json()["id"])
+    address = f"/api/v1/runs/{run.pk}"
+    unsaid = {name: value for name, value in run.finetune.items() if name not in ("pixels", "format")}
+    for recorded, sent in (
+        (run.finetune, [{}, {"pixels": "base"}]),
+        (run.finetune | {"pixels": "base"}, [{}, {"pixels": "base"}]),
+        (unsaid, [{}, {"pixels": "letterbox"}]),
+    ):
+        Run.objects.filter(pk=run.pk).update(finetune=recorded)
+        shown = api(viewer).get(address).json()["finetune"]
+        assert shown["pixels"] is None
+        for block in (shown | each for each in sent):
+            answer = api(trainer).post(f"{address}/clone", {"finetune": block}, format="json")
+            assert answer.status_code == 201 and answer.json()["finetune"] == shown, answer.content
+    Run.objects.filter(pk=run.pk).update(finetune=run.finetune)
+    refused = api(trainer).post(f"{address}/clone", {"finetune": {"pixels": "letterbox"}}, format="json")
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "finetune.pixels", refused.content
