@@ -5,6 +5,7 @@ from typing import Any
 from dlplatform.accounts.models import User
 from dlplatform.accounts.templatetags.platform import setting
 from dlplatform.api import Conflict
+from dlplatform.engine.errors import PackageError
 
 from .fixed_settings import free_of
 from .models import Run, RunEvent
@@ -26,10 +27,14 @@ def findings_of(run: Run) -> list[dict[str, Any]]:
 
 
 def _for_its_base(run: Run, finding: dict[str, Any]) -> dict[str, Any]:
-    """Without what the run's base fixes: another try with it would be the same."""
+    """Without what the run's base fixes: another try with it would be the same. The finding stays as it is where the files of
+    the base, which would tell, are gone."""
     if not finding.get("change") or run.base_version is None:
         return finding
-    return {**finding, "change": free_of(run.base_version, run.task, finding["change"]) or None}
+    try:
+        return {**finding, "change": free_of(run.base_version, run.task, finding["change"]) or None}
+    except PackageError:
+        return finding
 
 
 def change_in_words(change: dict[str, Any]) -> str:

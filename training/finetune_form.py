@@ -133,7 +133,7 @@ def address_of(run: Run) -> str:
     query: dict[str, Any] = {
         "dataset_version": run.dataset_version_id, "register_as": run.register_as, "blocks": settings["blocks"],
         "task": run.task, "target": run.target_names, "clone": run.pk,
-        **{f"finetune.{one.name}": typed(settings[one.name]) for one in FINETUNE_FIELDS},
+        **{f"finetune.{one.name}": typed(settings[one.name]) for one in FINETUNE_FIELDS if settings[one.name] is not None},
         **{f"config.{name}": typed(value) for name, value in chosen.items()},
     }  # fmt: skip
     return f"{reverse('finetune', args=[run.base_version_id])}?{urlencode(query, doseq=True)}"

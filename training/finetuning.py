@@ -1,7 +1,7 @@
 """Fine-tuning a version of the registry: what fits it, and the run that does it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from django.core.exceptions import ValidationError
@@ -16,7 +16,7 @@ from dlplatform.engine.chat_template import BASE as BASE_TEMPLATE
 from dlplatform.engine.chat_template import USUAL
 from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
-from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune, recorded_finetune
+from dlplatform.engine.finetune_config import BASE_PIXELS, FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
@@ -93,6 +93,7 @@ def choices_of(
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
     _require_template(version, task, parsed)
+    parsed = with_pixels(version, parsed)
     return {
         "dataset_version": dataset_version,
         "task": task,
@@ -115,6 +116,17 @@ def require_usable(version: ModelVersion, settings: FinetuneConfig, task: str) -
     check_base(version, settings, task)
     if brings_code(version):
         _require_own_tunable(version, settings)
+
+
+def with_pixels(version: ModelVersion, settings: FinetuneConfig) -> FinetuneConfig:
+    """The settings with what they say of pixels: nothing, unless the base is a Hugging Face directory that looks at images,
+    for a package keeps its own. Raises ValidationError for what would do nothing."""
+    if is_transformers(version) and transformers_bases.takes(version) == "image":
+        return replace(settings, pixels=settings.pixels or BASE_PIXELS)
+    if settings.pixels not in (None, BASE_PIXELS):
+        fix = "Only a base from the Hub that looks at images is asked how they are framed; this one keeps its way. Leave it out."
+        raise _invalid("pixels", fix, "not_for_base")
+    return replace(settings, pixels=None)
 
 
 def _require_template(version: ModelVersion, task: str, settings: FinetuneConfig) -> None:
@@ -192,20 +204,32 @@ def _parsed(settings: Mapping[str, Any]) -> FinetuneConfig:
 def settings_of_clone(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The fine-tuning settings of a run with changes. Raises Conflict, and ValidationError for `finetune.NAME`.
 
-    What a run shows can be given again. The first format is kept for a run that is trained again as it was.
+    What a run shows can be given again, and null of pixels says nothing. The first format is kept for a run that is trained again as it was.
     """
     if run.base_version is None or run.finetune is None:
         raise _invalid("finetune", "This run starts from no base; leave this out.", "not_for_run")
     recorded = recorded_finetune(run.finetune)
+    given = {name: value for name, value in changes.items() if (name, value) != ("pixels", None)}
     try:
-        wanted = _parsed({**recorded.to_dict(), **changes})
+        wanted = _parsed({**recorded.to_dict(), **given})
         if wanted.format == FIRST and wanted != recorded:
             text = "This format is kept for training a run again as it was; give peft to change how it is fine-tuned."
             raise _invalid("format", text, "not_for_new")
         require_usable(run.base_version, wanted, run.task)
+        wanted = wanted if wanted.pixels == recorded.pixels else with_pixels(run.base_version, wanted)
     except ValidationError as error:
         raise as_part(error) from error
     return wanted.to_dict()
+
+
+def shown_settings(run: Run) -> dict[str, Any] | None:
+    """The fine-tuning settings of a run as they were meant: null of pixels where its base was not asked for them, whatever
+    runs recorded when all of them had the word."""
+    if run.finetune is None or run.base_version is None:
+        return recorded_finetune(run.finetune).to_dict() if run.finetune else None
+    reads_texts = run.task == LANGUAGE or run.config.get("text_encoder") == PRETRAINED
+    unasked = {"pixels": None} if reads_texts or not is_transformers(run.base_version) else {}
+    return recorded_finetune(run.finetune).to_dict() | unasked
 
 
 def as_part(error: ValidationError) -> ValidationError:

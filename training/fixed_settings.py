@@ -10,10 +10,13 @@ from typing import Any, Final
 import orjson
 from django.core.exceptions import ValidationError
 
+from dlplatform.api import Conflict
 from dlplatform.engine.description import MODEL
+from dlplatform.engine.errors import PackageError
 from dlplatform.engine.fields import ENCODER_PARAMS, FIELDS, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.objects.errors import CorruptObject, MissingObject
+from registry.availability import require_files
 from registry.models import ModelVersion
 from registry.services import object_store
 from registry.transformers_bases import LANGUAGE, is_transformers, takes
@@ -40,7 +43,10 @@ Fixed = Callable[[str], bool]
 
 
 def fixed_by(base: ModelVersion, task: str = "") -> Fixed:
-    """Whether a setting (`params.width` among them) changes nothing beside a base; ``task``: what it is to learn."""
+    """Whether a setting (`params.width` among them) changes nothing beside a base; ``task``: what it is to learn.
+
+    Raises PackageError for a Hugging Face directory whose files are gone.
+    """
     if not is_transformers(base):
         own = (*OF_A_PACKAGE, *([HELD_OUT] if _is_cross_fitted(base) else []))
         return lambda name: name in own or name.startswith(PARAMS)
@@ -60,16 +66,37 @@ def faults(
     base: ModelVersion, task: str, config: Mapping[str, Any], kept: Mapping[str, Any]
 ) -> dict[str, ValidationError]:
     """{config.NAME: what is wrong} of settings that the base fixes to something else. ``kept``: those of a run that is
-    cloned, which may have them from the time when they were not refused."""
-    fixed, before = fixed_by(base, task), dict(_flat(kept))
-    asked = {name: value for name, value in _flat(config) if fixed(name) and value != _default(name)}
+    cloned, which may have them from the time when they were not refused. The files of the base are asked only where they
+    decide. Raises Conflict where they are gone."""
+    before = dict(_flat(kept))
+    asked = {name: value for name, value in _flat(config) if _may_be_fixed(name) and value != _default(name)}
     asked = {name: value for name, value in asked.items() if value != before.get(name, _ABSENT)}
-    known = list(_records(base)) if asked else []
+    fixed = _fixed_by_its_files(base, task) if asked else _nothing
+    asked = {name: value for name, value in asked.items() if fixed(name)}
+    known = list(_records(base, task)) if asked else []
     return {
         f"config.{name}": _fault(name, value)
         for name, value in asked.items()
         if not any(value == each.get(name, _ABSENT) for each in known)
     }
+
+
+def _may_be_fixed(name: str) -> bool:
+    """Whether any base at all fixes a setting of the name."""
+    return name in (*OF_A_PACKAGE, HELD_OUT) or name.startswith(PARAMS)
+
+
+def _nothing(name: str) -> bool:
+    return False
+
+
+def _fixed_by_its_files(base: ModelVersion, task: str) -> Fixed:
+    """`fixed_by` for a run that is to start from the base. Raises Conflict."""
+    try:
+        return fixed_by(base, task)
+    except PackageError as error:
+        require_files(base)
+        raise Conflict(f"No run can start from v{base.number}. {error}", code="not_trainable") from error
 
 
 def _fault(name: str, value: Any) -> ValidationError:
@@ -83,7 +110,7 @@ def said_once(base: ModelVersion, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def free_of(base: ModelVersion, task: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that the base fixes."""
+    """The settings without those that the base fixes. Raises PackageError as `fixed_by` does."""
     fixed = fixed_by(base, task)
     free = {name: value for name, value in config.items() if name != "params" and not fixed(name)}
     given = config.get("params")
@@ -106,17 +133,16 @@ def _default(name: str) -> Any:
 # --- what a base has ------------------------------------------------------------------------------------
 
 
-def _records(base: ModelVersion) -> Iterator[dict[str, Any]]:
+def _records(base: ModelVersion, task: str) -> Iterator[dict[str, Any]]:
     """What the base says of its settings: as they were asked for, as they came out, and what its network is."""
     if is_transformers(base):
-        yield from ({f"{sense}_encoder": word} for sense, word in _ENCODERS)
+        yield from ({f"{sense}_encoder": PRETRAINED} for sense in OF_AN_ENCODER)
+        if will_write(base, task):
+            yield {"text_encoder": "transformer"}  # as a language model records it
         return
     for name in ("config", "settings"):
         yield dict(_flat(base.lineage.get(name) or {}))
     yield _network_of(base)
-
-
-_ENCODERS: Final = (("text", PRETRAINED), ("image", PRETRAINED), ("text", "transformer"))
 
 
 def _network_of(base: ModelVersion) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
-from dlplatform.engine.finetune_config import recorded_finetune
 
+from .finetuning import shown_settings
 from .models import Experiment, Run
 
 
@@ -94,9 +94,9 @@ class SettingsIn(Strict):
         help_text="Of a language model's chats: base (the base's own), usual (ChatML, or plain words), or one in Jinja",
     )  # fmt: skip
     pixels = serializers.CharField(
-        required=False, max_length=20,
+        required=False, allow_null=True, max_length=20,
         help_text="Of a base from the Hub that looks at images: base (brought to its size as its preprocessor_config.json says) "
-                  "or letterbox (whole, the rest black)",
+                  "or letterbox (whole, the rest black); null, or left out, for every other base",
     )  # fmt: skip
     blocks = serializers.ListField(
         child=serializers.CharField(max_length=300), required=False, max_length=1000,
@@ -158,7 +158,7 @@ class RunDetail(RunOut):
 
     @extend_schema_field(serializers.DictField(allow_null=True))
     def get_finetune(self, run: Run) -> dict[str, Any] | None:
-        return recorded_finetune(run.finetune).to_dict() if run.finetune else None
+        return shown_settings(run)
 
     class Meta(RunOut.Meta):
         fields = [

@@ -58,8 +58,8 @@ RECORDED_FIELDS: Final[tuple[Field, ...]] = (
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """See `FINETUNE_FIELDS` and `RECORDED_FIELDS`. ``blocks``: names or patterns of the blocks that train (head) or are
-    adapted (lora); empty for the usual ones."""
+    """See `FINETUNE_FIELDS` and `RECORDED_FIELDS`. ``pixels``: None where the base has nothing to say of them. ``blocks``:
+    names or patterns of the blocks that train (head) or are adapted (lora); empty for the usual ones."""
 
     mode: str = "full"
     adapter: str = "lora"
@@ -69,7 +69,7 @@ class FinetuneConfig:
     unfreeze_every: int = 0
     layer_decay: float = 1.0
     chat_template: str = BASE
-    pixels: str = BASE_PIXELS
+    pixels: str | None = BASE_PIXELS
     format: str = "peft"
     blocks: tuple[str, ...] = ()
 
@@ -91,7 +91,8 @@ def parse_finetune(raw: Any) -> FinetuneConfig:
     problems: list[Problem] = []
     given = dict(raw)
     blocks = given.pop("blocks", [])
-    values = parse_fields(given, (*FINETUNE_FIELDS, *RECORDED_FIELDS), "", problems)
+    unsaid = {name: given.pop(name) for name in ("pixels",) if name in given and given[name] is None}
+    values = parse_fields(given, (*FINETUNE_FIELDS, *RECORDED_FIELDS), "", problems) | unsaid
     names = isinstance(blocks, list | tuple) and all(isinstance(name, str) and len(name) <= 300 for name in blocks)
     if not names or len(blocks) > MOST_BLOCKS:
         problems.append(("blocks", "wrong_type", "blocks must be a list of names of blocks."))

@@ -13,9 +13,11 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from dlplatform.engine.images import MAXIMUM_PIXELS, in_mode
+from dlplatform.engine.images import in_mode
 
 LARGEST: Final = 4096  # that a side is brought to before it is cut
+# Of an image resized as a whole, unless the image itself has more: a small file must not cost more than a large one.
+WHOLE_PIXELS: Final = 2 << 20
 BILINEAR: Final = int(Image.Resampling.BILINEAR)
 FILTERS: Final = tuple(map(int, Image.Resampling))
 
@@ -82,7 +84,7 @@ def framed(image: Image.Image, channels: int, side: int, framing: Framing) -> Pi
     """(channels, side, side) pixels of an upright image; what it is too small for is black."""
     plain = in_mode(image, "L" if channels == 1 else "RGB")
     size = framing.size_of(plain.size)
-    if size[0] * size[1] <= MAXIMUM_PIXELS:
+    if size[0] * size[1] <= max(WHOLE_PIXELS, plain.width * plain.height):
         whole = plain if size == plain.size else plain.resize(size, framing.resample)
         cut = whole.crop(_places(size, side))
     else:
@@ -99,10 +101,12 @@ def _places(size: Size, side: int) -> tuple[int, int, int, int]:
 
 
 def _cut_first(plain: Image.Image, size: Size, side: int, resample: int) -> Image.Image:
-    """The same of an image so long that the whole of it would not fit into memory: to a rounding of the filter's weights."""
+    """The same without what is cut off, where the whole of it would be large: to a step or two of 255, but for black beside
+    white under a filter that overshoots, because Pillow may take the other axis first."""
     left, top, right, bottom = _places(size, side)
-    across, down = plain.width / size[0], plain.height / size[1]
-    box = (left * across, top * down, right * across, bottom * down)
+    # Multiplied first, so that an edge of the image is that and not a rounding beyond it, which Pillow refuses.
+    (width, height), (wide, high) = plain.size, size
+    box = (left * width / wide, top * height / high, right * width / wide, bottom * height / high)
     return plain.resize((right - left, bottom - top), resample, box=box)
 
 

@@ -42,7 +42,7 @@ from dlplatform.engine.transformers_language import (
     shape_over,
 )
 from dlplatform.engine.transformers_models import TransformersBase, try_out
-from dlplatform.engine.transformers_pixels import read_image_processor
+from dlplatform.engine.transformers_pixels import ImageProcessor
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.engine.user_code import Classes, CodeNetwork, load_build, started_from
 
@@ -99,16 +99,14 @@ def _row_learner(
     fitted = read_as(spec.config, read_tokenizer(tokenizer)) if tokenizer else None
     if isinstance(base, TransformersBase) and base.sense == TEXT:
         fitted = base.text_tokenizer()
-    if isinstance(base, TransformersBase):
-        base = _with_pixels(base, spec)
-    images = base.images if isinstance(base, TransformersBase) else None
+    images = _processor(base, spec)
     dataset = prepare(spec, table, reporter.writer.log, reporter.beat, source, fitted, known, images)
     if spec.entry:
         return _own_learner(job_dir, spec, dataset, base)
     if base is None or spec.finetune is None:
         return RowLearner(dataset, choose_device()), Plan()
     if isinstance(base, TransformersBase):
-        network = _around(base, dataset)
+        network = _around(base, dataset, images)
     else:
         assert isinstance(base.network, RowNetwork)
         network = build_network(replace(base.network.shape, outputs=dataset.target.outputs))
@@ -118,11 +116,12 @@ def _row_learner(
     return RowLearner(dataset, choose_device(), network), plan
 
 
-def _with_pixels(base: TransformersBase, spec: JobSpec) -> TransformersBase:
-    """The base with its images as the settings say. Raises PackageError."""
-    if base.images is None or spec.finetune is None or spec.finetune.pixels != LETTERBOX:
-        return base
-    return replace(base, images=read_image_processor(base.directory, base.transformer.config, letterbox=True))
+def _processor(base: Started, spec: JobSpec) -> ImageProcessor | None:
+    """How a Hugging Face directory that looks at images gets them, as the settings say; None without one. Only what is asked
+    for is read: a file that the letterbox can do with may say what no framing can. Raises PackageError."""
+    if not isinstance(base, TransformersBase) or base.sense != IMAGE or spec.finetune is None:
+        return None
+    return base.image_processor(letterbox=spec.finetune.pixels == LETTERBOX)
 
 
 def _own_learner(job_dir: Path, spec: JobSpec, dataset: Dataset, base: Started) -> tuple[RowLearner, Plan]:
@@ -180,9 +179,9 @@ def _transformers_of(base: package.Package | TransformersBase) -> tuple[dict[str
     return shape.get("transformer"), shape.get("image_transformer")
 
 
-def _around(base: TransformersBase, dataset: Dataset) -> RowNetwork:
+def _around(base: TransformersBase, dataset: Dataset, images: ImageProcessor | None) -> RowNetwork:
     """A new network with the base's architecture in it. Raises EngineError for data that it cannot take."""
-    return _around_images(base, dataset) if base.sense == IMAGE else _around_texts(base, dataset)
+    return _around_texts(base, dataset) if images is None else _around_images(base, dataset, images)
 
 
 def _around_texts(base: TransformersBase, dataset: Dataset) -> RowNetwork:
@@ -194,10 +193,9 @@ def _around_texts(base: TransformersBase, dataset: Dataset) -> RowNetwork:
     return new_network(dataset, base.transformer.to_dict())
 
 
-def _around_images(base: TransformersBase, dataset: Dataset) -> RowNetwork:
+def _around_images(base: TransformersBase, dataset: Dataset, processor: ImageProcessor) -> RowNetwork:
     """Its pixels are normalised as those were that the base was trained on."""
-    sizes, processor = dataset.preprocessor.sizes(), base.images
-    assert processor is not None
+    sizes = dataset.preprocessor.sizes()
     if not sizes.images:
         raise EngineError("bad_data", "The base looks at images, and no feature is one.", "Add a column of images.")
     try:

@@ -49,8 +49,8 @@ _UNUSED: Final = ("pooler",)
 
 @dataclass(frozen=True)
 class TransformersBase:
-    """A Hugging Face directory that a run starts from. ``writes``: a model that continues texts. ``images``: how one that
-    looks at images wants them; it has no tokenizer, and its ``transformer`` is completed by `transformers_images.pretrained`.
+    """A Hugging Face directory that a run starts from. ``sense``: whether it takes texts or images; one that looks at images
+    has no tokenizer, and its ``transformer`` is completed by `transformers_images.pretrained`. ``writes``: it continues texts.
     ``chat``: the text of its chat template, which nobody has looked at yet, and ``named`` the special tokens that it may name.
     """
 
@@ -60,25 +60,24 @@ class TransformersBase:
     writes: bool = False
     chat: str | None = None
     named: Mapping[str, str] = field(default_factory=dict)
-    images: ImageProcessor | None = None
-
-    @property
-    def sense(self) -> str:
-        """What the network takes: texts or images."""
-        return TEXT if self.images is None else IMAGE
+    sense: str = TEXT
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer for texts that are read whole."""
         config = self.transformer.config
         return read_transformers_tokenizer(self.tokenizer, vocabulary_of(config), min(LONGEST, longest_text(config)))
 
+    def image_processor(self, letterbox: bool = False) -> ImageProcessor:
+        """How images are wanted, see `read_image_processor`. Raises PackageError."""
+        return read_image_processor(self.directory, self.transformer.config, letterbox)
+
 
 def read_base(directory: Path) -> TransformersBase:
-    """Check a Hugging Face directory and read all but its weights. Raises PackageError."""
+    """Check a Hugging Face directory and read all but its weights, and the file of its image processor: runs read that in
+    different ways. Raises PackageError."""
     raw = read_json(directory / CONFIG)
     if isinstance(raw, dict) and sense_of(raw) == IMAGE:
-        config = safe_config(raw, IMAGE)
-        return TransformersBase(directory, Transformer(config), images=read_image_processor(directory, config))
+        return TransformersBase(directory, Transformer(safe_config(raw, IMAGE)), sense=IMAGE)
     config = safe_config(raw)
     pooling = pooling_of(read_json(directory / POOLING)) if (directory / POOLING).is_file() else "mean"
     path = directory / TOKENIZER

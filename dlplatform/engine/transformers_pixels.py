@@ -64,18 +64,30 @@ def _normalised(
     channels = config.get("num_channels", 3)
     if type(channels) is not int or channels not in (1, 3):
         raise PackageError(f"The model looks at images of {str(channels)[:40]} channels; 1 and 3 are possible.")
-    scale = raw.get("rescale_factor", BYTE) if raw.get("do_rescale", True) else 1.0
-    if not _is_positive(scale):
-        raise PackageError(f"{PREPROCESSOR} gives {str(scale)[:40]} as rescale_factor; it must be above 0.")
-    mean, deviation = (0.0,) * channels, (1.0,) * channels
+    scale, mean, deviation = _scale(raw), (0.0,) * channels, (1.0,) * channels
     if raw.get("do_normalize", True):
         mean = _of_channels(raw, "image_mean", USUAL_MEAN, channels)
-        deviation = _of_channels(raw, "image_std", USUAL_DEVIATION, channels)
-        if min(deviation) < LEAST_DEVIATION:
-            raise PackageError(f"{PREPROCESSOR} gives an image_std below {LEAST_DEVIATION}, which no image has.")
+        deviation = _deviation(raw, channels)
     _check_places(config, side)
     means, deviations = (tuple(one / scale for one in each) for each in (mean, deviation))
     return ImageProcessor(channels, side, means, deviations, framing)
+
+
+def _scale(raw: Mapping[str, Any]) -> float:
+    """By what the steps of 0 to 255 are multiplied first."""
+    scale = raw.get("rescale_factor", BYTE) if raw.get("do_rescale", True) else 1.0
+    if not _is_positive(scale):
+        raise PackageError(
+            f"{PREPROCESSOR} gives {str(scale)[:40]} as rescale_factor; it must be a number above 0, such as 1/255."
+        )
+    return float(scale)
+
+
+def _deviation(raw: Mapping[str, Any], channels: int) -> tuple[float, ...]:
+    deviation = _of_channels(raw, "image_std", USUAL_DEVIATION, channels)
+    if min(deviation) < LEAST_DEVIATION:
+        raise PackageError(f"{PREPROCESSOR} gives an image_std below {LEAST_DEVIATION}, which no image has.")
+    return deviation
 
 
 def _framing(written: Mapping[str, Any], config: Mapping[str, Any], kind: str) -> tuple[Framing | None, int]:
@@ -103,15 +115,16 @@ def _looks_at_any_size(config: Mapping[str, Any]) -> bool:
 
 
 def _twice_divided(processor: ImageProcessor, written: Mapping[str, Any], kind: str) -> ImageProcessor:
-    """An EfficientNet's processor may take 1 away, and divides by the deviation once more for its classifiers."""
+    """An EfficientNet's processor may take 1 away where it rescales, and divides by the deviation once more for its
+    classifiers, whether it normalises or not."""
     if kind != "EfficientNet":
         return processor
-    scale = written.get("rescale_factor", BYTE)
-    means, deviations = processor.mean, processor.deviation
-    if written.get("rescale_offset"):
+    scale, means, deviations = _scale(written), processor.mean, processor.deviation
+    if written.get("rescale_offset") and written.get("do_rescale", True):
         means = tuple(one + 1 / scale for one in means)
-    if written.get("include_top") and written.get("do_normalize", True):
-        deviations = tuple(one * one * scale for one in deviations)
+    if written.get("include_top"):
+        further = _deviation(written, processor.channels)
+        deviations = tuple(one * (own / scale) * scale for one, own in zip(deviations, further, strict=True))
     return replace(processor, mean=means, deviation=deviations)
 
 

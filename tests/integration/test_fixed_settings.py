@@ -1,10 +1,15 @@
 """What a base fixes is refused in a fine-tuning by name, unless it is what the base has; what was recorded goes on."""
 
+from datetime import timedelta
+
 import pytest
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 
+from registry import deletion
 from registry.models import ModelVersion
 from tests.integration.conftest import QUICK
+from tests.integration.test_deletion import collected
 from tests.integration.test_transformers_bases import bert, texts, version_of  # noqa: F401 - fixtures
 from tests.integration.training_by_api import trained_version
 from tests.unit.engine.transformers_bases import tiny_gpt, tiny_images
@@ -171,7 +176,104 @@ def test_a_directory_fixes_what_it_is_the_network_of(bert, texts, organization, 
         ).base_version
         == bert
     )
-    for config, field in (({"vocabulary": 400}, "vocabulary"), ({"params": {"text_layers": 3}}, "params.text_layers")):
+    refusals = [
+        ({"vocabulary": 400}, "vocabulary"),
+        ({"params": {"text_layers": 3}}, "params.text_layers"),
+        ({"text_encoder": "transformer"}, "text_encoder"),
+    ]
+    for config, field in refusals:
         with pytest.raises(ValidationError) as refused:
             tuned(config)
         assert [*refused.value.error_dict] == [f"config.{field}"]
+    named = {"text_encoder": "transformer"}  # what one that writes records
+    assert fixed_settings.faults(writer, "language-model", named, {}) == {}
+    assert [*fixed_settings.faults(writer, "regression", named, {})] == ["config.text_encoder"]
+
+
+@pytest.fixture
+def without_files(bert, texts, trainer, maintainer):  # noqa: F811
+    """A run over a directory whose files were deleted and collected since."""
+    run = finetuning.finetune(
+        actor=trainer, version=bert, dataset_version=texts, config=FEW, target="kind", features=["note"]
+    )
+    bert.refs.all().delete()
+    deletion.delete_version(actor=maintainer, version=bert)
+    for days in (8, 16):  # condemned, then gone
+        collected(bert.model.organization, timezone.now() + timedelta(days=days))
+    return Run.objects.select_related("base_version").get(pk=run.pk)
+
+
+def test_a_run_whose_base_is_gone_is_shown_with_its_findings(without_files, api, web, viewer, stranger):
+    run, change = without_files, {"weight_decay": 0.1, "params": {"text_dropout": 0.3}}
+    told = {"severity": "warning", "sentence": "It overfits.", "next_step": "Add rows."}
+    append_event(run, "finding", code="overfitting", change=change, **told)
+    assert [one["change"] for one in doctor.findings_of(run)] == [change]
+    address = f"/api/v1/runs/{run.pk}"
+    assert api(viewer).get(address).status_code == 200
+    found = api(viewer).get(f"{address}/findings")
+    assert found.status_code == 200 and found.json()["results"][0]["change"] == change, found.content
+    assert web(viewer).get(f"/runs/{run.pk}/").status_code == 200
+    assert api(stranger).get(f"{address}/findings").status_code == 404
+
+
+def test_a_clone_asks_the_files_of_its_base_only_where_they_decide(without_files, api, trainer, viewer):
+    clone = f"/api/v1/runs/{without_files.pk}/clone"
+    assert api(viewer).post(clone, {}, format="json").status_code == 403
+    for change in ({}, {"config": {"epochs": 2}}):
+        assert api(trainer).post(clone, change, format="json").status_code == 201, "as before"
+    for change in ({"vocabulary": 400}, {"architecture": "mlp", "params": {"width": 8}}):
+        refused = api(trainer).post(clone, {"config": change}, format="json")
+        error = refused.json()["errors"][0]
+        assert (refused.status_code, error["code"]) == (409, "files_deleted"), refused.content
+        assert "were deleted on" in error["detail"]
+    ModelVersion.objects.update(deleted_at=None)
+    refused = api(trainer).post(clone, {"config": {"vocabulary": 400}}, format="json")
+    assert (refused.status_code, refused.json()["errors"][0]["code"]) == (409, "not_trainable"), refused.content
+    assert "config.json cannot be read" in refused.json()["errors"][0]["detail"]
+
+
+def test_pixels_are_asked_only_of_a_base_that_heeds_them(base, bert, texts, api, trainer):  # noqa: F811
+    def posted(version, data, **settings):
+        learnt = {"target": "kind", "features": ["note"]} if version == bert else {}
+        body = {"dataset_version": str(data.pk), "config": FEW, **learnt, **settings}
+        return [
+            api(trainer).post(f"/api/v1/{address}", body, format="json")
+            for address in (f"models/{version.model_id}/finetune", f"model-versions/{version.pk}/finetune-preflight")
+        ]
+
+    rows = base.dataset_version
+    for version, data in ((base, rows), (bert, texts)):
+        for answer in posted(version, data, pixels="letterbox"):
+            error = answer.json()["errors"][0]
+            assert (answer.status_code, error["attr"], error["code"]) == (400, "pixels", "not_for_base"), answer.content
+            assert "Leave it out" in error["detail"]
+        for settings in ({}, {"pixels": "base"}, {"pixels": None}):
+            made, tried = posted(version, data, **settings)
+            assert (made.status_code, tried.status_code) == (201, 202), made.content
+            assert made.json()["finetune"]["pixels"] is None
+        assert posted(version, data, **made.json()["finetune"])[0].status_code == 201, "what was shown can be sent back"
+    space = [{"name": "learning_rate", "kind": "float", "low": 0.001, "high": 0.1}]
+    body = {"dataset_version": str(rows.pk), "base_version": str(base.pk), "trials": 1, "space": space}
+    searched = api(trainer).post("/api/v1/sweeps", body | {"finetune": {"pixels": "letterbox"}}, format="json")
+    assert searched.status_code == 400 and searched.json()["errors"][0]["attr"] == "finetune.pixels", searched.content
+
+
+def test_what_a_run_recorded_of_pixels_that_nobody_asked_for_can_be_sent_back(base, api, trainer, viewer):
+    """All runs had the word for a while, and before that none, which stood for a letterbox."""
+    run = Run.objects.get(pk=asked(api, trainer, base, {}).json()["id"])
+    address = f"/api/v1/runs/{run.pk}"
+    unsaid = {name: value for name, value in run.finetune.items() if name not in ("pixels", "format")}
+    for recorded, sent in (
+        (run.finetune, [{}, {"pixels": "base"}]),
+        (run.finetune | {"pixels": "base"}, [{}, {"pixels": "base"}]),
+        (unsaid, [{}, {"pixels": "letterbox"}]),
+    ):
+        Run.objects.filter(pk=run.pk).update(finetune=recorded)
+        shown = api(viewer).get(address).json()["finetune"]
+        assert shown["pixels"] is None
+        for block in (shown | each for each in sent):
+            answer = api(trainer).post(f"{address}/clone", {"finetune": block}, format="json")
+            assert answer.status_code == 201 and answer.json()["finetune"] == shown, answer.content
+    Run.objects.filter(pk=run.pk).update(finetune=run.finetune)
+    refused = api(trainer).post(f"{address}/clone", {"finetune": {"pixels": "letterbox"}}, format="json")
+    assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "finetune.pixels", refused.content

@@ -188,6 +188,21 @@ def test_settings_that_do_not_go_together_fail_their_trial_and_in_the_end_the_se
     assert sweep.state == "paused" and "failed" in sweep.reason and Run.objects.count() == 0
 
 
+def test_a_trial_leaves_out_what_its_architecture_does_not_know(start):
+    networks = {"name": "architecture", "kind": "categorical", "choices": ["linear", "mlp"]}
+    shared = QUICK | {"params": {"layers": 2}}
+    sweep = start(space=[networks, SPACE[1] | {"points": 2}], sampler="grid", config=shared, trials=6)
+    trials = work(sweep)
+    assert [one.state for one in trials] == ["succeeded"] * 3 and sweep.state == "finished"
+    assert all(set(one.params) == {"architecture", "params.width"} for one in trials), "whatever was drawn is kept"
+    configs = [run.config for run in Run.objects.filter(trial__sweep=sweep)]
+    assert sorted((one["architecture"], len(one["params"])) for one in configs) == [
+        ("linear", 0),
+        ("mlp", 2),
+        ("mlp", 2),
+    ]
+
+
 def test_a_sweep_waits_when_its_maker_may_not_train_any_more(start, trainer):
     sweep = start()
     trainer.memberships.update(role="viewer")

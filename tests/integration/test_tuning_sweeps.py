@@ -114,7 +114,7 @@ def test_what_cannot_be_searched_from_a_base_is_refused_by_name(base, api, train
 def test_a_sweep_from_before_pixels_goes_on_with_images_as_they_were(base, api, trainer):
     assert asked(api, trainer, base, space=RANKS, finetune={"mode": "lora"}, trials=1).status_code == 201
     sweep = Sweep.objects.get()
-    assert sweep.finetune["pixels"] == "base"
+    assert sweep.finetune["pixels"] is None, "a package keeps its own"
     Sweep.objects.filter(pk=sweep.pk).update(finetune={k: v for k, v in sweep.finetune.items() if k != "pixels"})
     Run.objects.filter(trial__sweep=sweep).delete()
     advance_sweep(str(sweep.pk))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlplatform.engine.config import ConfigError, Problem, idle_settings, parse_config
+from dlplatform.engine.defaults import known_params
+from dlplatform.engine.fields import ARCHITECTURES
 from dlplatform.engine.transformers_settings import SENSES
 
 from . import tuning
@@ -20,8 +22,10 @@ LANGUAGE = "language-model"
 FIXED = ("seed", "params", *SENSES)
 # What decides which other settings of fine-tuning count.
 CONDITIONS = ("finetune.mode", "finetune.adapter")
+ARCHITECTURE = "architecture"  # and of the params
+SPLITTING = (*CONDITIONS, ARCHITECTURE)
 # And which of all others: of a text whose words are only counted, of bytes. In this order each follows from those before.
-DECISIVE = (*CONDITIONS, "text_encoder", "tokenizer")
+DECISIVE = (*SPLITTING, "text_encoder", "tokenizer")
 OF_TEXTS_IN_ORDER = ("text_length", "tokenizer", "vocabulary")
 MOST_DIMENSIONS = 20
 MOST_CHOICES = 100
@@ -112,6 +116,8 @@ def parse_space(
             problems.append((f"space.{number}.name", "unique", f"{found.name} is searched twice; name it once."))
         problems += _refused(f"space.{number}", found, config, task, finetune)
         dimensions.append(found)
+    if not problems:
+        problems = _of_no_architecture(dimensions)
     if not problems and finetune is not None:
         problems = _without_effect(dimensions, finetune)
     if problems:
@@ -221,14 +227,37 @@ def _without_effect(dimensions: Sequence[Dimension], finetune: Mapping[str, Any]
     ]  # fmt: skip
 
 
+def _of_no_architecture(dimensions: Sequence[Dimension]) -> list[Problem]:
+    """Params that none of the architectures which are searched knows."""
+    searched = [value for one in dimensions if one.name == ARCHITECTURE for value in one.choices]
+    return [
+        (
+            f"space.{number}.name", "unknown_field",
+            f"{one.name} is no setting of any architecture that is searched; search another one too, or remove this.",
+        )
+        for number, one in enumerate(dimensions)
+        if searched and not any(_knows(each, one.name) for each in searched)
+    ]  # fmt: skip
+
+
+def _knows(architecture: Any, name: str) -> bool:
+    """Whether a setting is none of the params, or one of an architecture; those of one's own are for the code to know."""
+    of_ours = name.startswith(PARAMS) and architecture in ARCHITECTURES
+    return not of_ours or name.removeprefix(PARAMS) in known_params(architecture)
+
+
 def with_settings(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with flat settings (`params.width`) put into it; those of fine-tuning are no part of it."""
+    """A configuration with flat settings (`params.width`) put into it; those of fine-tuning are no part of it, nor params
+    that an architecture among the settings does not know."""
     settings = {name: value for name, value in settings.items() if not name.startswith(tuning.PREFIX)}
     plain = {name: value for name, value in settings.items() if not name.startswith(PARAMS)}
     params = {name.removeprefix(PARAMS): value for name, value in settings.items() if name.startswith(PARAMS)}
     merged = {**config, **plain}
     if params:
         merged["params"] = {**config.get("params", {}), **params}
+    if ARCHITECTURE in plain and "params" in merged:
+        given, drawn = merged["params"], plain[ARCHITECTURE]
+        merged["params"] = {name: value for name, value in given.items() if _knows(drawn, f"{PARAMS}{name}")}
     return merged
 
 
@@ -244,6 +273,8 @@ def counting(
 def _is_idle(name: str, chosen: Mapping[str, Any], task: str) -> bool:
     if name == "vocabulary" and chosen.get("tokenizer") == "byte":
         return True
+    if not _knows(chosen.get(ARCHITECTURE), name):
+        return True
     of_order = name in OF_TEXTS_IN_ORDER or name.startswith(f"{PARAMS}text_")
     # A language model reads in order whatever is said of encoders.
     return of_order and task != LANGUAGE and chosen.get("text_encoder") == "hashed"
@@ -256,23 +287,31 @@ def dimensions_of(space: list[dict[str, Any]]) -> list[Dimension]:
 
 def grid_size(dimensions: Sequence[Dimension]) -> int:
     """How many points a grid has that differ in something that counts."""
-    rest = [one for one in dimensions if one.name not in CONDITIONS]
+    rest = [one for one in dimensions if one.name not in SPLITTING]
     kinds = {
-        _essence(point): tuning.of_finetuning(tuning.effective(None, point))
-        for point in _points([one for one in dimensions if one.name in CONDITIONS])
+        _essence(point): _effective(point) for point in _points([one for one in dimensions if one.name in SPLITTING])
     }
     return sum(math.prod(len(one.grid()) for one in rest if _counts(one.name, kind)) for kind in kinds.values())
 
 
 def _counts(name: str, kind: Mapping[str, Any]) -> bool:
-    return not name.startswith(tuning.PREFIX) or tuning.counts(tuning.bare(name), kind)
+    """Whether a setting does anything beside a mode, an adapter and an architecture."""
+    if not name.startswith(tuning.PREFIX):
+        return _knows(kind.get(ARCHITECTURE), name)
+    return tuning.counts(tuning.bare(name), tuning.of_finetuning(kind))
+
+
+def _effective(point: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a point of a grid does anything in its mode and its architecture."""
+    kept = tuning.effective(None, point)
+    return {name: value for name, value in kept.items() if _knows(point.get(ARCHITECTURE), name)}
 
 
 def grid_order(dimensions: Sequence[Dimension], seed: int) -> Iterator[dict[str, Value]]:
     """Every point of the grid once, in an order of chance that the seed decides. Of points that differ only in what does
-    not count in their mode the first one stands for all."""
+    not count in their mode and architecture the first one stands for all."""
     points = _points(dimensions)
-    if any(one.name in CONDITIONS for one in dimensions):
+    if any(one.name in SPLITTING for one in dimensions):
         points = list({_essence(point): point for point in reversed(points)}.values())[::-1]
     random.Random(seed).shuffle(points)  # noqa: S311 - no secret
     yield from points
@@ -284,4 +323,4 @@ def _points(dimensions: Sequence[Dimension]) -> list[dict[str, Value]]:
 
 
 def _essence(point: dict[str, Value]) -> tuple[tuple[str, type, Value], ...]:
-    return tuple((name, type(value), value) for name, value in tuning.effective(None, point).items())
+    return tuple((name, type(value), value) for name, value in _effective(point).items())

@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from datasets.models import DatasetVersion
 from dlplatform.accounts.models import Organization, User
 from dlplatform.api import Conflict
+from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from training import finetuning
 from training.fixed_settings import fixed_by
@@ -75,17 +76,25 @@ def _of_base(
         found = finetuning.choices_of(actor, base, data, {}, config, task, target, features)
     except ValidationError as error:
         raise _renamed(error, {"version": "base_version"}) from error
+    shared = _with_pixels(base, settings)
     code, entry = found.get("code"), found.get("entry", "")
     if code is not None:
         entry = check_code(actor, data.dataset.organization, code, entry, found["task"])
     checked = check(data, found["task"], found["target"], found["features"], found["config"] or {}, entry, base)
     kept = list(found["features"]) if found["features"] else None
-    return Subject(data, found["task"], found["target"], kept, checked, code, entry, base, settings)
+    return Subject(data, found["task"], found["target"], kept, checked, code, entry, base, shared)
 
 
-def _parsed(finetune: Mapping[str, Any]) -> dict[str, Any]:
+def _parsed(finetune: Mapping[str, Any]) -> FinetuneConfig:
     try:
-        return finetuning.parsed_settings(finetune).to_dict()
+        return finetuning.parsed_settings(finetune)
+    except ValidationError as error:
+        raise finetuning.as_part(error) from error
+
+
+def _with_pixels(base: ModelVersion, settings: FinetuneConfig) -> dict[str, Any]:
+    try:
+        return finetuning.with_pixels(base, settings).to_dict()
     except ValidationError as error:
         raise finetuning.as_part(error) from error
 

@@ -76,6 +76,27 @@ def test_a_run_from_before_pixels_were_the_bases_own_stays_letterboxed(
     assert "finetune.pixels" not in web(trainer).get(f"/model-versions/{now.pk}/finetune").context["form"].fields
 
 
+def test_a_letterboxed_run_over_a_file_that_says_no_framing_is_trained_again(
+    base,  # noqa: F811 - the fixture
+    many,
+    trainer,
+    api,
+):
+    """It was made when the file was only asked for a size, and numbers."""
+
+    def spoil(folder):
+        (folder / "preprocessor_config.json").write_text(json.dumps({"size": 600, "resample": "bicubic"}))
+
+    version = trained_version(
+        asked(api, trainer, base("vit", spoil), many, mode="head", config=QUICK, pixels="letterbox")
+    )
+    run = Run.objects.get(output_version=version)
+    Run.objects.filter(pk=run.pk).update(finetune={k: v for k, v in run.finetune.items() if k != "pixels"})
+    assert certificate_of(version, api, trainer).equal
+    cloned = api(trainer).post(f"/api/v1/runs/{run.pk}/clone", {}, format="json")
+    assert cloned.status_code == 201 and trained_version(cloned).pk
+
+
 def framing_of(version):
     content = object_store(version.model.organization_id).read(version.tree["model.json"]["sha256"])
     return next(each for each in json.loads(content)["preprocessing"] if each["type"] == "image").get("framing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import resource
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from dlplatform.engine.transformers_pixels import ImageProcessor, read_image_pro
 MEANS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
 SQUARE, SHORTEST = {"height": 24, "width": 24}, {"shortest_edge": 32}
 CROP = {"do_center_crop": True, "crop_size": SQUARE}
+EFFICIENT = {"image_processor_type": "EfficientNetImageProcessor", "size": SQUARE, "resample": 0, **MEANS}
 # name: (config.json, preprocessor_config.json)
 DIRECTORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vit": ({"model_type": "vit"}, {"image_processor_type": "ViTImageProcessor", "size": SQUARE, "resample": 2, **MEANS}),
@@ -49,7 +51,14 @@ DIRECTORIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "efficientnet": (
         {"model_type": "efficientnet"},
-        {"image_processor_type": "EfficientNetImageProcessor", "size": SQUARE, "resample": 0, "include_top": True, **MEANS},
+        {**EFFICIENT, "include_top": True},
+    ),
+    "efficientnet that takes 1 away": (
+        {"model_type": "efficientnet"}, {**EFFICIENT, "rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False},
+    ),
+    "efficientnet that does not normalise": ({"model_type": "efficientnet"}, {**EFFICIENT, "do_normalize": False}),
+    "efficientnet that does not rescale": (
+        {"model_type": "efficientnet"}, {**EFFICIENT, "do_rescale": False, "rescale_factor": 0, "rescale_offset": True},
     ),
     "mobilenet": ({"model_type": "mobilenet_v2"}, {"image_processor_type": "MobileNetV2ImageProcessor", "size": SHORTEST, **CROP}),
     "mobilevit": ({"model_type": "mobilevit"}, {"image_processor_type": "MobileViTImageProcessor", "size": SHORTEST, **CROP}),
@@ -173,6 +182,24 @@ def test_framings_that_are_refused(tmp_path: Path, change: dict[str, Any], told:
         read_image_processor(tmp_path, {})
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rescale_factor": "x"}, "preprocessor_config.json gives x as rescale_factor; it must be a number above 0"),
+        ({"rescale_factor": 0, "rescale_offset": True}, "gives 0 as rescale_factor"),
+        ({"do_normalize": False, "image_std": [0, 1, 1]}, "image_std"),
+        ({"do_normalize": False, "image_std": "wide"}, "image_std"),
+    ],
+)
+def test_an_efficientnets_numbers_are_checked(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    directory(tmp_path, {}, {**EFFICIENT, **change})
+    with pytest.raises(PackageError, match=told):
+        read_image_processor(tmp_path, {})
+    if "rescale_factor" in change:  # which nobody asks for where nothing is rescaled
+        directory(tmp_path, {}, {**EFFICIENT, **change, "do_rescale": False})
+        assert read_image_processor(tmp_path, {}).mean == (0.5, 0.4, 0.3)
+
+
 def test_one_channel_takes_the_mean_of_what_a_class_takes_for_granted(tmp_path: Path) -> None:
     directory(tmp_path, {}, {"image_processor_type": "PvtImageProcessor", "size": 24})
     grey = read_image_processor(tmp_path, {"num_channels": 1})
@@ -183,13 +210,52 @@ def test_one_channel_takes_the_mean_of_what_a_class_takes_for_granted(tmp_path: 
 def test_a_long_image_is_cut_before_it_would_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     image, wanted = noise(20, 700), Framing(shortest=64, resample=3)
     whole = framed(image, 3, 48, wanted).astype(int)
-    monkeypatch.setattr(framing_module, "MAXIMUM_PIXELS", 1000)
+    monkeypatch.setattr(framing_module, "WHOLE_PIXELS", 1000)
     cut = framed(image, 3, 48, wanted).astype(int)
     assert np.abs(whole - cut).max() <= 1 and np.ptp(whole) > 100
     monkeypatch.undo()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert framed(Image.new("RGB", (30_000, 1), "red"), 3, 224, Framing(shortest=256))[0].min() == 255
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 18  # KB; the whole of it is 6 GB
+
+
+LARGE = [
+    Framing(shortest=4096, resample=3), Framing(width=4096, height=4096), Framing(width=4096, height=3000, resample=1),
+    Framing(shortest=4000, longest=4096, resample=5), Framing(shortest=3001, resample=4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", LARGE, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (20, 90), (7, 3), (1, 900), (300, 11)], ids=str)
+def test_a_small_image_costs_no_large_one(
+    monkeypatch: pytest.MonkeyPatch, wanted: Framing, size: tuple[int, int]
+) -> None:
+    """Whatever a file asks for, no more is made than what a model looks at, or little of all; and the pixels are the same."""
+    # Of middling values: what a sharp filter makes of black beside white depends on which axis Pillow takes first.
+    image, resize, made = noise(*size).point(lambda value: 64 + value // 2), Image.Image.resize, list[int]()
+    all_of_it = math.prod(wanted.size_of(image.size))
+
+    def counted(one: Image.Image, size: tuple[int, int], *more: Any, **named: Any) -> Image.Image:
+        made.append(size[0] * size[1])
+        return resize(one, size, *more, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    cut = framed(image, 3, 224, wanted).astype(int)
+    assert max(made) <= (all_of_it if all_of_it <= 2 << 20 else 224 * 224)
+    if all_of_it <= 20 << 20:
+        monkeypatch.setattr(framing_module, "WHOLE_PIXELS", 20 << 20)
+        difference = np.abs(framed(image, 3, 224, wanted).astype(int) - cut)
+        # A step of 255 more or less in the first of two passes can be two in the end.
+        assert made[-1] == all_of_it and difference.max() <= 2
+
+
+def test_a_large_image_is_resized_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the library's processor does it, to the pixel: it costs no more than the image itself."""
+    image, wanted = noise(60, 80), Framing(shortest=50, resample=3)
+    exact = framed(image, 3, 24, wanted)
+    monkeypatch.setattr(framing_module, "WHOLE_PIXELS", 10)
+    monkeypatch.setattr(framing_module, "_cut_first", None)
+    assert (framed(image, 3, 24, wanted) == exact).all()
 
 
 def test_a_framing_is_read_back_and_no_other(tmp_path: Path) -> None:

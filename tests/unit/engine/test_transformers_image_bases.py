@@ -62,8 +62,9 @@ def trained(made: Path) -> Path:
 
 def encoder_of(base: Path) -> TransformersImages:
     read = package.read_base(base)
-    assert isinstance(read, TransformersBase) and read.images is not None
-    part = TransformersImages(pretrained(read.transformer.config, read.images.channels, read.images.side))
+    assert isinstance(read, TransformersBase) and read.sense == "image"
+    images = read.image_processor()
+    part = TransformersImages(pretrained(read.transformer.config, images.channels, images.side))
     part.model.load_state_dict(package.transformers_models.read_weights(read, part.model))
     return part.eval()
 
@@ -189,6 +190,31 @@ def test_pixels_are_those_of_the_bases_processor_and_the_version_keeps_them(
     ]
     if mode == "full":
         assert coding_of(trained(tune(job, output, "again", mode="full", pixels="letterbox")))["framing"] == FRAMING
+
+
+# What a processor's file may say that no framing can, beside the side of the network, which is all that a letterbox needs.
+NOT_FRAMED = [
+    {"size": 600}, {"size": 5000}, {"resample": "bicubic"}, {"crop_size": "224x224", "do_center_crop": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("processor", NOT_FRAMED, ids=str)
+def test_what_no_framing_can_be_read_of_is_letterboxed_as_before(
+    job: Callable[..., Path], bases: Callable[[str], Path], processor: dict[str, Any]
+) -> None:
+    """Runs from before, and those that ask for it, learn and answer; adapters over such a base do too."""
+    for name, settings in (("before", {"mode": "lora"}), ("asked", {"mode": "head", "pixels": "letterbox"})):
+        made = tune(job, bases("vit"), name, **settings)
+        (made / "base" / "preprocessor_config.json").write_text(json.dumps(processor))
+        output = trained(made)
+        if name == "before":
+            shutil.copytree(made / "base", output / "base")
+        assert Predictor(output).predict([{"image": None}]) and coding_of(output)["side"] == 16
+    now = tune(job, bases("vit"), "now", mode="head", pixels="base")
+    (now / "base" / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert run_job(now) == 1
+    told = read_spool(now, "failed")[-1]
+    assert told["code"] == "bad_config" and "preprocessor_config.json" in told["sentence"]
 
 
 def test_a_dinov2_of_another_size_looks_at_what_its_processor_cuts(job: Callable[..., Path], tmp_path: Path) -> None:

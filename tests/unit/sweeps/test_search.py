@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from dlplatform.engine.config import parse_config
 from dlplatform.engine.finetune_config import FinetuneConfig, parse_finetune
 from training.sweeps.rungs import Standing, last_hope, median_verdict, promotable, rung_epochs
 from training.sweeps.sampling import Past, propose
@@ -234,6 +235,47 @@ def test_what_counts_follows_from_what_decides():
     }
 
 
+NETWORK = {"name": "architecture", "kind": "categorical", "choices": ["linear", "mlp", "tabm"]}
+MEMBERS = {"name": "params.members", "kind": "integer", "low": 2, "high": 8, "points": 2}
+
+
+def test_params_count_in_the_architectures_that_know_them():
+    def counted(point, **config):
+        return set(counting(point, config, None, "classification"))
+
+    params = {"params.width": 8, "params.members": 4, "params.text_width": 16}
+    assert counted({"architecture": "linear", **params}) == {"architecture", "params.text_width"}
+    assert counted({"architecture": "mlp", **params}) == {"architecture", "params.width", "params.text_width"}
+    assert (
+        counted({"architecture": "tabm", **params}) == {"architecture", *params} == {"architecture"} | counted(params)
+    )
+    assert counted(params, architecture="linear") == {"params.text_width"}
+    assert counted({"params.anything": 1}, architecture="code") == {"params.anything"}
+    shared = {"architecture": "auto", "params": {"layers": 2}}
+    made = {each: with_settings(shared, {"architecture": each, **params}) for each in NETWORK["choices"]}
+    assert {each: set(one["params"]) for each, one in made.items()} == {
+        "linear": {"text_width"}, "mlp": {"layers", "width", "text_width"},
+        "tabm": {"layers", "width", "members", "text_width"},
+    }  # fmt: skip
+    for settings in made.values():
+        parse_config(settings, "classification")
+
+
+def test_a_grid_takes_each_architecture_with_what_it_knows():
+    dimensions = parsed(NETWORK, WIDTH, MEMBERS, {**RATE, "points": 2})
+    points = list(grid_order(dimensions, 3))
+    assert len(points) == grid_size(dimensions) == 2 * (1 + 3 + 3 * 2)
+    made = {json.dumps(with_settings({}, point), sort_keys=True) for point in points}
+    assert len(made) == len(points), "every trial is another one"
+
+
+def test_params_of_no_architecture_that_is_searched_are_refused():
+    with pytest.raises(SpaceError) as refused:
+        parsed({**NETWORK, "choices": ["linear", "mlp"]}, WIDTH, MEMBERS)
+    assert [each[:2] for each in refused.value.problems] == [("space.2.name", "unknown_field")]
+    assert parsed(NETWORK, WIDTH, MEMBERS)
+
+
 def searched_by_conditions(dimensions, counted, count, change=lambda point: point):
     """Proposals, each after trials of those before; ``change``: what stands in the trials instead."""
     past, made = [], []
@@ -250,8 +292,9 @@ def searched_by_conditions(dimensions, counted, count, change=lambda point: poin
     [
         (of_base(MODE, ADAPTER, RANK, STAGES, RATE), WHOLE),
         (parse_space([ENCODER, LENGTH, PIECES, VOCABULARY, RATE], {}, "classification"), None),
+        (parse_space([WIDTH, NETWORK, RATE, MEMBERS], {}, "classification"), None),
     ],
-    ids=["fine-tuning", "texts"],
+    ids=["fine-tuning", "texts", "architectures"],
 )
 def test_tpe_is_told_only_of_what_counted(dimensions, shared):
     def counted(point):
