@@ -50,6 +50,11 @@ class Predictor:
         """Whether it is known how long a `light` row takes: of texts nobody knows."""
         return self.writer is None and self._rows.steady
 
+    @property
+    def plain(self) -> bool:
+        """Of a `steady` one: whether every row is `light`."""
+        return self._rows.plain
+
     def light(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         """Of a `steady` one: the rows as `predict` takes them, if none takes longer than `example`; else None."""
         return self._rows.light(instances)

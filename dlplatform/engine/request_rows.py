@@ -65,6 +65,11 @@ class RequestRows:
         no longer than `example` where they are `light`."""
         return all(each.kind == "images" for each in self._others)
 
+    @property
+    def plain(self) -> bool:
+        """Whether all are numbers and categories."""
+        return not self._others
+
     def example(self, told: Mapping[str, Any]) -> dict[str, Any]:
         """A row that takes as long as any that is `light`. ``told``: an example of each column that is no image."""
         return {**told, **{each.column.name: _noise(each) for each in self._others if each.kind == "images"}}
@@ -72,8 +77,6 @@ class RequestRows:
     def light(self, instances: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         """The rows, images as the bytes of their files, if all images are of no more pixels than the network looks at;
         else None, also where something is wrong with them."""
-        if not self._others:
-            return instances
         try:
             return [self._light(row, instance) for row, instance in enumerate(instances)]
         except (_TooHeavy, PredictionInputError):

@@ -158,11 +158,14 @@ class Answering:
     async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
         predictor = self._models.ready(version) or await self._models.loaded(version)
-        at_once = self._models.cache.at_once(version)
-        light = predictor.light(rows) if len(rows) <= at_once and isinstance(predictor, Predictor) else None
-        if light is not None:  # done before anybody could leave
-            return await self._models.quick.ask(version, predictor, light, at_once)
-        return await unless_gone(self._models.live.of(version, predictor).ask_in_loop(version, rows), receive)
+        at_once, quick = self._models.cache.at_once(version), self._models.quick
+        if len(rows) <= at_once and isinstance(predictor, Predictor):  # done before anybody could leave
+            if predictor.plain:
+                return await quick.ask(version, predictor, rows, at_once)
+            if quick.alone() and (light := predictor.light(rows)) is not None:
+                return quick.run(predictor, light)
+        with quick.elsewhere():
+            return await unless_gone(self._models.live.of(version, predictor).ask_in_loop(version, rows), receive)
 
 
 class Record:

@@ -5,11 +5,14 @@ changes hands twice, and each small operation of torch lets go of Python's lock 
 that reads requests: measured, that is most of the time of a small model under load.
 
 Where one turn after the other brought a single request, there is nothing to wait for: the next one is run as it comes.
+Small models of images are run so when they are asked by one caller alone; under load the thread, which decodes and computes
+beside the loop, answers more of them.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 from registry.serving.batching import Predicting, Request, Rows, run_together
@@ -24,21 +27,41 @@ class Quick:
         self._observe = observe
         self._waiting: dict[UUID, list[Request]] = {}
         self._came = 0  # requests, in this turn of the loop
-        self._lonely = 0  # turns in a row with one
+        self._lonely = 0  # turns in a row with one, while no thread had any
+        self._elsewhere = 0  # requests that wait for threads
+        self._crowded = False  # whether there were any when the first of this turn came
 
     async def ask(self, version: UUID, predictor: Predicting, rows: Rows, at_once: int) -> Rows:
         """The answer. ``at_once``: how many rows may hold up the loop; those of one request are not parted. Raises what
         predicting does."""
-        if not self._came:
-            asyncio.get_running_loop().call_soon(self._end_turn)
-        self._came += 1
-        if self._came == 1 and self._lonely >= LONELY_TURNS:
-            self._observe(len(rows), 0.0)
-            return predictor.predict(rows)
+        if self.alone():
+            return self.run(predictor, rows)
         return await self._with_others(version, predictor, rows, at_once)
 
+    def alone(self) -> bool:
+        """To be told once of a request that came; whether no other is to be expected beside it."""
+        if not self._came:
+            self._crowded = self._elsewhere > 0
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        self._came += 1
+        return self._came == 1 and self._lonely >= LONELY_TURNS and not self._crowded
+
+    def run(self, predictor: Predicting, rows: Rows) -> Rows:
+        """The answer, now. Raises what predicting does."""
+        self._observe(len(rows), 0.0)
+        return predictor.predict(rows)
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """While a thread has a request."""
+        self._elsewhere += 1
+        try:
+            yield
+        finally:
+            self._elsewhere -= 1
+
     def _end_turn(self) -> None:
-        self._lonely = self._lonely + 1 if self._came == 1 else 0
+        self._lonely = self._lonely + 1 if self._came == 1 and not self._crowded else 0
         self._came = 0
 
     def _with_others(self, version: UUID, predictor: Predicting, rows: Rows, at_once: int) -> "asyncio.Future[Rows]":

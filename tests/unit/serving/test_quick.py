@@ -152,6 +152,28 @@ def test_versions_are_not_mixed():
     assert (one.calls, other.calls) == ([[1]], [[2]])
 
 
+def test_nobody_is_alone_while_a_thread_has_a_request():
+    async def run():
+        quick, told = Quick(lambda rows, waited: None), []
+
+        async def turns(count):
+            for _ in range(count):
+                told.append(quick.alone())
+                await asyncio.sleep(0)
+
+        await turns(LONELY_TURNS + 1)
+        with quick.elsewhere():
+            await turns(2)
+        await turns(LONELY_TURNS + 1)
+        with pytest.raises(RuntimeError), quick.elsewhere():
+            raise RuntimeError
+        await turns(1)
+        return told
+
+    expected = [*[False] * LONELY_TURNS, True, False, False, *[False] * LONELY_TURNS, True, True]
+    assert asyncio.run(run()) == expected
+
+
 def test_a_model_is_quick_by_its_measured_time_if_that_does_not_depend_on_the_values():
     signature = {"inputs": [{"name": "x", "example": 1}]}
     assert cache.warm(Echo(), signature) >= cache.QUICK_ROWS
