@@ -27,10 +27,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_launcher()
+    from dlplatform.engine.processes import in_group, leave
     from dlplatform.engine.run import run_job
 
     code = run_job(Path(sys.argv[1]))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if in_group():
+        leave(code)
     return code
 
 

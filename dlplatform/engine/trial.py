@@ -18,7 +18,7 @@ from dlplatform.engine.events import SilentWriter
 from dlplatform.engine.finetuning import trainable
 from dlplatform.engine.job import JobSpec, read_spec
 from dlplatform.engine.learning import learner_of, settle_batch_size
-from dlplatform.engine.processes import Processes, in_group, join, largest, tell_outcome
+from dlplatform.engine.processes import Processes, in_group, join, largest, leave, tell_outcome
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.run import devices_of, strategy_of, unexpected
 from dlplatform.engine.training import Trainer
@@ -120,4 +120,4 @@ def _peak_of_main_memory() -> int:
 
 if __name__ == "__main__":  # one of several that the launcher started
     die_with_launcher()
-    sys.exit(try_out(Path(sys.argv[1])))
+    leave(try_out(Path(sys.argv[1])))
