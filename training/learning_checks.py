@@ -96,6 +96,20 @@ def check(
         )
     if base is not None and chosen:
         problems |= fixed_settings.faults(base, task, config, kept or {})
+    config, parsed, faults = _settings(task, config, entry, asked=chosen and not entry, needs_base=base is None)
+    problems |= faults
+    problems |= _model_faults(config, task, _read(features, targets, columns))
+    if problems:
+        raise ValidationError(problems)
+    return parsed if base is None else fixed_settings.said_once(base, parsed)
+
+
+def _settings(
+    task: str, config: dict[str, Any], entry: str, *, asked: bool, needs_base: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, ValidationError]]:
+    """(the settings with their architecture, the complete ones, what is wrong with them). ``asked``: also which of them would do
+    nothing. ``needs_base``: there is none, which an encoder that is pretrained comes with."""
+    problems: dict[str, ValidationError] = {}
     parsed: dict[str, Any] = {}
     config, fault = _with_architecture(config, entry)
     if fault:
@@ -104,16 +118,13 @@ def check(
         parsed = parse_config(config, task).to_dict() if task in TARGET_TYPES else {}
     except ConfigError as error:
         problems |= {f"config.{field}": ValidationError(message, code=code) for field, code, message in error.problems}
-    for field, code, message in idle_settings(config, task) if chosen and not entry else ():
+    for field, code, message in idle_settings(config, task) if asked else ():
         problems[f"config.{field}"] = ValidationError(message, code=code)
-    for name in ("text_encoder", "image_encoder") if base is None else ():
+    for name in ("text_encoder", "image_encoder") if needs_base else ():
         if parsed.get(name) == PRETRAINED:
             fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
             problems[f"config.{name}"] = ValidationError(fix, code="needs_base")
-    problems |= _model_faults(config, task, _read(features, targets, columns))
-    if problems:
-        raise ValidationError(problems)
-    return parsed if base is None else fixed_settings.said_once(base, parsed)
+    return config, parsed, problems
 
 
 def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:
