@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import pytest
 import redis
@@ -49,8 +50,20 @@ def granted(limit, tries, key=KEY):
 
 def wait_of(limit, key=KEY):
     with pytest.raises(Throttled) as refused:
-        limit.take(key)
+        for _ in range(1000):  # a machine that is busy elsewhere gives it time to earn some
+            limit.take(key)
     return refused.value.wait
+
+
+class Earned:
+    """How many requests a key has earned since, at most: tests take their time on a busy machine."""
+
+    def __init__(self, rate):
+        self.rate, self.began = rate, time.monotonic()
+
+    @property
+    def now(self):
+        return (time.monotonic() - self.began) * self.rate + 1  # and what the rounding takes
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.7, 3, 250])
@@ -72,14 +85,14 @@ def test_one_process_grants_what_a_bucket_of_tokens_does(rate):
 
 
 async def test_what_others_granted_counts_as_well_and_waiting_helps():
-    first, second = RateLimit(100), RateLimit(100)
+    first, second, earned = RateLimit(100), RateLimit(100), Earned(100)
     assert granted(first, 150) == 150
     await first.exchange()
     assert grants(second) and grants(second, OTHER), "nothing was heard yet"
     await second.exchange()
-    assert 30 <= granted(second, 200) <= 80, "of two hundred at once, the other has taken three quarters"
+    assert 48 <= granted(second, 200) <= 50 + earned.now, "of two hundred at once, the other has taken three quarters"
     await second.exchange()
-    assert 150 <= granted(second, 250, OTHER) <= 230, "each key for itself"
+    assert 198 <= granted(second, 250, OTHER) <= 199 + earned.now, "each key for itself"
     assert granted(first, 1) == 1, "it does not know"
     await first.exchange()
     assert wait_of(first) == 1
@@ -133,19 +146,19 @@ async def test_who_keeps_to_the_rate_is_never_refused():
 
 async def test_without_valkey_it_goes_on_by_what_it_knows_and_says_so_once(settings, caplog):
     there = settings.REDIS_URL
-    limit, other = RateLimit(100), RateLimit(100)
+    limit, other, earned = RateLimit(100), RateLimit(100), Earned(100)
     settings.REDIS_URL = f"redis://127.0.0.1:{embedded.free_port()}/0"
     for _ in range(4):
         assert granted(limit, 20) == 20
         await limit.exchange()
-    assert 100 <= granted(limit, 500) <= 150, "its own bucket"
+    assert 118 <= granted(limit, 500) <= 120 + earned.now, "its own bucket"
     assert caplog.text.count("each inference process counts a key's limit by itself") == 1
     settings.REDIS_URL = there
     await limit.exchange()
     assert caplog.text.count("Valkey answers again") == 1
     grants(other)
     await other.exchange()
-    assert granted(other, 500) < 60, "what was granted meanwhile is told"
+    assert granted(other, 500) <= 5 + 2 * earned.now, "what was granted meanwhile is told"
 
 
 async def test_an_outage_is_not_held_against_anybody_after_it(settings):
@@ -195,7 +208,7 @@ async def test_many_keys_are_exchanged_in_parts_and_the_least_recent_forgotten(m
 
 async def test_what_may_have_been_told_is_not_told_again(monkeypatch):
     """Valkey took it, and its answer came too late."""
-    added, limit, other = rate_limit._added, RateLimit(10), RateLimit(10)
+    added, limit, other, earned = rate_limit._added, RateLimit(10), RateLimit(10), Earned(10)
 
     def late(*given):
         added(*given)
@@ -209,12 +222,12 @@ async def test_what_may_have_been_told_is_not_told_again(monkeypatch):
     await limit.exchange()
     assert granted(other, 1) == 1
     await other.exchange()
-    assert 8 <= granted(other, 20) <= 11, "ten of twenty were granted, once"
+    assert 8 <= granted(other, 20) <= 10 + earned.now, "ten of twenty were granted, once"
 
 
 async def test_parts_that_went_through_are_not_told_again_for_one_that_did_not(monkeypatch):
     monkeypatch.setattr(rate_limit, "AT_ONCE", 1)
-    added, limit, other = rate_limit._added, RateLimit(10), RateLimit(10)
+    added, limit, other, earned = rate_limit._added, RateLimit(10), RateLimit(10), Earned(10)
 
     def without_other(seconds, *given):
         if OTHER in seconds:
@@ -230,7 +243,7 @@ async def test_parts_that_went_through_are_not_told_again_for_one_that_did_not(m
     for key in (KEY, OTHER):
         grants(other, key)
     await other.exchange()
-    assert all(8 <= granted(other, 20, key) <= 11 for key in (KEY, OTHER))
+    assert all(8 <= granted(other, 20, key) <= 10 + earned.now for key in (KEY, OTHER))
 
 
 async def test_exchanging_goes_on_whatever_went_wrong_once(monkeypatch, caplog):
