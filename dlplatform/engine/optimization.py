@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlplatform.engine.config import TrainingConfig
 from dlplatform.engine.finetuning import Plan
@@ -16,8 +16,45 @@ _DECAYED, _FREE, _LINEAR = range(3)
 UNDECAYED = ("bias", "before", "after", "shift", "slope", "scale")
 
 
-def build_optimizer(network: nn.Module, config: TrainingConfig, plan: Plan | None = None) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only, a higher rate for the linear path.
+class AdamW(torch.optim.AdamW):
+    """Fused AdamW (Loshchilov and Hutter, 2019). Where all parameters are plain ones in float32 on the CPU, `update` calls
+    torch's kernel itself: `step` sorts them by device and tells profilers, which takes a tenth of a small network's step."""
+
+    def __init__(self, described: list[dict[str, Any]], rate: float) -> None:
+        super().__init__(described, lr=rate, fused=True)
+        parameters = [each for group in self.param_groups for each in group["params"]]
+        self._plain = all(
+            type(each) is nn.Parameter and each.device.type == "cpu" and each.dtype == torch.float32
+            for each in parameters
+        )
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """As `step` does, to the bit."""
+        moved: list[list[Tensor]] = [
+            [each for each in group["params"] if each.grad is not None] for group in self.param_groups
+        ]
+        if not self._plain or any(each not in self.state for parameters in moved for each in parameters):
+            self.step()  # which also makes what is remembered of each
+            return
+        for group, parameters in zip(self.param_groups, moved, strict=True):
+            if parameters:
+                self._update(group, parameters)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        known = [self.state[each] for each in parameters]
+        gradients = [cast(Tensor, each.grad) for each in parameters]
+        steps = [each["step"] for each in known]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            parameters, gradients, [each["exp_avg"] for each in known],
+            [each["exp_avg_sq"] for each in known], [], steps, lr=group["lr"], beta1=group["betas"][0],
+            beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
+def build_optimizer(network: nn.Module, config: TrainingConfig, plan: Plan | None = None) -> AdamW:
+    """Weight decay on matrices only, a higher rate for the linear path.
 
     Each group of parameters carries its ``rate``, a multiple of the learning rate. Parameters that never train by
     the plan are left out.
@@ -35,7 +72,7 @@ def build_optimizer(network: nn.Module, config: TrainingConfig, plan: Plan | Non
         }
         for (kind, rate), parameters in sorted(groups.items(), key=lambda group: (group[0][0], -group[0][1]))
     ]
-    return torch.optim.AdamW(described, lr=_peak(config), fused=True)
+    return AdamW(described, _peak(config))
 
 
 def _kind(name: str) -> int:

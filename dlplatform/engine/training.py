@@ -157,7 +157,7 @@ class Trainer:
         loss = self._backward(rows)
         if self.config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+        self.optimizer.update()
         if isinstance(self.config.ema, float):
             self._follow(self.config.ema if self.state.step else 0.0)
         return loss

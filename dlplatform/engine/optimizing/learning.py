@@ -19,7 +19,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.learner import RowLearner
 from dlplatform.engine.network import NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import mean_prediction
-from dlplatform.engine.optimization import build_optimizer, learning_rate
+from dlplatform.engine.optimization import AdamW, build_optimizer, learning_rate
 from dlplatform.engine.optimizing.folding import fold, normalise
 from dlplatform.engine.statistics import fit_statistics
 from dlplatform.engine.vision import FOLDED, GROUP_CHANNELS, FoldedResNet
@@ -73,7 +73,7 @@ def _epoch(learner: RowLearner, generator: torch.Generator) -> list[Tensor]:
     return list(torch.tensor_split(torch.stack(orders), math.ceil(shortest / size), dim=1))
 
 
-def _step(learner: RowLearner, teacher: RowNetwork, rows: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def _step(learner: RowLearner, teacher: RowNetwork, rows: Tensor, optimizer: AdamW) -> None:
     batch = learner.batch(rows, rows, Share(0, rows.shape[1], rows.shape[1]))
     outputs = learner.network(batch)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def _step(learner: RowLearner, teacher: RowNetwork, rows: Tensor, optimizer: tor
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(learner.network.parameters(), 5.0)
-    optimizer.step()
+    optimizer.update()
 
 
 def _distance(learner: RowLearner, outputs: Tensor, wanted: Tensor) -> Tensor:

@@ -125,3 +125,64 @@ def test_the_average_of_the_weights_follows_them_by_its_decay(tmp_path: Path, de
     ]
     assert any(moved) == (decay > 0)
     trainer.reporter.writer.close()
+
+
+class Towers(nn.Module):
+    """Two matrices of which one may rest, an own rate for a linear path, and something without decay."""
+
+    def __init__(self, kind: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.linear = (nn.Linear(5, 5, dtype=kind) for _ in range(3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(inputs))) + self.linear(inputs)
+
+
+def stepped(network: Towers, step: Any, optimizer: torch.optim.Optimizer, times: range) -> None:
+    for turn in times:
+        for parameter in network.first.parameters():
+            parameter.requires_grad_(turn % 3 != 1)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (1 + turn) * group["rate"]
+        optimizer.zero_grad()
+        torch.manual_seed(turn)
+        network(torch.randn(4, 5, dtype=network.first.weight.dtype)).square().sum().backward()
+        step()
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_update_is_to_the_bit_the_step_of_torch(kind: torch.dtype) -> None:
+    ours, theirs = Towers(kind), Towers(kind)
+    optimizer = build_optimizer(ours, TrainingConfig(learning_rate=PEAK, weight_decay=0.1))
+    assert len(optimizer.param_groups) == 3
+    described = [
+        {"params": [dict(theirs.named_parameters())[name] for name in names], "rate": group["rate"], "weight_decay": decay}
+        for group in optimizer.param_groups
+        for decay, names in [
+            (group["weight_decay"], [n for n, each in ours.named_parameters() if any(each is p for p in group["params"])])
+        ]
+    ]  # fmt: skip
+    peer = torch.optim.AdamW(described, lr=PEAK, fused=True)
+    stepped(ours, optimizer.update, optimizer, range(1, 20))  # the first step is one in which a part rests
+    stepped(theirs, peer.step, peer, range(1, 20))
+    assert all(torch.equal(one, other) for one, other in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert optimizer.state_dict()["state"][0]["step"] == peer.state_dict()["state"][0]["step"] > 10
+
+    again = Towers(kind)
+    again.load_state_dict(ours.state_dict())
+    restored = build_optimizer(again, TrainingConfig(learning_rate=PEAK, weight_decay=0.1))
+    restored.load_state_dict(optimizer.state_dict())
+    stepped(again, restored.update, restored, range(20, 30))
+    stepped(theirs, peer.step, peer, range(20, 30))
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), theirs.parameters(), strict=True))
+
+
+def test_an_update_calls_the_kernel_itself_once_everything_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Towers()
+    optimizer = build_optimizer(network, TrainingConfig(learning_rate=PEAK, weight_decay=0.1))
+    stepped(network, optimizer.update, optimizer, range(3))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("torch's own way"))
+    before = network.second.weight.detach().clone()
+    stepped(network, optimizer.update, optimizer, range(3, 5))
+    assert not torch.equal(before, network.second.weight)
