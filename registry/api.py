@@ -335,7 +335,7 @@ def _predict(request: Request, version: ModelVersion) -> Response:
     availability.require_files(version)
     given = PredictIn(data=request.data)
     given.is_valid(raise_exception=True)
-    predictions = client.predict(version.pk, given.validated_data["instances"])
+    predictions = client.predict(version.pk, given.validated_data["instances"], bearer=request.auth)
     return Response({"predictions": predictions, "version": str(version.pk)})
 
 

@@ -56,7 +56,7 @@ class VersionGenerateView(APIView):
             raise Conflict("This model writes no texts; ask it for predictions.", code="not_a_language_model")
         given = GenerateIn(data=request.data)
         given.is_valid(raise_exception=True)
-        return streamed(client.generate(found.pk, dict(given.validated_data)))
+        return streamed(client.generate(found.pk, dict(given.validated_data), bearer=request.auth))
 
 
 def streamed(told: AsyncIterator[dict[str, Any]]) -> StreamingHttpResponse:

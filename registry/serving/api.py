@@ -241,6 +241,10 @@ def _predict(request: Request, deployment: Deployment) -> Response:
     given.is_valid(raise_exception=True)
     wanted = given.validated_data
     answer = predictions.predict(
-        actor=request.user, deployment=deployment, instances=wanted["instances"], key=wanted.get("key")
+        actor=request.user,
+        deployment=deployment,
+        instances=wanted["instances"],
+        key=wanted.get("key"),
+        bearer=request.auth,
     )
     return Response(DeploymentPredictOut(answer).data)

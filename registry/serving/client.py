@@ -12,7 +12,7 @@ import httpx
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.http import Http404
-from rest_framework.exceptions import APIException
+from rest_framework.exceptions import APIException, Throttled
 
 from dlplatform.api import Conflict, Unavailable
 
@@ -53,23 +53,22 @@ def _client() -> httpx.Client:
     return httpx.Client(base_url=settings.SERVE_URL, timeout=TIMEOUT, limits=limits, trust_env=False)
 
 
-def generate(version: UUID, instance: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+def generate(version: UUID, instance: dict[str, Any], *, bearer: str | None = None) -> AsyncIterator[dict[str, Any]]:
     """What is told of a text while it is written: {"text": piece} again and again, then {"done": true}. Raises as `predict`
     does, before the first piece."""
-    return _written(f"versions/{version}", instance)
+    return _written(f"versions/{version}", instance, bearer)
 
 
 def generate_by_deployment(
-    deployment: UUID, revision: int, instance: dict[str, Any], key: str | None
+    deployment: UUID, revision: int, instance: dict[str, Any], key: str | None, *, bearer: str | None = None
 ) -> AsyncIterator[dict[str, Any]]:
     """As `generate`, by a deployment for a caller who was let in (see `predict_by_deployment`); the end names version,
     variant and request_id."""
-    return _written(f"deployments/{deployment}", {"instance": instance, "key": key, "revision": revision})
+    return _written(f"deployments/{deployment}", {"instance": instance, "key": key, "revision": revision}, bearer)
 
 
-async def _written(what: str, question: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    address = f"/internal/{what}/generate"
-    headers = {SECRET_HEADER: shared_secret()}
+async def _written(what: str, question: dict[str, Any], bearer: str | None) -> AsyncIterator[dict[str, Any]]:
+    address, headers = f"/internal/{what}/generate", _headers(bearer)
     try:
         async with (
             httpx.AsyncClient(base_url=settings.SERVE_URL, timeout=TIMEOUT, trust_env=False) as client,
@@ -92,6 +91,8 @@ def _refuse(answer: httpx.Response) -> None:
     """Raise what an answer that is no success says."""
     if answer.status_code == 404:
         raise Http404
+    if answer.status_code == 429:
+        raise Throttled(wait=float(answer.headers.get("Retry-After", 1)))
     if answer.status_code == 413:
         raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
     if answer.status_code not in (400, 409, 422, 503):
@@ -106,14 +107,15 @@ def _refuse(answer: httpx.Response) -> None:
     raise Overloaded if problem["code"] == Overloaded.default_code else Unavailable
 
 
-def predict(version: UUID, instances: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions of one version for rows, in order. Raises ValidationError, Http404, Unusable or Unavailable."""
-    predictions: list[dict[str, Any]] = _asked(f"versions/{version}", {"instances": instances})["predictions"]
-    return predictions
+def predict(version: UUID, instances: list[dict[str, Any]], *, bearer: str | None = None) -> list[dict[str, Any]]:
+    """Predictions of one version for rows, in order. ``bearer``: the key or token of the caller, whose rate it counts for; None
+    for a person at a page. Raises ValidationError, Http404, Unusable, Throttled or Unavailable."""
+    told: list[dict[str, Any]] = _asked(f"versions/{version}", {"instances": instances}, bearer)["predictions"]
+    return told
 
 
 def predict_by_deployment(
-    deployment: UUID, revision: int, instances: list[dict[str, Any]], key: str | None
+    deployment: UUID, revision: int, instances: list[dict[str, Any]], key: str | None, *, bearer: str | None = None
 ) -> dict[str, Any]:
     """The answer of a deployment for a caller who was let in: {predictions, version, variant, request_id}.
 
@@ -121,13 +123,16 @@ def predict_by_deployment(
 
     Raises as `predict` does, and Conflict where it is archived.
     """
-    return _asked(f"deployments/{deployment}", {"instances": instances, "key": key, "revision": revision})
+    return _asked(f"deployments/{deployment}", {"instances": instances, "key": key, "revision": revision}, bearer)
 
 
-def _asked(what: str, question: dict[str, Any]) -> dict[str, Any]:
-    headers = {SECRET_HEADER: shared_secret()}
+def _headers(bearer: str | None) -> dict[str, str]:
+    return {SECRET_HEADER: shared_secret()} | ({"Authorization": f"Bearer {bearer}"} if bearer else {})
+
+
+def _asked(what: str, question: dict[str, Any], bearer: str | None) -> dict[str, Any]:
     try:
-        answer = _client().post(f"/internal/{what}/predict", json=question, headers=headers)
+        answer = _client().post(f"/internal/{what}/predict", json=question, headers=_headers(bearer))
     except httpx.HTTPError:
         raise Unavailable from None
     if answer.status_code != 200:

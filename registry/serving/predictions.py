@@ -23,20 +23,23 @@ class Answer:
     predictions: list[dict[str, Any]]
 
 
-def predict(*, actor: User, deployment: Deployment, instances: list[dict[str, Any]], key: str | None = None) -> Answer:
-    """Have the variant answer that the key belongs to. Raises PermissionDenied and what `client.predict_by_deployment`
-    does."""
+def predict(
+    *, actor: User, deployment: Deployment, instances: list[dict[str, Any]], key: str | None = None,
+    bearer: str | None = None,
+) -> Answer:  # fmt: skip
+    """Have the variant answer that the key belongs to. ``bearer``: see `client.predict`. Raises PermissionDenied and what
+    `client.predict_by_deployment` does."""
     require(actor, "predict", deployment)
-    told = client.predict_by_deployment(deployment.pk, deployment.revision, instances, key)
+    told = client.predict_by_deployment(deployment.pk, deployment.revision, instances, key, bearer=bearer)
     return Answer(UUID(told["request_id"]), UUID(told["variant"]), UUID(told["version"]), told["predictions"])
 
 
 def generate(
-    *, actor: User, deployment: Deployment, instance: dict[str, Any], key: str | None = None
+    *, actor: User, deployment: Deployment, instance: dict[str, Any], key: str | None = None, bearer: str | None = None
 ) -> AsyncIterator[dict[str, Any]]:
     """As `predict`, of one row by a language model, told while it is written: see `client.generate_by_deployment`."""
     require(actor, "predict", deployment)
-    return client.generate_by_deployment(deployment.pk, deployment.revision, instance, key)
+    return client.generate_by_deployment(deployment.pk, deployment.revision, instance, key, bearer=bearer)
 
 
 def telling_version(deployment: Deployment) -> ModelVersion | None:

@@ -63,4 +63,5 @@ def _generated(request: Request, deployment: Deployment) -> StreamingHttpRespons
     given.is_valid(raise_exception=True)
     instance: dict[str, Any] = dict(given.validated_data)
     key = instance.pop("key", None)
-    return streamed(predictions.generate(actor=request.user, deployment=deployment, instance=instance, key=key))
+    asked = {"actor": request.user, "deployment": deployment, "instance": instance, "key": key}
+    return streamed(predictions.generate(**asked, bearer=request.auth))

@@ -161,6 +161,8 @@ class InferenceServer:
             raise NotFoundHere
         require_post(scope)
         kind, identifier, verb = matched[1], UUID(matched[2]), matched[3]
+        if b"authorization" in (headers := dict(scope["headers"])):  # not that of a person at a page
+            self.rate.take(bearer_of(headers))
         body = await body_of(receive)
         if kind == "deployments" and verb == "predict":
             told = parsed(body)

@@ -128,6 +128,31 @@ def test_a_key_that_asks_too_often_waits(viewer, deployment, inference, monkeypa
     assert inference.ask("screening", key_of(viewer)).status_code == 200, "each key for itself"
 
 
+def test_what_comes_through_the_web_process_counts_for_the_rate_too(
+    client, api, viewer, deployment, versions, inference, monkeypatch
+):
+    """Otherwise a key would have its rate twice, or any: at the address of the web process."""
+    monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(0.01))
+    key, body = key_of(viewer), {"instances": [{"x": 1.0}]}
+    headers = {"Authorization": f"Bearer {key}"}
+
+    def ask_web(path):
+        return client.post(f"/api/v1/{path}/predict", body, content_type="application/json", headers=headers)
+
+    assert inference.ask("screening", key).status_code == 200
+    for path in ("deployments/screening", f"deployments/{deployment.pk}", f"model-versions/{versions[0].pk}"):
+        refused = ask_web(path)
+        assert refused.status_code == 429, (path, refused.content)
+        assert 90 < int(refused["Retry-After"]) <= 101 and refused.json()["errors"][0]["code"] == "throttled"
+    monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(0.01))
+    assert ask_web("deployments/screening").status_code == 200
+    assert inference.ask("screening", key).status_code == 429, "and the other way round"
+    signed_in = api(viewer)  # a person at a page has no key
+    assert [
+        signed_in.post("/api/v1/deployments/screening/predict", body, format="json").status_code for _ in range(3)
+    ] == [200] * 3
+
+
 # --- changes without a gap ----------------------------------------------------------------------------
 
 
