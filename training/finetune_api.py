@@ -145,7 +145,7 @@ def _outlook(version: ModelVersion, task: str = "", **settings: Any) -> Outlook:
     availability.require_files(version)
     parsed = finetuning.parsed_settings(settings)
     finetuning.check_base(version, parsed, task)
-    return outlook(version, parsed, task)
+    return outlook(version, finetuning.with_pixels(version, parsed), task)
 
 
 def _version(model: RegisteredModel, identifier: UUID | None) -> ModelVersion:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlplatform.engine.layers import EnsembleLinear
+from dlplatform.engine.vision import FoldedBlock, FoldedResNet
 
 PAGE: Final = 4096
 CGROUP: Final = Path("/sys/fs/cgroup")
@@ -67,7 +68,7 @@ def silent_units(network: nn.Module) -> Iterator[Callable[[], dict[str, float]]]
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            rows = (0, 2, 3) if isinstance(module, nn.GroupNorm) else -2  # (B, C, H, W), or (G, M, B, out)
+            rows = -2 if isinstance(module, EnsembleLinear) else (0, 2, 3)  # (G, M, B, out), or (B, C, H, W)
             active = (output > 0).any(dim=rows)
             alive[name] = alive[name] | active if name in alive else active
 
@@ -82,6 +83,15 @@ def silent_units(network: nn.Module) -> Iterator[Callable[[], dict[str, float]]]
 
 
 def rectified(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers that a ReLU follows, by name: hidden ones, and the normalisations of the ResNet."""
+    """The layers that a ReLU follows, by name: hidden ones, the normalisations of the ResNet, and the convolutions of one
+    without these that no sum comes after."""
     kinds = (EnsembleLinear, nn.GroupNorm)
-    return [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in network.named_modules():
+        if isinstance(module, kinds):
+            found.append((name, module))
+        elif isinstance(module, FoldedResNet):
+            found.append((f"{name}.stem", module.stem))
+        elif isinstance(module, FoldedBlock):
+            found.append((f"{name}.first", module.first))
+    return found

@@ -140,6 +140,8 @@ def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
     assert 0 < told["lora"]["trainable"] < told["full"]["parameters"]
     assert {block["name"] for block in told["head"]["blocks"] if block["trains"]} == {"head"}
     assert block_of("hidden.0.weight") in {block["name"] for block in told["lora"]["blocks"] if block["added"]}
+    idle = api(viewer).post(address, {"mode": "full", "pixels": "letterbox"}, format="json")
+    assert idle.status_code == 400 and idle.json()["errors"][0]["attr"] == "pixels", "a table has none"
     assert api(stranger).post(address, {}, format="json").status_code == 404
     assert api(viewer).post(f"/api/v1/models/{base.model_id}/finetune", {}, format="json").status_code in (400, 403)
 

@@ -27,6 +27,8 @@ from .sums import Measure
 
 A_A_EFFECT = 0.02
 LOOKS_SHOWN = 120
+UNITS = (("days", 86_400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+MOST_SHORT = 3  # of a unit, below which a time is counted in the next shorter one
 
 
 def experiment_or_404(request: HttpRequest, deployment: UUID, number: int) -> Experiment:
@@ -180,12 +182,12 @@ def _arms(experiment: Experiment, out: list[str]) -> list[dict[str, Any]]:
 
 
 def traffic_charts(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:
-    """Each arm's share of the traffic, and how probable it is that it is the best one, over the hours since the start.
+    """Each arm's share of the traffic, and how probable it is that it is the best one, over the time since the start.
 
     Of two, A's are what B's leave.
     """
     assert not taken or experiment.started_at is not None
-    told = [((one.until - experiment.started_at).total_seconds() / 3600, one.results["bandit"]) for one in taken]  # type: ignore[operator]
+    told = [((one.until - experiment.started_at).total_seconds(), one.results["bandit"]) for one in taken]  # type: ignore[operator]
     if not told:
         return []
     arms = [one.letter for one in arms_of(experiment)]
@@ -204,12 +206,18 @@ def traffic_charts(experiment: Experiment, taken: list[Look]) -> list[dict[str, 
 def _percents(
     title: str, told: list[tuple[float, dict[str, Any]]], lines: list[tuple[str, int, str, str]]
 ) -> dict[str, Any]:
-    """A chart with these lines: name, color, which figure, of which arm."""
+    """A chart with these lines: name, color, which figure, of which arm. ``told``: by seconds since the start."""
+    unit, length = time_unit(told[-1][0])
     series = [
-        {"name": name, "color": color, "points": [[round(hours, 4), 100 * one[key][arm]] for hours, one in told]}
+        {"name": name, "color": color, "points": [[round(at / length, 4), 100 * one[key][arm]] for at, one in told]}
         for name, color, key, arm in lines
     ]
-    return {"kind": "line", "title": title, "x": "hours since the start", "series": series}
+    return {"kind": "line", "title": title, "x": f"{unit} since the start", "series": series}
+
+
+def time_unit(seconds: float) -> tuple[str, int]:
+    """In what a time so long is best counted, and how many seconds that has."""
+    return next(one for one in UNITS if seconds >= MOST_SHORT * one[1] or one is UNITS[-1])
 
 
 def interval_chart(experiment: Experiment, taken: list[Look]) -> list[dict[str, Any]]:

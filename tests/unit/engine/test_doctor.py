@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
+from torch import nn
 
 from dlplatform.engine import checkup
 from dlplatform.engine.config import parse_config
 from dlplatform.engine.doctor import Doctor
 from dlplatform.engine.run import prepare_arrays, run_job
+from dlplatform.engine.vision import FoldedResNet
 from dlplatform.engine.vitals import Memory, memory_of, silent_units
 from tests.unit.engine.conftest import Columns, classification_columns, read_spool, regression_columns
 
@@ -142,6 +144,20 @@ def test_killed_units_are_counted_without_disturbing_the_training(tmp_path: Path
     said = trainer.checkup.doctor.looked(dead)
     assert [one.code for one in said] == ["dead_units"] and "hidden.1" in said[0].sentence
     assert trainer.checkup.doctor.looked(dead) == []
+
+
+def test_units_of_a_student_without_normalisation_are_watched_too() -> None:
+    body = FoldedResNet(1, 16, width=8, depth=1)
+    with torch.no_grad():
+        body.initialise(torch.Generator().manual_seed(1))
+        body.blocks[1].first.bias[2:6] = -1e6
+    network = nn.ModuleDict({"body": body})
+    with silent_units(network) as shares:
+        body(torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(2)))
+        dead = shares()
+    assert set(dead) == {"body.stem", *(f"body.blocks.{place}.first" for place in range(len(body.blocks)))}
+    assert dead["body.blocks.1.first"] == 4 / body.blocks[1].first.out_channels
+    assert max(share for name, share in dead.items() if name != "body.blocks.1.first") < 0.2
 
 
 def test_a_slow_source_of_rows_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
