@@ -7,8 +7,9 @@ from django.urls import reverse
 
 from registry.serving import prediction_log
 from registry.serving.models import PredictionRecord
+from registry.serving.server import rate_limit
 from tests import factories
-from tests.integration.answering import INPUTS, TREE, deployed, writing_version
+from tests.integration.answering import INPUTS, TREE, deployed, key_of, writing_version
 
 pytestmark = pytest.mark.django_db(transaction=True)
 SAID = ["Good", " day", "."]
@@ -75,6 +76,17 @@ def test_a_text_is_streamed_by_a_deployment_and_recorded(inference, api, viewer,
     assert record.predictions == [{"text": "Good day."}] and record.instances == asked
     by_name = events(api(viewer).post("/api/v1/deployments/talker/generate", {"prompt": "x"}, format="json"))
     assert by_name[-1]["done"] is True
+
+
+def test_a_text_counts_for_the_rate_of_the_key_that_asks(inference, client, viewer, talker, version, monkeypatch):
+    monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(0.01))
+    headers = {"Authorization": f"Bearer {key_of(viewer)}"}
+    told = [
+        events(client.post(f"/api/v1/{path}/generate", {"prompt": "x"}, content_type="application/json", headers=headers))
+        for path in (f"deployments/{talker.pk}", "deployments/talker", f"model-versions/{version.pk}")
+    ]  # fmt: skip
+    assert told[0][-1]["done"] is True
+    assert all(len(one) == 1 and "throttled" in one[0]["error"] for one in told[1:]), told[1:]
 
 
 def test_an_error_is_an_event_and_a_record(inference, api, viewer, talker, version, stubs):
