@@ -19,6 +19,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.job import JobSpec
 from dlplatform.engine.language import LanguageNetwork, LanguageShape, Writing, write
 from dlplatform.engine.learner import Learner, Values
+from dlplatform.engine.room import require_room
 from dlplatform.engine.table import Table
 from dlplatform.engine.tokens import Tokenizer, fit_tokenizer, read_tokenizer
 from dlplatform.engine.transformers_fresh import naming, writes_texts
@@ -182,6 +183,7 @@ class LanguageLearner(Learner):
             params["text_heads"],
             params["dropout"],
         )
+        require_room(lambda: LanguageNetwork(shape), self.config)
         network = LanguageNetwork(shape)
         network.initialise(self.config.seed)
         return network
