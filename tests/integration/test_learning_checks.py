@@ -94,3 +94,13 @@ def test_a_text_is_one_of_classification(asked):
 def test_one_row_is_told_in_the_singular(asked):
     _, errors = asked(rows_of(("a", "b"), rows=1))
     assert errors["dataset_version"][1].startswith("1 row is too few")
+
+
+def test_completions_of_digits_are_learnt_as_texts(asked):
+    rows = [{"prompt": f"{number} + 1", "completion": number + 1} for number in range(20)]
+    assert asked(rows, "language-model", "completion")[0] == 201
+
+
+def test_numbers_are_no_texts_and_how_they_become_some_is_told(asked):
+    _, errors = asked(rows_of((1, 2, 3)), "language-model")
+    assert errors["target"][0] == "wrong_type" and "prompt and completion" in errors["target"][1]
