@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from datasets.models import DatasetVersion
 from dlplatform.accounts.access import require_code
 from dlplatform.accounts.models import Organization, User
-from dlplatform.engine.config import ConfigError, idle_settings, parse_config
+from dlplatform.engine.config import ConfigError, idle_settings, parse_config, unread_settings
 from dlplatform.engine.fields import CODE, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
@@ -102,6 +102,8 @@ def check(
         problems |= fixed_settings.faults(base, task, config, kept or {})
     config, parsed, faults = _settings(task, config, entry, asked=chosen and not entry, needs_base=base is None)
     problems |= faults
+    if base is None and chosen and not entry:
+        problems |= _unread_faults(config, task, kept or {})
     problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
@@ -129,6 +131,15 @@ def _settings(
             fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
             problems[f"config.{name}"] = ValidationError(fix, code="needs_base")
     return config, parsed, problems
+
+
+def _unread_faults(config: dict[str, Any], task: str, kept: Mapping[str, Any]) -> dict[str, ValidationError]:
+    """Settings that a language model has no place for, but those of the run that is cloned."""
+    before = {field for field, _, _ in unread_settings(dict(kept), task)}
+    found = unread_settings(config, task)
+    return {
+        f"config.{field}": ValidationError(message, code=code) for field, code, message in found if field not in before
+    }
 
 
 def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:

@@ -104,3 +104,62 @@ def test_completions_of_digits_are_learnt_as_texts(asked):
 def test_numbers_are_no_texts_and_how_they_become_some_is_told(asked):
     _, errors = asked(rows_of((1, 2, 3)), "language-model")
     assert errors["target"][0] == "wrong_type" and "prompt and completion" in errors["target"][1]
+
+
+UNREAD = [
+    {"architecture": "mlp"}, {"text_encoder": "hashed"}, {"image_encoder": "resnet"}, {"image_size": 64}, {"folds": 4},
+    {"augmentation": "natural"}, {"params": {"members": 4}}, {"params": {"image_width": 16}},
+]  # fmt: skip
+
+
+@pytest.fixture
+def texts(organization, tmp_path):
+    rows = [{"y": f"so many words, {number}", "prompt": ""} for number in range(40)]
+    return factories.ready_version(factories.DatasetFactory(organization=organization), rows, tmp_path)
+
+
+@pytest.fixture
+def told(texts, api, trainer):
+    def ask(path="/api/v1/runs", **more):
+        wanted = {"dataset_version": str(texts.pk), "task": "language-model", "target": "y", **more}
+        answer = api(trainer).post(path, wanted, format="json")
+        return answer.status_code, [(one["attr"], one["code"]) for one in answer.json().get("errors", [])]
+
+    return ask
+
+
+@pytest.mark.parametrize("config", UNREAD)
+def test_settings_that_a_language_model_does_not_know_are_refused(told, config):
+    name, value = next(iter(config.items()))
+    field = f"config.params.{next(iter(value))}" if name == "params" else f"config.{name}"
+    for path in ("/api/v1/runs", "/api/v1/preflights"):
+        assert told(path, config=config) == (400, [(field, "not_for_task")])
+
+
+def test_those_that_it_knows_are_taken(told):
+    config = {
+        "text_encoder": "transformer",
+        "folds": 1,
+        "params": {"dropout": 0.2, "text_width": 32, "members": "auto"},
+    }
+    assert told(config=config)[0] == 201
+
+
+def test_no_search_goes_over_them(told):
+    space = [{"name": "params.members", "kind": "integer", "low": 1, "high": 4}]
+    status, errors = told("/api/v1/sweeps", name="s", space=space)
+    assert status == 400 and errors[0][1] == "not_for_task"
+
+
+def test_a_run_that_has_them_from_before_is_cloned(texts, told, api, trainer):
+    from training.models import Run
+
+    assert told()[0] == 201
+    run = Run.objects.get()
+    run.config |= {"architecture": "mlp"}
+    run.state = "succeeded"
+    run.save(update_fields=["config", "state"])
+    answer = api(trainer).post(f"/api/v1/runs/{run.pk}/clone", {"config": {"epochs": 2}}, format="json")
+    assert answer.status_code == 201, answer.json()
+    answer = api(trainer).post(f"/api/v1/runs/{run.pk}/clone", {"config": {"folds": 3}}, format="json")
+    assert (answer.status_code, answer.json()["errors"][0]["attr"]) == (400, "config.folds")
