@@ -325,11 +325,7 @@ def _branch(version: ModelVersion, register_as: str) -> str:
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:
     """What the data lack for the model, in words; ``task`` is what a Hugging Face directory is to be taught."""
     if is_transformers(version):
-        taken = () if task == LANGUAGE else targets  # what a model is to write it also reads
-        sense = transformers_bases.takes(version)
-        fitting = [one for one in data.columns if one["type"] == sense and one["name"] not in taken]
-        told = f"The model {_TAKES[sense]}, and these data have no column of them besides the target."
-        return ([] if fitting else [told]) + _absent(data, targets)
+        return _untaken(version, data, targets, task) + _absent(data, targets)
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
     # A language model can do without a column of prompts.
@@ -339,6 +335,18 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str],
             told = f"is of the type {types[name]}" if name in types else "is missing"
             found.append(f"The model reads “{name}” ({type_}), which {told} in these data.")
     return found + _absent(data, targets)
+
+
+def _untaken(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str) -> list[str]:
+    """That no column is what a Hugging Face directory takes; without a task, whether any that it may be taught would do."""
+    sense = transformers_bases.takes(version)
+    columns = {column["name"]: column["type"] for column in data.columns}
+    if LANGUAGE in transformers_bases.tasks_of(version) and task in ("", LANGUAGE):
+        written = {"text", "category"} & set(columns.values())  # texts that repeat are counted as categories
+        return [] if written else ["The model learns to write texts, and these data have no column of them."]
+    if any(type_ == sense and name not in targets for name, type_ in columns.items()):
+        return []
+    return [f"The model {_TAKES[sense]}, and these data have no column of them besides the target."]
 
 
 def _absent(data: DatasetVersion, targets: Iterable[str]) -> list[str]:
