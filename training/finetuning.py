@@ -18,6 +18,7 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import BASE_PIXELS, FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
+from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.graphs import brings_graph
@@ -173,6 +174,8 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
     is asked with all of them (`training.fixed_settings`)."""
     sense = transformers_bases.takes(version) if is_transformers(version) else ""
     own = [name for name, each in SENSES.items() if each == sense]
+    if sense == "text":
+        _check_length(version, (config or {}).get("text_length"))
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():
@@ -320,6 +323,15 @@ def _branch(version: ModelVersion, register_as: str) -> str:
         for name in (f"from-v{version.number}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
         if name not in taken
     )
+
+
+def _check_length(version: ModelVersion, length: Any) -> None:
+    """Raises ValidationError for more tokens than the base reads. What is no number is refused with all settings."""
+    most = longest_text(transformers_bases.config_of(version))
+    if isinstance(length, int) and length > most:
+        raise _invalid(
+            "config.text_length", f"The base reads {most} tokens at most; set {most} or less.", "out_of_range"
+        )
 
 
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:

@@ -184,6 +184,16 @@ def test_chats_that_repeat_are_texts_all_the_same(gpt, organization, trainer, ap
     assert version.task == "language-model" and version.base == gpt
 
 
+@pytest.mark.parametrize("base", ["bert", "gpt"])
+def test_texts_longer_than_the_base_reads_are_refused_before_the_run(base, texts, trainer, api, request):
+    version = request.getfixturevalue(base)
+    more = {"target": "note", "features": None} if base == "gpt" else {}
+    told = asked(api, trainer, version, texts, config=QUICK | {"text_length": 8192}, **more).json()["errors"]
+    assert [(one["attr"], one["code"]) for one in told] == [("config.text_length", "out_of_range")]
+    most = int(told[0]["detail"].split()[3])
+    assert asked(api, trainer, version, texts, config=QUICK | {"text_length": most}, **more).status_code == 201
+
+
 def test_data_without_texts_are_nothing_to_learn_to_write(gpt, organization, trainer, api, tmp_path):
     (tmp_path / "numbers").mkdir()
     dataset = factories.DatasetFactory(organization=organization, name="numbers")
