@@ -18,6 +18,7 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import BASE_PIXELS, FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
+from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.graphs import brings_graph
@@ -173,6 +174,8 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
     is asked with all of them (`training.fixed_settings`)."""
     sense = transformers_bases.takes(version) if is_transformers(version) else ""
     own = [name for name, each in SENSES.items() if each == sense]
+    if sense == "text":
+        _check_length(version, (config or {}).get("text_length"))
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():
@@ -322,14 +325,19 @@ def _branch(version: ModelVersion, register_as: str) -> str:
     )
 
 
+def _check_length(version: ModelVersion, length: Any) -> None:
+    """Raises ValidationError for more tokens than the base reads. What is no number is refused with all settings."""
+    most = longest_text(transformers_bases.config_of(version))
+    if isinstance(length, int) and length > most:
+        raise _invalid(
+            "config.text_length", f"The base reads {most} tokens at most; set {most} or less.", "out_of_range"
+        )
+
+
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:
     """What the data lack for the model, in words; ``task`` is what a Hugging Face directory is to be taught."""
     if is_transformers(version):
-        taken = () if task == LANGUAGE else targets  # what a model is to write it also reads
-        sense = transformers_bases.takes(version)
-        fitting = [one for one in data.columns if one["type"] == sense and one["name"] not in taken]
-        told = f"The model {_TAKES[sense]}, and these data have no column of them besides the target."
-        return ([] if fitting else [told]) + _absent(data, targets)
+        return _untaken(version, data, targets, task) + _absent(data, targets)
     types = {column["name"]: column["type"] for column in data.columns}
     found = []
     # A language model can do without a column of prompts.
@@ -339,6 +347,18 @@ def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str],
             told = f"is of the type {types[name]}" if name in types else "is missing"
             found.append(f"The model reads “{name}” ({type_}), which {told} in these data.")
     return found + _absent(data, targets)
+
+
+def _untaken(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str) -> list[str]:
+    """That no column is what a Hugging Face directory takes; without a task, whether any that it may be taught would do."""
+    sense = transformers_bases.takes(version)
+    columns = {column["name"]: column["type"] for column in data.columns}
+    if LANGUAGE in transformers_bases.tasks_of(version) and task in ("", LANGUAGE):
+        written = {"text", "category"} & set(columns.values())  # texts that repeat are counted as categories
+        return [] if written else ["The model learns to write texts, and these data have no column of them."]
+    if any(type_ == sense and name not in targets for name, type_ in columns.items()):
+        return []
+    return [f"The model {_TAKES[sense]}, and these data have no column of them besides the target."]
 
 
 def _absent(data: DatasetVersion, targets: Iterable[str]) -> list[str]:

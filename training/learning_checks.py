@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from datasets.models import DatasetVersion
 from dlplatform.accounts.access import require_code
 from dlplatform.accounts.models import Organization, User
-from dlplatform.engine.config import ConfigError, idle_settings, parse_config
+from dlplatform.engine.config import ConfigError, idle_settings, parse_config, unread_settings
 from dlplatform.engine.fields import CODE, PRETRAINED
 from dlplatform.engine.transformers_settings import SENSES
 from registry.models import ModelVersion
@@ -20,6 +20,8 @@ from .requirements import check_requirements
 
 LANGUAGE = "language-model"
 LEAST_ROWS = 10
+LEAST_KNOWN = 8  # rows with a target that the engine takes
+LEAST_TEXTS = 4
 MOST_CLASSES = 1000
 LONGEST_SILENCE = 86_400.0  # seconds
 TARGET_TYPES = {
@@ -88,16 +90,20 @@ def check(
         problems["task"] = ValidationError(f"Choose one of: {', '.join(TARGET_TYPES)}.", code="unknown_choice")
     elif fault := _targets_fault(version, task, targets, columns):
         problems["target"] = fault
+    elif entry in ("", ARCHITECTURE):
+        problems |= _engine_faults(version, task, targets, features, columns)
     if fault := _feature_fault(task, features, targets, columns):
         problems["features"] = fault
     if (version.rows or 0) < LEAST_ROWS:
         problems["dataset_version"] = ValidationError(
-            f"{version.rows} rows are too few to learn from; at least {LEAST_ROWS} are needed.", code="too_few_rows"
+            f"{_rows(version.rows or 0)} too few to learn from; at least {LEAST_ROWS} are needed.", code="too_few_rows"
         )
     if base is not None and chosen:
         problems |= fixed_settings.faults(base, task, config, kept or {})
     config, parsed, faults = _settings(task, config, entry, asked=chosen and not entry, needs_base=base is None)
     problems |= faults
+    if base is None and chosen and not entry:
+        problems |= _unread_faults(config, task, kept or {})
     problems |= _model_faults(config, task, _read(features, targets, columns))
     if problems:
         raise ValidationError(problems)
@@ -125,6 +131,15 @@ def _settings(
             fix = "There is no pretrained model to start from: fine-tune a version that holds one instead."
             problems[f"config.{name}"] = ValidationError(fix, code="needs_base")
     return config, parsed, problems
+
+
+def _unread_faults(config: dict[str, Any], task: str, kept: Mapping[str, Any]) -> dict[str, ValidationError]:
+    """Settings that a language model has no place for, but those of the run that is cloned."""
+    before = {field for field, _, _ in unread_settings(dict(kept), task)}
+    found = unread_settings(config, task)
+    return {
+        f"config.{field}": ValidationError(message, code=code) for field, code, message in found if field not in before
+    }
 
 
 def _read(features: Sequence[str] | None, targets: Sequence[str], columns: dict[str, str]) -> set[str]:
@@ -178,17 +193,31 @@ def _targets_fault(
 def _target_fault(version: DatasetVersion, task: str, target: str, type_: str, alone: bool) -> ValidationError | None:
     if task == "multilabel" and not alone and type_ not in ("boolean", "integer", "number"):
         return ValidationError(
-            f"“{target}” is a {type_} column; several labels are columns of yes and no.", code="wrong_type"
+            f"“{target}” is a column of the type {type_}; several labels are columns of yes and no.", code="wrong_type"
         )
     if type_ not in TARGET_TYPES[task]:
-        other = "classification" if task == "regression" else "another column as target"
-        return ValidationError(
-            f"“{target}” is a {type_} column, which {task} cannot predict; choose {other}.", code="wrong_type"
-        )
+        return _type_fault(task, target, type_)
     profile = version.profile.get(target, {})
-    distinct = profile.get("distinct") or 0
-    if profile.get("count") is not None and profile["count"] == profile.get("missing"):
+    if profile.get("count") == 0:
         return ValidationError(f"Every value of “{target}” is missing; choose another column.", code="all_missing")
+    return _values_fault(task, target, type_, profile, alone)
+
+
+def _type_fault(task: str, target: str, type_: str) -> ValidationError:
+    other = "classification" if task == "regression" and type_ in TARGET_TYPES["classification"] else ""
+    fix = f"choose {other or 'another column as target'}."
+    if task == LANGUAGE:
+        fix = "choose another, or upload the rows anew with the columns prompt and completion, which are kept as texts."
+    return ValidationError(
+        f"“{target}” is a column of the type {type_}, which {task} cannot predict; {fix}", code="wrong_type"
+    )
+
+
+def _values_fault(
+    task: str, target: str, type_: str, profile: Mapping[str, Any], alone: bool
+) -> ValidationError | None:
+    """Whether the values tell too much or too little apart."""
+    distinct = profile.get("distinct") or 0
     if task == "classification" and distinct > MOST_CLASSES:
         fix = "use regression" if type_ in ("number", "integer") else "choose a column with fewer values"
         return ValidationError(f"“{target}” has {distinct:,} different values; {fix}.", code="too_many_classes")
@@ -199,6 +228,42 @@ def _target_fault(version: DatasetVersion, task: str, target: str, type_: str, a
             f"“{target}” has the same value in every row; choose another column.", code="single_class"
         )
     return None
+
+
+def _engine_faults(
+    version: DatasetVersion, task: str, targets: Sequence[str], features: Sequence[str] | None, columns: dict[str, str]
+) -> dict[str, ValidationError]:
+    """What the engine's own loop cannot learn from; a script of one's own may know better."""
+    problems: dict[str, ValidationError] = {}
+    for target in targets:
+        profile = version.profile.get(target, {})
+        if fault := _known_fault(task, target, profile) or _label_fault(task, target, columns[target], profile):
+            problems["target"] = fault
+            break
+    if task != LANGUAGE and not features and not set(columns) - set(targets):
+        told = "The data have no column to learn from besides the target; add one."
+        problems["features"] = ValidationError(told, code="required")
+    return problems
+
+
+def _known_fault(task: str, target: str, profile: Mapping[str, Any]) -> ValidationError | None:
+    """Whether rows with a value are too few."""
+    known, least = profile.get("count"), LEAST_TEXTS if task == LANGUAGE else LEAST_KNOWN
+    if known is None or known >= least:
+        return None
+    message = f"“{target}” has a value in {known} of the rows only; at least {least} are needed. Add such rows."
+    return ValidationError(message, code="too_few_rows")
+
+
+def _label_fault(task: str, target: str, type_: str, profile: Mapping[str, Any]) -> ValidationError | None:
+    """Whether numbers that are to be labels are others than 0 and 1, as far as the profile tells."""
+    ends = {profile.get("min", 0), profile.get("max", 1)}
+    if task != "multilabel" or type_ not in ("integer", "number"):
+        return None
+    if ends <= {0, 1} and (profile.get("distinct") or 0) <= 2:
+        return None
+    fix = "choose columns of yes and no (or of 0 and 1), or one column of texts such as red|round."
+    return ValidationError(f"“{target}” holds more than yes and no; {fix}", code="not_yes_and_no")
 
 
 def _feature_fault(
@@ -219,6 +284,10 @@ def _feature_fault(
             "The target cannot be an input too; remove it from the features.", code="target_in_features"
         )
     return None
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
 
 
 def _invalid(field: str, message: str, code: str) -> ValidationError:

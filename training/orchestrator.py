@@ -301,7 +301,7 @@ class Orchestrator:
         try:
             collect(run, self.work_directory, metrics)
         except PackageError as error:
-            states.end(run, Run.State.FAILED, states.failure("package_rejected", reason=error))
+            states.end(run, Run.State.FAILED, states.rejected(run, error))
             return
         shutil.rmtree(self.directory, ignore_errors=True)
         kept_checkpoints.forget(run)

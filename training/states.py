@@ -76,6 +76,15 @@ SENTENCES = {
 }
 
 
+OWN_OUTPUT = "Correct what the code writes into run.output, upload it again and start a new run; run.save(module) writes what can be kept."
+
+
+def rejected(run: Run, reason: object) -> dict[str, str]:
+    """That the finished model cannot be kept: of a user's own code for them to correct."""
+    told = failure("package_rejected", reason=reason)
+    return {**told, "next_step": OWN_OUTPUT} if run.code_id else told
+
+
 def failure(code: str, **values: Any) -> dict[str, str]:
     sentence, next_step = SENTENCES[code]
     return {"code": code, "sentence": sentence.format(**values), "next_step": next_step}

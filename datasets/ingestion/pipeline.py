@@ -25,6 +25,7 @@ from datasets.ingestion.readings import (
     describe_evidence,
     forced_reading,
     typed_converter,
+    written_columns,
 )
 from datasets.ingestion.result import (
     CHOOSABLE_TYPES,
@@ -129,6 +130,8 @@ class _Ingestion:
 
     def run(self, source: Source) -> IngestResult:
         self._check_types(source.names)
+        if not source.typed:
+            self.types = {**dict.fromkeys(written_columns(source.names), "text"), **self.types}
         converters = self._converters(source)
         kept = [position for position, converter in enumerate(converters) if converter is not None]
         names = [source.names[position] for position in kept]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Final
+
 from datasets.ingestion import booleans, dates, numerals
 from datasets.ingestion.conversion import ColumnConverter
 from datasets.ingestion.inference import TEXTS, ColumnEvidence, Reading
 from datasets.ingestion.result import Findings, Rejected, shown
 from datasets.ingestion.sources import Source
+
+PROMPT_AND_COMPLETION: Final = frozenset({"prompt", "completion"})
+
+
+def written_columns(names: Collection[str]) -> frozenset[str]:
+    """Columns whose values are what somebody writes, whatever they look like: a prompt beside its completion. An answer “5” or
+    “yes” is learnt by a language model as it is written."""
+    return PROMPT_AND_COMPLETION if set(names) >= PROMPT_AND_COMPLETION else frozenset()
 
 
 def forced_reading(kind: str, evidence: ColumnEvidence, delimiter: str | None) -> Reading:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dlplatform.engine.chat_template import BASE, USUAL, ChatTemplate, ChatTemplateError
 from dlplatform.engine.fields import (
@@ -111,6 +111,32 @@ def idle_settings(raw: dict[str, Any], task: str) -> list[Problem]:
         return []
     fix = "class_weights balanced is for classification, and a language model has no classes; remove it or set it to auto."
     return [("class_weights", "not_for_task", fix)]
+
+
+# Of a language model from nothing, whose architecture is one: values that do not ask for another one.
+_OF_WRITING: Final[dict[str, tuple[Any, ...]]] = {
+    "architecture": ("auto",),
+    "text_encoder": ("auto", "transformer"),
+    "image_encoder": ("auto",),
+    "image_size": ("auto",),
+    "augmentation": ("auto", "none"),
+    "folds": ("auto", 1),
+}
+
+
+def unread_settings(raw: dict[str, Any], task: str) -> list[Problem]:
+    """Settings that a language model from nothing has no place for: as `idle_settings`."""
+    if task != "language-model" or not isinstance(raw, dict):
+        return []
+    unread = [name for name, fitting in _OF_WRITING.items() if raw.get(name, fitting[0]) not in fitting]
+    params = raw.get("params")
+    given = params if isinstance(params, dict) else {}
+    unread += [
+        f"params.{name}" for name, value in given.items()
+        if isinstance(name, str) and name != "dropout" and not name.startswith("text_") and value != "auto"
+    ]  # fmt: skip
+    told = "a language model does not know; it has text_length, params.text_width, params.text_layers and the like"
+    return [(name, "not_for_task", f"{name} is a setting that {told}. Remove it.") for name in unread]
 
 
 def _code_problems(values: dict[str, Any], task: str) -> list[Problem]:

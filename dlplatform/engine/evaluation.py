@@ -110,7 +110,7 @@ def _regression(dataset: Dataset, actual: Array, predicted: Array) -> dict[str, 
     truth, guess = dataset.target.original(actual), dataset.target.original(predicted[:, 0])
     residual = truth - guess
     sample = np.unique(np.linspace(0, len(truth) - 1, min(SCATTER_POINTS, len(truth))).astype(int))
-    counts, edges = np.histogram(residual, bins=HISTOGRAM_BINS)
+    counts, edges = metrics.histogram(residual, HISTOGRAM_BINS)
     worst = np.argsort(-np.abs(residual), kind="stable")[:WORST_ROWS]
     rows = validation_rows(dataset)[worst]
     return {

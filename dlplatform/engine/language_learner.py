@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from dlplatform.engine.errors import EngineError
 from dlplatform.engine.job import JobSpec
 from dlplatform.engine.language import LanguageNetwork, LanguageShape, Writing, write
 from dlplatform.engine.learner import Learner, Values
+from dlplatform.engine.room import require_room
 from dlplatform.engine.table import Table
 from dlplatform.engine.tokens import Tokenizer, fit_tokenizer, read_tokenizer
 from dlplatform.engine.transformers_fresh import naming, writes_texts
@@ -127,6 +129,13 @@ def _prompts(held: list[tuple[list[int], list[bool]]]) -> tuple[tuple[int, ...],
     return tuple(found)
 
 
+def _shown(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """The text of a prompt, with a dot where a message ends and the next one begins: marks themselves are no text."""
+    marks = {code for code, token in tokenizer.inner.get_added_tokens_decoder().items() if token.special}
+    groups = (list(group) for marked, group in itertools.groupby(prompt, key=marks.__contains__) if not marked)
+    return " · ".join(text for group in groups if (text := tokenizer.decode(group)).strip())
+
+
 def settle(config: TrainingConfig, tokens: int, base: LanguageShape | None) -> TrainingConfig:
     """Replace every "auto" by a value that suits so many tokens."""
     defaults: dict[str, Any] = {"text_width": 128, "text_layers": 4, "text_heads": 4, "dropout": 0.1}
@@ -182,6 +191,7 @@ class LanguageLearner(Learner):
             params["text_heads"],
             params["dropout"],
         )
+        require_room(lambda: LanguageNetwork(shape), self.config)
         network = LanguageNetwork(shape)
         network.initialise(self.config.seed)
         return network
@@ -243,7 +253,7 @@ class LanguageLearner(Learner):
         for number, prompt in enumerate(self.corpus.prompts):
             how = Writing(SHOWN_TOKENS, seed=self.config.seed + number)
             written = list(write(network, list(prompt), tokenizer.ends, how, agree))
-            shown.append(f"{tokenizer.decode(prompt)}⟶{tokenizer.decode(written)}")
+            shown.append(f"{_shown(tokenizer, prompt)}⟶{tokenizer.decode(written)}")
         network.train()
         return shown
 

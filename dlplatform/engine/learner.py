@@ -24,6 +24,7 @@ from dlplatform.engine.dropout import Share, sharing
 from dlplatform.engine.fields import CODE, TRANSFORMERS
 from dlplatform.engine.network import Batch, NetworkShape, RowNetwork, build_network
 from dlplatform.engine.objective import Objective, class_weights, label_weights, predict_rows, trust_candidates
+from dlplatform.engine.room import require_room
 from dlplatform.engine.statistics import fit_statistics
 from dlplatform.engine.transformers_fresh import looks_at_images, naming, reads_texts
 from dlplatform.engine.transformers_models import try_out
@@ -135,6 +136,8 @@ def new_network(
     shape = network_shape(dataset, transformer, image_transformer)
     numbers = dataset.target.values if dataset.target.kind in ("number", "numbers") else None
     statistics = fit_statistics(dataset.inputs, shape.inputs, dataset.split, max(1, shape.bins), numbers)
+    if build is build_network and transformer is None and image_transformer is None:
+        require_room(lambda: build(shape), dataset.config)
     network = build(shape)
     network.initialise(statistics, dataset.config.seed)
     with naming(next((name for name in SENSES if getattr(dataset.config, name) is not None), None)):

@@ -85,6 +85,19 @@ def regression(actual: Array, predicted: Array) -> dict[str, float | None]:
     }
 
 
+def histogram(values: Array, bins: int) -> tuple[Array, Array]:
+    """(counts, edges) of the finite values; one bin where they lie too close together, or too far apart, for floats to
+    divide what is between them, and none without values."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return np.zeros(0, np.int64), np.zeros(0)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.histogram(finite, bins)
+    except ValueError:
+        return np.array([len(finite)]), np.array([finite.min(), finite.max()])
+
+
 def roc_points(positive: Array, scores: Array, limit: int = 200) -> dict[str, list[float]]:
     """At most ``limit`` points of the ROC and precision-recall curves, by falling threshold."""
     order = np.argsort(-scores, kind="stable")

@@ -94,6 +94,11 @@ class Processes:
         """Part from the others."""
 
 
+def began_again() -> bool:
+    """Whether this process is of a group that was started again because one of it died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def in_group() -> bool:
     """Whether a launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

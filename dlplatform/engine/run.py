@@ -29,7 +29,7 @@ from dlplatform.engine.job import CHECKPOINTS, OUTPUT, STACKS, JobSpec, read_spe
 from dlplatform.engine.learner import Learner, RowLearner
 from dlplatform.engine.learning import fresh_network, learner_of, settle_batch_size, tokenizer_of
 from dlplatform.engine.nodes import read_group
-from dlplatform.engine.processes import Processes, agreed, in_group, join, tell_outcome
+from dlplatform.engine.processes import Processes, agreed, began_again, in_group, join, tell_outcome
 from dlplatform.engine.reporter import Reporter
 from dlplatform.engine.results import save_package
 from dlplatform.engine.schema import Column
@@ -214,6 +214,9 @@ def _emit_started(trainer: Trainer, threads: int, loaded: Loaded | None) -> None
         rows=counts_of(trainer.learner),
         config=trainer.config.to_dict(),
     )
+    if began_again():
+        place = f"from step {loaded.step:,}" if loaded else "from the beginning"
+        trainer.reporter.writer.log("warning", f"One of the processes ended without a word; all of them go on {place}.")
 
 
 @contextmanager

@@ -33,6 +33,14 @@ DECIDED: Final[dict[str, dict[str, str]]] = {
     },
 }
 _SIGN: Final = {TEXT: "vocab_size", IMAGE: "num_channels"}  # a setting of all that read texts, or look at images
+# Sizes that almost every architecture has, by any of its names, and the least of each.
+_SIZES: Final = {
+    "num_hidden_layers": 0, "n_layer": 0,
+    **dict.fromkeys(
+        ("hidden_size", "hidden_sizes", "embedding_size", "intermediate_size", "num_attention_heads", "n_embd", "n_head",
+         "depths", "patch_size"), 1,
+    ),
+}  # fmt: skip
 _BASE: Final = "PreTrainedConfig"
 
 
@@ -101,6 +109,7 @@ def faults(setting: str, raw: Any) -> Iterator[tuple[str, str, str]]:
         return
     yield from _decided_faults(setting, raw)
     yield from _name_faults(setting, raw)
+    yield from _size_faults(setting, raw)
     for name, value in raw.items():
         if isinstance(value, list) and len(value) > LONGEST_LIST:
             yield (
@@ -108,6 +117,19 @@ def faults(setting: str, raw: Any) -> Iterator[tuple[str, str, str]]:
                 "out_of_range",
                 f"{setting}.{name[:60]} has more than {LONGEST_LIST} entries.",
             )
+
+
+def _size_faults(setting: str, raw: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Sizes that no network has, which the library would meet in the middle of its work."""
+    for name, value in raw.items():
+        least = _SIZES.get(name)
+        values = value if isinstance(value, list) else [value]
+        if least is None:
+            continue
+        if not values:
+            yield f"{setting}.{name}"[:100], "out_of_range", f"{setting}.{name[:60]} must not be empty."
+        elif any(isinstance(one, int | float) and not isinstance(one, bool) and one < least for one in values):
+            yield f"{setting}.{name}"[:100], "out_of_range", f"{setting}.{name[:60]} must be {least} or more."
 
 
 def _json(raw: dict[str, Any]) -> bytes:

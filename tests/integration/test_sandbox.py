@@ -63,6 +63,7 @@ def test_hostile_code_is_stopped_and_named_and_harms_nothing(queue_code, small, 
         os.unlink(places["socket"])
     assert (run.state, run.error["code"]) == ("failed", named), (run.error, log_of(run))
     assert run.error["sentence"] and run.error["next_step"]
+    assert ("Correct what the code writes" in run.error["next_step"]) == (named == "package_rejected")
     assert time.monotonic() - began < 60
     assert "SECRET_OF_ANOTHER" not in log_of(run) and configured.SECRET_KEY not in log_of(run)
     assert survivors(run) == [] and ModelVersion.objects.count() == 0

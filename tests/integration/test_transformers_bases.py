@@ -1,5 +1,6 @@
 """Hugging Face directories of the registry as bases: over the API and on the page, in every mode, and what is refused."""
 
+import json
 import random
 from pathlib import Path
 
@@ -168,6 +169,39 @@ def test_a_chat_template_that_cannot_be_used_is_told_and_refused(organization, c
     assert wrong.status_code == 400 and wrong.json()["errors"][0]["attr"] == "chat_template"
     page = web(trainer).get(f"/model-versions/{base.pk}/finetune").content.decode()
     assert 'name="finetune.chat_template"' in page
+
+
+def test_chats_that_repeat_are_texts_all_the_same(gpt, organization, trainer, api, web, tmp_path):
+    talks = [
+        [{"role": "user", "content": f"item {row % 5}"}, {"role": "assistant", "content": "good"}] for row in range(60)
+    ]
+    (tmp_path / "few").mkdir()
+    dataset = factories.DatasetFactory(organization=organization, name="few chats")
+    data = factories.ready_version(dataset, [{"messages": json.dumps(talk)} for talk in talks], tmp_path / "few")
+    assert [column["type"] for column in data.columns] == ["category"]
+    assert str(data.pk) in web(trainer).get(f"/model-versions/{gpt.pk}/finetune").content.decode()
+    version = tuned(api, trainer, gpt, data, target="messages", features=None, mode="lora", rank=2)
+    assert version.task == "language-model" and version.base == gpt
+
+
+@pytest.mark.parametrize("base", ["bert", "gpt"])
+def test_texts_longer_than_the_base_reads_are_refused_before_the_run(base, texts, trainer, api, request):
+    version = request.getfixturevalue(base)
+    more = {"target": "note", "features": None} if base == "gpt" else {}
+    told = asked(api, trainer, version, texts, config=QUICK | {"text_length": 8192}, **more).json()["errors"]
+    assert [(one["attr"], one["code"]) for one in told] == [("config.text_length", "out_of_range")]
+    most = int(told[0]["detail"].split()[3])
+    assert asked(api, trainer, version, texts, config=QUICK | {"text_length": most}, **more).status_code == 201
+
+
+def test_data_without_texts_are_nothing_to_learn_to_write(gpt, organization, trainer, api, tmp_path):
+    (tmp_path / "numbers").mkdir()
+    dataset = factories.DatasetFactory(organization=organization, name="numbers")
+    data = factories.ready_version(dataset, [{"x": row, "y": row / 7} for row in range(40)], tmp_path / "numbers")
+    told = asked(api, trainer, gpt, data, target="x", features=None).json()["errors"]
+    assert (told[0]["attr"], told[0]["code"]) == ("dataset_version", "does_not_fit") and "write texts" in told[0][
+        "detail"
+    ]
 
 
 def test_weights_of_classes_are_refused_where_there_are_none(gpt, texts, trainer, api):

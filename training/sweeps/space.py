@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlplatform.engine.config import ConfigError, Problem, idle_settings, parse_config
+from dlplatform.engine.config import ConfigError, Problem, idle_settings, parse_config, unread_settings
 from dlplatform.engine.defaults import known_params
 from dlplatform.engine.fields import ARCHITECTURES
 from dlplatform.engine.transformers_settings import SENSES
@@ -209,7 +209,7 @@ def _problems_with(
         parse_config(settings, task)
     except ConfigError as error:
         return error.problems
-    return idle_settings(settings, task)
+    return idle_settings(settings, task) + (unread_settings(settings, task) if finetune is None else [])
 
 
 def _without_effect(dimensions: Sequence[Dimension], finetune: Mapping[str, Any]) -> list[Problem]:

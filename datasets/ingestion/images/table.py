@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow.compute as pc
 
 from datasets.ingestion.csv_source import CsvSource, FastPathFailed
+from datasets.ingestion.images.layout import IMAGES
 from datasets.ingestion.images.members import Archive, Member, MemberDamaged
-from datasets.ingestion.images.naming import ABSENT, AMBIGUOUS, FileNames
+from datasets.ingestion.images.naming import ABSENT, AMBIGUOUS, FileNames, comparable
 from datasets.ingestion.images.source import texts
 from datasets.ingestion.result import Detected, Findings, Rejected, counted, shown
 from datasets.ingestion.sources import Batch, Source
@@ -105,11 +106,12 @@ def _take_out(archive: Archive, member: Member, path: Path) -> None:
 
 @dataclass(slots=True)
 class _Tally:
-    """How many of a column's values name files, and how many do so with the file's ending."""
+    """How many of a column's values name files, how many do so with the file's ending, and how many look like files."""
 
     values: int = 0
     named: int = 0
     written_out: int = 0
+    like_files: int = 0
 
     @property
     def share(self) -> float:
@@ -134,6 +136,8 @@ def _naming_column(source: Source, files: FileNames, member: Member) -> int:
     if not naming:
         raise _no_column(source, tallies, member)
     best = max(tally.rank for tally in naming.values())
+    if best == 1 and (lost := _lost_names(tallies, naming)) is not None:
+        raise _no_column(source, tallies, member, lost)
     places = [place for place, tally in naming.items() if tally.rank == best]
     if len(places) > 1:
         names = " and ".join(shown(source.names[place]) for place in places)
@@ -143,6 +147,12 @@ def _naming_column(source: Source, files: FileNames, member: Member) -> int:
             column=source.names[places[1]],
         )
     return places[0]
+
+
+def _lost_names(tallies: dict[int, _Tally], naming: dict[int, _Tally]) -> int | None:
+    """A column of file names that are not in the archive: beside it, labels such as 0 and 1 name files by chance alone."""
+    others = (place for place in tallies if place not in naming)
+    return next((place for place in others if 2 * tallies[place].like_files > tallies[place].values), None)
 
 
 def _possible(source: Source) -> list[int]:
@@ -155,15 +165,21 @@ def _count(cells: Any, files: FileNames, tally: _Tally) -> None:
     counts = pc.value_counts(texts(cells).drop_null())
     for name, count in zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True):
         tally.values += count
+        tally.like_files += count if comparable(name).rpartition(".")[2] in IMAGES else 0
         if files.place(name) != ABSENT:
             tally.named += count
             tally.written_out += count if files.is_written_out(name) else 0
 
 
-def _no_column(source: Source, tallies: dict[int, _Tally], member: Member) -> Rejected:
-    place = max(tallies, key=lambda each: tallies[each].share, default=None)
+def _no_column(
+    source: Source, tallies: dict[int, _Tally], member: Member, nearest_place: int | None = None
+) -> Rejected:
+    """``nearest_place``: the column that was meant, if that is known; else the one with the largest share of files."""
+    place = (
+        nearest_place if nearest_place is not None else max(tallies, key=lambda each: tallies[each].share, default=None)
+    )
     nearest = ""
-    if place is not None and tallies[place].named:
+    if place is not None and (tallies[place].named or nearest_place is not None):
         tally = tallies[place]
         nearest = f" The nearest is {shown(source.names[place])}: {tally.named:,} of {tally.values:,} values name one."
     return Rejected(

@@ -2,6 +2,7 @@
 
 import json
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from django import template
@@ -11,6 +12,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 register = template.Library()
 
+LARGEST_WHOLE = 2**64  # beyond it a whole number is a float that lost its point on the way through JSON
 UNITS = ("B", "KB", "MB", "GB", "TB", "PB")
 STATE_TONES = {
     "queued": "idle", "preparing": "busy", "running": "busy", "paused": "warn", "ready": "good", "succeeded": "good",
@@ -42,14 +44,14 @@ def number(value: Any) -> str:
         return str(value).lower()
     if not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
-        return f"{int(value):,}"
     if value != value:
         return "NaN"
     size = abs(value)
+    if size < (LARGEST_WHOLE if isinstance(value, int) else 1e15) and value == int(value):
+        return f"{int(value):,}"
     if 1e3 <= size < 1e9:
         return f"{value:,.0f}"
-    return f"{value:.4g}" if 1e-4 <= size < 1e3 else f"{value:.3e}"
+    return f"{value:.4g}" if 1e-4 <= size < 1e3 else f"{Decimal(value) if isinstance(value, int) else value:.3e}"
 
 
 @register.filter

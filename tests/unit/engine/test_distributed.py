@@ -89,6 +89,11 @@ def test_a_killed_process_costs_nothing(job: Callable[..., Path], by_two: Callab
     members_of(broken)[-1].kill()
     assert process.wait(timeout=240) == 0
     assert len(read_spool(broken, "started")) == 2
+    told = [event["message"] for event in read_spool(broken, "log") if event["level"] == "warning"]
+    assert len(told) == 1 and told[0].startswith(
+        "One of the processes ended without a word; all of them go on from step "
+    )
+    assert not [event for event in read_spool(whole, "log") if event["level"] == "warning"]
     digests = [
         hashlib.sha256((each / "output" / "model.safetensors").read_bytes()).hexdigest() for each in (whole, broken)
     ]

@@ -91,6 +91,14 @@ def test_too_few_texts_are_named(job: Callable[..., Path]) -> None:
     assert read_spool(made, "failed")[0]["code"] == "too_few_rows"
 
 
+def test_messages_of_a_sample_stand_apart(job: Callable[..., Path]) -> None:
+    chat = [{"role": "system", "content": "Be nice."}, *CHAT]
+    made = job({"messages": ("text", [json.dumps(chat)] * 20)}, task="language-model", target="messages", config=CONFIG)
+    assert run_job(made) == 0, last_events(made)
+    prompts = [event["text"].partition("⟶")[0] for event in read_spool(made, "sample")]
+    assert prompts and set(prompts) == {f"Be nice. · {CHAT[0]['content']}"}
+
+
 def test_a_chat_is_learnt_sampled_and_answered(job: Callable[..., Path]) -> None:
     made = job({"messages": ("text", [json.dumps(CHAT)] * 20)}, task="language-model", target="messages", config=CONFIG)
     assert run_job(made) == 0, last_events(made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.unit.datasets.ingestion.conftest import Ingest
@@ -138,3 +140,21 @@ def test_ndjson_keys_come_in_order_of_appearance(ingested: Ingest) -> None:
         {"b": 2.5, "a": True, "c": None},
         {"b": None, "a": None, "c": "x"},
     ]
+
+
+@pytest.mark.parametrize("completions", [["4", "7"], ["yes", "no"], ["2024-01-31", "2024-02-29"], ["None", "1.50"]])
+def test_completions_stay_as_they_are_written(ingested: Ingest, completions: list[str]) -> None:
+    lines = [json.dumps({"prompt": str(row), "completion": text}) for row, text in enumerate(completions)]
+    result, rows = ingested("\n".join(lines), filename="pairs.ndjson")
+    assert [(column.name, column.type) for column in result.columns] == [("prompt", "text"), ("completion", "text")]
+    assert [row["completion"] for row in rows] == completions
+
+
+def test_a_completion_without_a_prompt_is_a_column_like_any_other(ingested: Ingest) -> None:
+    result, _ = ingested('{"completion": "4"}\n{"completion": "7"}\n', filename="numbers.ndjson")
+    assert result.columns[0].type == "integer"
+
+
+def test_a_type_that_is_chosen_counts_for_completions_too(ingested: Ingest) -> None:
+    result, _ = ingested("prompt,completion\n1,2\n3,4\n", types={"completion": "integer"})
+    assert [column.type for column in result.columns] == ["text", "integer"]

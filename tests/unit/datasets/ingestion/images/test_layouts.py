@@ -211,6 +211,8 @@ def test_the_same_image_with_two_labels_is_told(archived: Any) -> None:
          ("image", "mask")),
         ({"a.csv": _table([("x.png", "1"), ("000.png", "2"), ("y.png", 3), ("z.png", 4)], "image,n")}, "no_file_column",
          ("a.csv", "1 of 4")),
+        ({"images/1.png": picture(1), "images/0.png": picture(2), "a.csv": _table([("x.jpg", "1"), ("y.jpg", "0")], "image,digit")},
+         "no_file_column", ("“image”", "0 of 2")),
         ({"a.csv": b""}, "empty_file", ("empty",)),
         ({"a.csv": b"\x89PNG\r\n\x1a\n"}, "image_file", ("PNG",)),
         ({f"{index}.csv": b"a\n1\n" for index in range(6)}, "ambiguous_table", ("6 tables",)),
