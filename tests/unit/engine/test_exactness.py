@@ -30,7 +30,7 @@ CHECKPOINT = b'"type":"checkpoint"'
 KILLS = int(os.environ.get("EXACTNESS_KILLS", "1"))
 EPOCHS = 30 * KILLS  # long enough for each of them to come before the end
 CONFIG = {
-    "epochs": 12,
+    "epochs": 60,  # long enough for three signals on a fast machine
     "threads": 1,
     "folds": 2,
     "batch_size": 8,
