@@ -28,7 +28,7 @@ from tests.unit.engine.transformers_bases import tiny_bert, tiny_images
 CHECKPOINT = b'"type":"checkpoint"'
 # More of them by hand: EXACTNESS_KILLS=20 pytest tests/unit/engine/test_exactness.py
 KILLS = int(os.environ.get("EXACTNESS_KILLS", "1"))
-EPOCHS = 30 * KILLS  # long enough for each of them to come before the end
+EPOCHS = 30 + 80 * (KILLS - 1)  # long enough for each of them to come before the end, on a fast machine too
 CONFIG = {
     "epochs": 60,  # long enough for three signals on a fast machine
     "threads": 1,
@@ -52,18 +52,20 @@ def metric_points(job_dir: Path) -> list[tuple[Any, ...]]:
 
 def run_with_kills(job_dir: Path, kills: int, seed: int, number: int = signal.SIGKILL) -> int:
     """Start the engine again and again, each time sending a signal: mostly some time after a new checkpoint, now and then at
-    any moment from its start on. Returns the number of signals that ended it: one that comes as it ends by itself does not
+    any moment from its start to about then. Returns the number of signals that ended it: one that comes as it ends by itself does not
     count."""
-    chance = random.Random(seed)
+    chance, until_checkpoint = random.Random(seed), 4.0
     for delivered in range(kills + 20):
         spool = job_dir / "events.jsonl"
         before = spool.read_bytes().count(CHECKPOINT) if spool.exists() else 0
         process = start_engine(job_dir)
         if delivered < kills:
             if delivered % 4 == 2:
-                time.sleep(chance.uniform(0.0, 4.0))
+                time.sleep(chance.uniform(0.0, until_checkpoint))
             else:
+                began = time.monotonic()
                 wait_for_checkpoint(job_dir, process, before + 1)
+                until_checkpoint = time.monotonic() - began
                 time.sleep(chance.uniform(0.0, 0.1))
             process.send_signal(number)
         code = process.wait(timeout=180)
