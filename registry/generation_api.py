@@ -30,7 +30,14 @@ class GenerateIn(Strict):
     prompt = serializers.CharField(
         required=False, max_length=100_000, allow_blank=True, trim_whitespace=False, help_text="The text to go on from"
     )
-    messages = MessageIn(many=True, required=False, help_text="A chat to go on with, instead of a prompt")
+    # As a list field its own errors are those of `messages`; a nested serializer would call them `non_field_errors`.
+    messages = serializers.ListField(
+        child=MessageIn(), required=False, allow_empty=False, help_text="A chat to go on with, instead of a prompt",
+        error_messages={
+            "not_a_list": "Give a list of messages with role and content.",
+            "empty": "Give at least one message, or leave this out and give a prompt.",
+        },
+    )  # fmt: skip
     max_tokens = serializers.IntegerField(required=False, min_value=1, max_value=2048, help_text="Default: 128")
     temperature = serializers.FloatField(
         required=False, min_value=0, max_value=5, help_text="0 takes the likeliest token; default: 0.8"

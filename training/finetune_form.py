@@ -14,10 +14,12 @@ from dlplatform.engine.finetune_config import FINETUNE_FIELDS, FinetuneConfig, p
 from registry.models import ModelVersion
 from registry.transformers_bases import LANGUAGE, is_transformers, takes, tasks_of
 
+from . import finetuning
 from .fixed_settings import fixed_by
 from .models import Run
 from .run_form import SettingField, predictable, suggested_target, typed
 
+WITHOUT_ADAPTERS = ("full", "head")
 SHOWN = (
     "epochs",
     "batch_size",
@@ -113,9 +115,12 @@ class FinetuneForm(forms.Form):
         return found
 
     def settings(self) -> dict[str, Any]:
-        """The fine-tuning settings, the chosen blocks among them."""
-        blocks = self["blocks"].value() or []
-        return {**self.given("finetune"), **({"blocks": list(blocks)} if blocks else {})}
+        """The fine-tuning settings, the chosen blocks among them. The form always sends all fields: those of adapters are
+        no choice in a mode without them."""
+        blocks, given = self["blocks"].value() or [], self.given("finetune")
+        if given.get("mode", "lora") in WITHOUT_ADAPTERS:
+            given = {name: value for name, value in given.items() if name not in finetuning.OF_ADAPTERS}
+        return {**given, **({"blocks": list(blocks)} if blocks else {})}
 
     def parsed(self) -> FinetuneConfig:
         """The settings as far as they can be read: for what the page shows before it is sent."""

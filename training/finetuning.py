@@ -34,6 +34,7 @@ from .models import Experiment, Preflight, Run
 from .preflights import request_preflight
 
 SETTINGS = tuple(field.name for field in fields(FinetuneConfig))
+OF_ADAPTERS = ("adapter", "rank", "alpha")
 PART = "finetune"  # where the settings stand in the body of a request that holds more
 FIRST = "first"  # how adapters were stored before peft's format
 
@@ -94,6 +95,7 @@ def choices_of(
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
     _require_template(version, task, parsed)
+    _require_effect(parsed, task, SETTINGS)
     parsed = with_pixels(version, parsed)
     return {
         "dataset_version": dataset_version,
@@ -136,6 +138,21 @@ def _require_template(version: ModelVersion, task: str, settings: FinetuneConfig
     if own and (problem := transformers_bases.template_problem(version)):
         fix = f"The base's own chat template cannot be used: {problem}. Set this to {USUAL}, or give a template of your own."
         raise _invalid("chat_template", fix, "invalid")
+
+
+def _require_effect(settings: FinetuneConfig, task: str, named: Iterable[str]) -> None:
+    """Raises ValidationError for what of the named settings would do nothing. Defaults are shown with every run and may be
+    sent back, and so may the usual template, which is shown of runs from before templates."""
+    usual, problems = FinetuneConfig(), dict[str, ValidationError]()
+    for name in OF_ADAPTERS if settings.mode != "lora" else ():
+        if name in named and getattr(settings, name) != getattr(usual, name):
+            fix = f"Only mode lora has adapters, and in mode {settings.mode} this does nothing; leave it out, or set mode to lora."
+            problems[name] = ValidationError(fix, code="not_for_mode")
+    if task != LANGUAGE and "chat_template" in named and settings.chat_template not in (BASE_TEMPLATE, USUAL):
+        fix = "Only a language model writes chats; leave this out."
+        problems["chat_template"] = ValidationError(fix, code="not_for_base")
+    if problems:
+        raise ValidationError(problems)
 
 
 def _require_own_tunable(version: ModelVersion, settings: FinetuneConfig) -> None:
@@ -219,6 +236,9 @@ def settings_of_clone(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
             text = "This format is kept for training a run again as it was; give peft to change how it is fine-tuned."
             raise _invalid("format", text, "not_for_new")
         require_usable(run.base_version, wanted, run.task)
+        # What the run recorded stays as it was, even where it did nothing.
+        changed = [name for name in SETTINGS if getattr(wanted, name) != getattr(recorded, name)]
+        _require_effect(wanted, run.task, changed)
         wanted = wanted if wanted.pixels == recorded.pixels else with_pixels(run.base_version, wanted)
     except ValidationError as error:
         raise as_part(error) from error

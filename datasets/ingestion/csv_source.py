@@ -26,6 +26,8 @@ from datasets.ingestion.sources import Batch, internal_names
 BLOCK_BYTES = 4 << 20
 EXACT_BATCH_ROWS = 16_384
 EXACT_BATCH_CELLS = 400_000
+# Cells may be long: a batch of documents ends sooner than one of numbers.
+EXACT_BATCH_CHARACTERS = 4 << 20
 # A field beyond this is not even looked at: an unclosed quote would swallow the rest of the file.
 FIELD_CEILING = 8 << 20
 
@@ -146,7 +148,7 @@ class CsvSource:
     def _exact_batches(self) -> Iterator[Batch]:
         width = len(self.names)
         size = max(1, min(EXACT_BATCH_ROWS, EXACT_BATCH_CELLS // width))
-        ragged = 0
+        ragged = characters = 0
         pending: list[list[str]] = []
         for row_number, row in self._numbered_rows():
             if len(row) > width and not any(cell.strip() for cell in row[width:]):
@@ -158,9 +160,10 @@ class CsvSource:
                 continue
             self._check_row(row_number, row)
             pending.append(row)
-            if len(pending) >= size:
+            characters += sum(map(len, row))
+            if len(pending) >= size or characters >= EXACT_BATCH_CHARACTERS:
                 yield _text_batch(pending, width)
-                pending = []
+                pending, characters = [], 0
         if ragged:
             raise Reported
         if pending:

@@ -19,7 +19,9 @@ DELIMITERS = (",", ";", "\t", "|", ":", " ")
 # Commas and tabs separate far oftener than the others; the weight only breaks near ties.
 WEIGHTS = {",": 1.0, "\t": 1.0, ";": 0.99, "|": 0.98, ":": 0.55, " ": 0.5}
 # Spaces and colons occur in any prose: they separate only where nearly every row agrees.
+PROSE_MARKS = (":", " ")
 PROSE_SCORE = 0.5
+PROSE_AGREEMENT = 0.9
 # Rejected everywhere as a control character, so it can stand for "one column, nothing separates".
 NO_DELIMITER = "\x1f"
 DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe", ":": "colon", " ": "space"}
@@ -150,7 +152,7 @@ def _best(sample: str, complete: bool, forced: str | None) -> tuple[str, str, st
         for delimiter in (forced,) if forced else DELIMITERS:
             rows = _rows(sample, _options(delimiter, quotechar, escapechar, delimiter != "\t"), complete)
             score = _score(rows) * WEIGHTS.get(delimiter, 0.9) * (1.0 if quotechar == '"' else 1.02)
-            if delimiter in ": " and score < PROSE_SCORE:
+            if delimiter in PROSE_MARKS and not forced and (score < PROSE_SCORE or not _agree(rows)):
                 continue
             ranked.append((score, delimiter, quotechar))
     best = max(ranked, key=lambda entry: entry[0], default=(0.0, "", ""))
@@ -196,6 +198,13 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     cells = [cell for row in filled[:100] for cell in row]
     typed = sum(1 for cell in cells if TYPED.fullmatch(cell[:200])) / max(len(cells), 1)
     return float((regular / len(filled)) * (0.3 + typed) * (1 + min(modal, 50) / 500))
+
+
+def _agree(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly all rows have as many fields as the first: a one-word header over sentences is no table."""
+    filled = [row for row in rows if row]
+    alike = sum(len(row) == len(filled[0]) for row in filled)
+    return bool(filled) and alike >= PROSE_AGREEMENT * len(filled)
 
 
 def _spaces_follow(rows: Sequence[Sequence[str]]) -> bool:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from datasets.ingestion.added import misfits, typed_batch, widened
 from datasets.ingestion.limits import Limits
 from datasets.ingestion.result import Base, Findings, Rejected, Reported
+from datasets.ingestion.rows import group_batches
 from datasets.ingestion.sources import Batch, internal_names
 
 BATCH_ROWS = 16_384
@@ -53,7 +54,7 @@ class ExtendedSource:
         size = max(1, min(BATCH_ROWS, BATCH_CELLS // len(self.names)))
         for part in self._parts:
             with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(size, columns=self.names, use_threads=False):
+                for batch in group_batches(file, size, self.names):
                     yield self._counted(batch)
         yield self._counted(self._added)
 

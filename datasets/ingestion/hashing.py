@@ -4,6 +4,7 @@ security.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ FIRST_MIX = np.uint64(0xBF58476D1CE4E5B9)
 SECOND_MIX = np.uint64(0x94D049BB133111EB)
 MISSING_HASH = np.uint64(0x6A09E667F3BCC909)
 WORD = 8
+# Above this a value is hashed by itself: the loop over words of the longest one would take its time with all.
+LONG_BYTES = 4_096
 # tail masks: how many bytes of the last word belong to the string
 MASKS = np.array([(1 << (8 * count)) - 1 for count in range(9)], dtype=np.uint64)
 
@@ -72,7 +75,9 @@ def _hash_strings(column: Array) -> Hashes:
     lengths = np.diff(bounds)
     words = np.ndarray((len(content) - WORD + 1,), np.uint64, content, strides=(1,))
     hashes = mix(lengths.astype(np.uint64))
-    active = np.flatnonzero(lengths > 0)
+    for place in np.flatnonzero(lengths > LONG_BYTES):
+        hashes[place] = _hash_long(content[starts[place] : starts[place] + lengths[place]])
+    active = np.flatnonzero((lengths > 0) & (lengths <= LONG_BYTES))
     position = 0
     while len(active):
         left = lengths[active] - position
@@ -81,6 +86,10 @@ def _hash_strings(column: Array) -> Hashes:
         active = active[left > WORD]
         position += WORD
     return hashes
+
+
+def _hash_long(content: Any) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(content, digest_size=WORD).digest(), "little"))
 
 
 def combine(rows: Hashes, column: Hashes) -> Hashes:

@@ -19,7 +19,7 @@ class Limits:
     bytes: int = 5 * GIB
     rows: int = 50_000_000
     columns: int = 2_000
-    cell_bytes: int = 65_536
+    cell_bytes: int = 1 << 20
     expansion_ratio: float = 200.0
     nesting: int = 8
     files: int = 200_000

@@ -27,6 +27,8 @@ LINE_BYTES = 32 << 20
 LIST_BYTES = 64 << 20
 BATCH_ROWS = 16_384
 BATCH_CELLS = 400_000
+# Values may be long: a batch of documents ends sooner than one of numbers.
+BATCH_BYTES = 16 << 20
 ONE_PER_LINE = 'Write one object per line, such as {"age": 41, "city": "Oslo"}.'
 
 
@@ -47,7 +49,7 @@ class NdjsonSource:
         self._staging = work / "staging.arrow"
         self._keys: dict[str, int] = {}
         self._nested: set[str] = set()
-        self._records = self._batch_count = self._served = 0
+        self._records = self._batch_count = self._served = self._pending_bytes = 0
         self._gaps = array("q")
         self._stage()
         self.names, blank, renamed = unique_names(list(self._keys))
@@ -79,9 +81,9 @@ class NdjsonSource:
         with pa.OSFile(str(self._staging), "wb") as out:
             for row, value in self._values():
                 self._accept(row, value, pending)
-                if len(pending) >= max(1, min(BATCH_ROWS, BATCH_CELLS // max(len(self._keys), 1))):
+                if self._full(pending):
                     self._write(out, pending)
-                    pending = []
+                    pending, self._pending_bytes = [], 0
             if pending:
                 self._write(out, pending)
         if self._findings.errors:
@@ -90,6 +92,10 @@ class NdjsonSource:
             raise Rejected("no_rows", f"The file holds no objects. {ONE_PER_LINE}")
         if not self._keys:
             raise Rejected("no_columns", f"The objects of the file have no keys. {ONE_PER_LINE}")
+
+    def _full(self, pending: Sequence[dict[str, Any]]) -> bool:
+        most = max(1, min(BATCH_ROWS, BATCH_CELLS // max(len(self._keys), 1)))
+        return len(pending) >= most or (bool(pending) and self._pending_bytes >= BATCH_BYTES)
 
     def _accept(self, row: int, value: Any, pending: list[dict[str, Any]]) -> None:
         if not isinstance(value, dict):
@@ -129,6 +135,7 @@ class NdjsonSource:
                 if len(line) >= LINE_BYTES and not line.endswith(b"\n"):
                     raise Rejected("line_too_long", f"Line {row} is longer than 32 MB. {ONE_PER_LINE}", row=row)
                 done += len(line)
+                self._pending_bytes += len(line)
                 if row % 10_000 == 0:
                     self._on_read(done / max(self._prepared.size, 1))
                 if line.strip():

@@ -19,6 +19,8 @@ from datasets.ingestion.sources import Batch, internal_names
 
 BATCH_ROWS = 16_384
 BATCH_CELLS = 4_000_000
+# What a batch of long texts may hold: repeated ones are small in the file and in the dictionary.
+BATCH_BYTES = 64 << 20
 # A table this small in memory may be as repetitive as it likes.
 RATIO_GRACE_BYTES = 1 << 30
 TEXT_GRACE_BYTES = 256 << 20
@@ -38,24 +40,27 @@ class ParquetSource:
         self.delimiter: str | None = None
         self._path, self._limits = path, limits
         self._rows: int = file.metadata.num_rows
+        self._row_bytes = _row_bytes(file.metadata)
         # Repeated strings stay a dictionary until their decoded size is known.
         self._dictionaries = [item.name for item in file.schema_arrow if _is_text(item.type)]
         self._done: int = 0
 
     def batches(self) -> Iterator[Batch]:
         self._done = decoded = 0
-        size = max(64, min(BATCH_ROWS, BATCH_CELLS // max(len(self.names), 1)))
+        size = max(64, min(BATCH_ROWS, BATCH_CELLS // max(len(self.names), 1), BATCH_BYTES // self._row_bytes))
         ceiling = max(TEXT_GRACE_BYTES, self._limits.expansion_ratio * self._path.stat().st_size)
         try:
             with pq.ParquetFile(
                 self._path, read_dictionary=self._dictionaries, buffer_size=1 << 20, pre_buffer=False
             ) as file:
                 for batch in file.iter_batches(batch_size=size):
-                    decoded += self._check_texts(batch)
+                    added = self._check_texts(batch)
+                    decoded += added
                     if decoded > min(ceiling, self._limits.bytes):
                         raise _expansion(self._limits)
-                    yield self._converted(batch)
-                    self._done += batch.num_rows
+                    for piece in _pieces(batch, added):
+                        yield self._converted(piece)
+                        self._done += piece.num_rows
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError) as error:
             raise self._damaged(error) from error
         except OSError as error:
@@ -280,6 +285,20 @@ def _kind(type_: Any) -> str | None:
 def _is_text(type_: Any) -> bool:
     types = pa.types
     return bool(types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_))
+
+
+def _row_bytes(metadata: Any) -> int:
+    """Unpacked bytes of a row in the row group with the longest ones, at least 1."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return max((int(group.total_byte_size) // max(group.num_rows, 1) for group in groups), default=1) or 1
+
+
+def _pieces(batch: Batch, decoded: int) -> Iterator[Batch]:
+    """The rows in as many slices as keep one near BATCH_BYTES once dictionaries are written out."""
+    count = -(-decoded // BATCH_BYTES)
+    size = max(1, -(-batch.num_rows // max(count, 1)))
+    for start in range(0, batch.num_rows, size):
+        yield batch.slice(start, size)
 
 
 def _decoded_bytes(column: Any, lengths: Any) -> int:

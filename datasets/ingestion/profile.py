@@ -61,7 +61,8 @@ class TableProfiler:
             hashes = hash_column(values)
             row_hashes = combine(row_hashes, hashes)
             column.observe(values, hashes, numbers)
-            column.keep(values if whole else values.take(pa.array(indices)), kept)
+            brief = abbreviated(values, hashes)
+            column.keep(brief if whole else brief.take(pa.array(indices)), kept)
         self._duplicates.observe(mix(row_hashes))
         self.rows += batch.num_rows
 
@@ -98,7 +99,7 @@ class ColumnProfiler:
         # Equal in two columns only when all values are, row by row.
         self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (1 << 64)
         if self.kind in ("text", "boolean"):
-            self._observe_labels(values)
+            self._observe_labels(values, abbreviated(values, hashes))
         elif self.kind != "image":
             self._observe_numbers(as_numpy(values))
 
@@ -158,8 +159,8 @@ class ColumnProfiler:
     def _shown_values(self, details: dict[str, Any]) -> list[tuple[Any, int]]:
         return self.top.top(self.shown if details.get("type") != "text" else min(self.shown, 10))
 
-    def _observe_labels(self, values: Any) -> None:
-        self.top.observe(values)
+    def _observe_labels(self, values: Any, brief: Any) -> None:
+        self.top.observe(brief)
         if self.kind == "text":
             self.moments.observe(pc.utf8_length(values.drop_null()).to_numpy(zero_copy_only=False).astype(np.float64))
 
@@ -211,6 +212,17 @@ class ColumnProfiler:
         sample = self.sampled().drop_null()
         chosen = pc.unique(sample[: 50 * TEXT_SAMPLES])[:TEXT_SAMPLES]
         return [_label(value) for value in chosen.to_pylist()]
+
+
+def abbreviated(values: Any, hashes: Hashes) -> Any:
+    """Texts too long for a category as their beginning and hash: as different as before, and of bounded size."""
+    if not pa.types.is_string(values.type) or (pc.max(pc.binary_length(values)).as_py() or 0) <= CATEGORY_LENGTH:
+        return values
+    long = pc.fill_null(pc.greater(pc.utf8_length(values), CATEGORY_LENGTH), False)
+    beginnings = pc.utf8_slice_codeunits(values.filter(long), 0, CATEGORY_LENGTH).to_pylist()
+    marks = hashes[long.to_numpy(zero_copy_only=False)].tolist()
+    brief = [f"{beginning}{mark:016x}" for beginning, mark in zip(beginnings, marks, strict=True)]
+    return pc.replace_with_mask(values, long, pa.array(brief, pa.string()))
 
 
 def is_category(count: int, distinct: int, longest: int) -> bool:

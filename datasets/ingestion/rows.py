@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SORT_BATCH_ROWS = 65_536
+# Texts are put in order by their beginning: whole documents as keys would fill the memory.
+SORT_CHARACTERS = 1_024
 
 
 def read_rows(
@@ -26,7 +28,7 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """Rows `offset` to `offset + limit`, JSON-safe: datetimes as ISO 8601 UTC, missing as None.
 
-    With `order_by` missing values come last and equal ones keep their stored order. Raises KeyError for an
+    With `order_by` missing values come last and equal ones keep their stored order; texts are compared by their first 1,024 characters. Raises KeyError for an
     unknown column and ValueError for a negative offset or limit.
     """
     if offset < 0 or limit < 0:
@@ -48,7 +50,7 @@ def matching_records(parts: Sequence[Path], column: str, value: str) -> list[int
     first = 0
     for part in parts:
         with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(SORT_BATCH_ROWS, columns=[column], use_threads=False):
+            for batch in group_batches(file, SORT_BATCH_ROWS, [column]):
                 equal = pc.equal(pc.cast(batch.column(0), pa.string()), value)
                 found += (pc.indices_nonzero(pc.fill_null(equal, False)).to_numpy() + first).tolist()
                 first += batch.num_rows
@@ -59,6 +61,20 @@ def read_records(parts: Sequence[Path], records: Sequence[int], columns: Sequenc
     """The rows at the given positions, in that order, JSON-safe. Raises KeyError for an unknown column."""
     names = _checked_columns(parts[0], columns, None)
     return _json_rows(_read_records(parts, np.array(records, dtype=np.int64), names))
+
+
+def batched_rows(parts: Sequence[Path], size: int, columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """All rows in stored order, JSON-safe, at most `size` at a time and fewer where they are long."""
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in group_batches(file, size, columns):
+                yield _json_rows(batch)
+
+
+def group_batches(file: pq.ParquetFile, size: int, columns: Sequence[str]) -> Iterator[Any]:
+    """Batches that end with their row group: its bytes are bounded, a number of rows with long texts is not."""
+    for group in range(file.metadata.num_row_groups):
+        yield from file.iter_batches(size, row_groups=[group], columns=list(columns), use_threads=False)
 
 
 def count_rows(parts: Sequence[Path]) -> int:
@@ -111,14 +127,18 @@ def _sorted_records(
     record = 0
     for part in parts:
         with pq.ParquetFile(part) as file:
-            for batch in file.iter_batches(SORT_BATCH_ROWS, columns=[order_by], use_threads=False):
+            for batch in group_batches(file, SORT_BATCH_ROWS, [order_by]):
                 records = pa.array(np.arange(record, record + batch.num_rows))
                 record += batch.num_rows
-                best = pa.concat_tables([best, pa.table({"key": batch.column(0), "record": records})])
+                best = pa.concat_tables([best, pa.table({"key": _sort_key(batch.column(0)), "record": records})])
                 if best.num_rows > 2 * keep + SORT_BATCH_ROWS:
                     best = _top(best, descending, keep)
     found: np.ndarray[Any, np.dtype[np.int64]] = _top(best, descending, keep)["record"].to_numpy()[offset:]
     return found
+
+
+def _sort_key(values: Any) -> Any:
+    return pc.utf8_slice_codeunits(values, 0, SORT_CHARACTERS) if pa.types.is_string(values.type) else values
 
 
 def _top(table: pa.Table, descending: bool, keep: int) -> pa.Table:
@@ -146,7 +166,7 @@ def _read_records(parts: Sequence[Path], records: np.ndarray[Any, np.dtype[np.in
     return pa.concat_tables(pieces).take(pa.array(np.searchsorted(ascending, records)))
 
 
-def _json_rows(table: pa.Table) -> list[dict[str, Any]]:
+def _json_rows(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
 
 

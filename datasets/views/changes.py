@@ -18,7 +18,7 @@ from django.views.decorators.http import require_POST, require_safe
 from datasets import deletion, services
 from datasets.forms import DatasetForm
 from datasets.ingestion.export import neutralise
-from datasets.ingestion.rows import read_rows
+from datasets.ingestion.rows import batched_rows
 from datasets.models import DatasetVersion
 from dlplatform.accounts.access import require
 from dlplatform.accounts.pages import no_organization, organization_of, refusals_as_messages, said, submitted
@@ -94,20 +94,18 @@ def version_csv(request: HttpRequest, dataset: UUID, number: int) -> StreamingHt
     version = version_or_404(found, number)
     if version.state != DatasetVersion.State.READY:
         raise Http404
-    chunks = _csv_chunks(
-        services.local_parts(version), [column["name"] for column in version.columns], version.rows or 0
-    )
+    chunks = _csv_chunks(services.local_parts(version), [column["name"] for column in version.columns])
     response = StreamingHttpResponse(chunks, content_type="text/csv; charset=utf-8")
     name = quote(f"{found.name}-v{number}.csv", safe="")
     response["Content-Disposition"] = f"attachment; filename*=UTF-8''{name}"
     return response
 
 
-async def _csv_chunks(parts: list[Path], names: list[str], count: int) -> AsyncIterator[str]:
+async def _csv_chunks(parts: list[Path], names: list[str]) -> AsyncIterator[str]:
     """Read and written in a thread, some thousand rows at a time: the memory does not grow with the data."""
     yield _csv_lines([names])
-    for offset in range(0, count, CSV_ROWS):
-        rows = await asyncio.to_thread(read_rows, parts, offset, CSV_ROWS)
+    batches = batched_rows(parts, CSV_ROWS, names)
+    while (rows := await asyncio.to_thread(next, batches, None)) is not None:
         yield _csv_lines([row[name] for name in names] for row in rows)
 
 

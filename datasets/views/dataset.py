@@ -22,6 +22,7 @@ from .images import grid_context, picture
 PAGE_ROWS = 50
 MOST_COLUMNS = 200
 SHOWN_COLUMNS = 60
+CELL_SHOWN = 2_000  # characters: a document of a mebibyte is not sent to show its first line
 TOP_SHOWN = 3
 USERS_SHOWN = 50
 
@@ -150,12 +151,16 @@ def _shown(version: DatasetVersion, value: Any, is_image: bool) -> dict[str, Any
 
 
 def _cell(value: Any) -> dict[str, Any]:
-    """A number in full, without the `.0` that a whole one carries; anything else as it is."""
+    """A number in full, without the `.0` that a whole one carries; of a long text the beginning; anything else as it is."""
     if isinstance(value, bool):
         return {"numeric": False, "text": str(value).lower()}
     if not isinstance(value, int | float):
-        return {"numeric": False, "text": value}
+        return {"numeric": False, "text": _beginning(value) if isinstance(value, str) else value}
     return {"numeric": True, "text": f"{value:.15g}" if isinstance(value, float) else str(value)}
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= CELL_SHOWN else text[:CELL_SHOWN] + "…"
 
 
 def _problems(request: HttpRequest, version: DatasetVersion) -> dict[str, Any]:

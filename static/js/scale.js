@@ -1,5 +1,11 @@
 // Axes: from values to pixels, and ticks that people can read.
 
+const MOST = Number.MAX_VALUE;
+
+function finite(value) {
+  return Math.min(Math.max(value, -MOST), MOST);
+}
+
 export function extent(values) {
   let low = Infinity;
   let high = -Infinity;
@@ -11,25 +17,27 @@ export function extent(values) {
 }
 
 export function padded([low, high], share = 0.05) {
-  const room = (high - low || Math.abs(high) || 1) * share;
-  return [low - room, high + room];
+  const room = high * share - low * share || (Math.abs(high) || 1) * share;
+  return [finite(low - room), finite(high + room)];
 }
 
 export function linear([low, high], [from, to]) {
-  const factor = (to - from) / (high - low || 1);
-  const scale = (value) => from + (value - low) * factor;
-  scale.invert = (pixel) => low + (pixel - from) / (factor || 1);
+  // The distance of two numbers may be larger than any number; that of their halves never is.
+  const part = Number.isFinite(high - low) ? 1 : 0.5;
+  const range = high * part - low * part || 1;
+  const scale = (value) => from + ((value * part - low * part) / range) * (to - from);
+  scale.invert = (pixel) => finite((low * part + ((pixel - from) / (to - from || 1)) * range) / part);
   scale.ticks = (count, whole = false) => linearTicks(low, high, count, whole);
   return scale;
 }
 
 export function logarithmic([low, high], range) {
-  const inner = linear([Math.log10(low), Math.log10(high)], range);
+  const inner = linear([Math.log10(finite(low)), Math.log10(finite(high))], range);
   const scale = (value) => inner(Math.log10(value));
   scale.invert = (pixel) => 10 ** inner.invert(pixel);
   scale.ticks = (count) => {
     const powers = [];
-    for (let power = Math.ceil(Math.log10(low)); power <= Math.log10(high); power += 1) powers.push(10 ** power);
+    for (let power = Math.ceil(Math.log10(low)); power <= Math.log10(finite(high)); power += 1) powers.push(10 ** power);
     return powers.length > 1 ? powers : linearTicks(low, high, count);
   };
   return scale;
@@ -37,10 +45,10 @@ export function logarithmic([low, high], range) {
 
 /** About `count` ticks at round values, at least two wherever there is room between the ends. */
 function linearTicks(low, high, count, whole = false) {
-  const rough = (high - low) / Math.max(count, 2);
+  const rough = high / Math.max(count, 2) - low / Math.max(count, 2);
   if (!(rough > 0)) return [low];
   const power = 10 ** Math.floor(Math.log10(rough));
-  const round = [10, 5, 2.5, 2, 1, 0.5, 0.25, 0.2, 0.1].map((one) => one * power);
+  const round = [10, 5, 2.5, 2, 1, 0.5, 0.25, 0.2, 0.1].map((one) => one * power).filter(Number.isFinite);
   const steps = whole ? round.filter(Number.isInteger) : round;
   if (!steps.length) steps.push(1);
   const first = Math.max(steps.findLastIndex((one) => one >= rough), 0);
@@ -50,7 +58,8 @@ function linearTicks(low, high, count, whole = false) {
 
 function multiples(step, low, high) {
   const ticks = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) ticks.push(at * step);
+  const end = finite(high + step * 1e-9);
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= end; at += 1) ticks.push(at * step);
   return ticks;
 }
 
@@ -66,6 +75,7 @@ export function labels(ticks) {
 
 function short(value, digits = 4) {
   const size = Math.abs(value);
+  if (size >= 1e15) return rounded(value, digits).toExponential();
   for (const [unit, letter] of units) {
     if (size >= unit) return `${rounded(value / (letter === "k" ? 1e3 : unit), digits)}${letter}`;
   }
@@ -78,7 +88,7 @@ function rounded(value, digits) {
 
 export function exact(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (Number.isInteger(value)) return value.toLocaleString("en");
   const size = Math.abs(value);
+  if (Number.isInteger(value) && size < 1e21) return value.toLocaleString("en");
   return size >= 1e-4 && size < 1e6 ? String(Number(value.toPrecision(5))) : value.toExponential(3);
 }

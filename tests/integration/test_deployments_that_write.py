@@ -102,6 +102,26 @@ def test_an_error_is_an_event_and_a_record(inference, api, viewer, talker, versi
     assert PredictionRecord.objects.get().error == "error"
 
 
+@pytest.mark.parametrize(
+    ("messages", "attr", "code"),
+    [
+        ("a", "messages", "not_a_list"),
+        ({"role": "user"}, "messages", "not_a_list"),
+        (5, "messages", "not_a_list"),
+        ([], "messages", "empty"),
+        (None, "messages", "null"),
+        ([{"role": "user"}], "messages.0.content", "required"),
+        ([*TALK, {"role": "user", "content": "x", "colour": 1}], "messages.1.colour", "unknown_field"),
+    ],
+)
+def test_wrong_messages_are_told_by_their_name(inference, api, viewer, talker, version, asked, messages, attr, code):
+    for path in (f"deployments/{talker.pk}", "deployments/talker", f"model-versions/{version.pk}"):
+        answer = api(viewer).post(f"/api/v1/{path}/generate", {"messages": messages}, format="json")
+        assert answer.status_code == 400, answer.content
+        assert [(one["attr"], one["code"]) for one in answer.json()["errors"]] == [(attr, code)]
+    assert asked == []
+
+
 def test_who_may_ask_and_for_what(inference, api, viewer, stranger, talker, numbers):
     path = f"/api/v1/deployments/{talker.pk}/generate"
     assert api(stranger).post(path, {"prompt": "x"}, format="json").status_code == 404

@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 
 import pytest
+from django.urls import reverse
 from guardian.shortcuts import assign_perm
 
 from dlplatform.api import Conflict
@@ -148,6 +149,48 @@ def test_what_would_train_is_told_before(base, trainer, viewer, stranger, api):
 
 def test_every_setting_of_the_engine_can_be_asked_for():
     assert {field.name for field in fields(FinetuneConfig)} == set(SettingsIn().fields)
+
+
+@pytest.mark.parametrize("mode", ["full", "head"])
+def test_settings_that_would_do_nothing_are_refused(base, flowers, trainer, api, mode):
+    client, data = api(trainer), {"dataset_version": str(flowers.pk), "config": {"epochs": 1, "threads": 1}}
+    addresses = (f"/api/v1/models/{base.model_id}/finetune", f"/api/v1/model-versions/{base.pk}/finetune-preflight")
+    for idle, code in (({"rank": 4}, "not_for_mode"), ({"alpha": 3}, "not_for_mode"), ({"adapter": "ia3"}, "not_for_mode"),
+                       ({"chat_template": "{{ messages }}"}, "not_for_base")):  # fmt: skip
+        for address in addresses:
+            answer = client.post(address, data | {"mode": mode} | idle, format="json")
+            assert answer.status_code == 400, answer.content
+            assert [(one["attr"], one["code"]) for one in answer.json()["errors"]] == [(*idle, code)]
+    assert not Run.objects.exclude(base_version=None).exists()
+    both = client.post(addresses[0], data | {"mode": mode, "rank": 4, "alpha": 3}, format="json").json()["errors"]
+    assert {one["attr"] for one in both} == {"rank", "alpha"}
+    plain = {"rank": 8, "alpha": 16, "adapter": "lora", "head": "whole"}
+    for more in (plain | {"chat_template": "base"}, plain | {"chat_template": "usual"}):
+        assert client.post(addresses[0], data | {"mode": mode} | more, format="json").status_code == 201
+
+    # A run that recorded such a setting is cloned as it was; what is new in a clone must do something.
+    run = Run.objects.filter(base_version=base).first()
+    Run.objects.filter(pk=run.pk).update(finetune=run.finetune | {"rank": 4, "chat_template": "{{ messages }}"})
+    clone, block = f"/api/v1/runs/{run.pk}/clone", client.get(f"/api/v1/runs/{run.pk}").json()["finetune"]
+    assert block["rank"] == 4
+    for sent in ({}, {"finetune": block}, {"finetune": {"layer_decay": 0.5}}, {"finetune": {"rank": 8}}):
+        assert client.post(clone, sent, format="json").status_code == 201, sent
+    refused = client.post(clone, {"finetune": {"rank": 5}}, format="json")
+    assert (refused.status_code, refused.json()["errors"][0]["attr"]) == (400, "finetune.rank")
+    assert client.post(clone, {"finetune": {"rank": 5, "mode": "lora"}}, format="json").status_code == 201
+
+
+def test_the_form_sends_what_adapters_have_in_no_other_mode(base, flowers, trainer, web):
+    address = reverse("finetune", args=[base.pk])
+    form = {
+        "dataset_version": str(flowers.pk),
+        "finetune.mode": "full",
+        "finetune.rank": "4",
+        "finetune.adapter": "ia3",
+    }
+    made = web(trainer).post(address, form)
+    assert made.status_code == 302, made.context["form"].errors
+    assert Run.objects.get(base_version=base).finetune["rank"] == 8
 
 
 def test_what_the_api_shows_of_a_fine_tuning_can_be_sent_back(base, flowers, trainer, api):

@@ -55,5 +55,39 @@ def test_an_axis_has_about_five_ticks_and_at_least_two(ask, low, high, whole):
     assert len(set(ask(f"scale.labels({ticks})"))) == len(ticks)
 
 
+HUGE = 1.7976931348623157e308
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-1e308, 1e308), (-HUGE, HUGE), (0, HUGE), (-HUGE, -1e307), (-1e308, 5), (1e308, 1.5e308), (1e-320, 2e-320)],
+)
+def test_the_largest_and_smallest_numbers_are_drawn_in_their_place(ask, low, high):
+    axis = f"scale.linear([{low!r}, {high!r}], [50, 650])"
+    low_at, middle, high_at = ask(f"[{low!r}, {low!r} / 2 + {high!r} / 2, {high!r}].map({axis})")
+    assert (low_at, high_at) == (50, 650) and middle == pytest.approx(350, abs=1)
+    back = ask(f"[50, 650, 5000, -5000].map((one) => {axis}.invert(one))")
+    assert back[:2] == pytest.approx([low, high], rel=1e-12, abs=1e-12 * (high / 2 - low / 2)) and None not in back
+    assert None not in ask(f"[...scale.padded([{low!r}, {high!r}]), ...scale.padded([{high!r}, {high!r}])]")
+    pixels = ask(f"scale.linear(scale.padded([{low!r}, {high!r}]), [50, 650])({low!r})")
+    assert 50 <= pixels < 100
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+@pytest.mark.parametrize(("low", "high"), [(-1e308, 1e308), (-HUGE, HUGE), (0, HUGE), (-1.1e308, 1.1e308)])
+def test_an_axis_of_the_largest_numbers_has_ticks(ask, low, high, count):
+    ticks = ask(f"scale.linear([{low!r}, {high!r}], [0, 100]).ticks({count})")
+    assert 2 <= len(ticks) <= 9 and None not in ticks and all(low <= tick <= high for tick in ticks)
+    told = ask(f"scale.labels({ticks})")
+    assert len(set(told)) == len(told) and all(len(one) < 10 for one in told), told
+
+
+def test_huge_numbers_are_told_in_few_digits(ask):
+    assert ask("[1e308, -1e308, 1e20, 12345].map(scale.exact)") == [
+        "1.000e+308", "-1.000e+308", "100,000,000,000,000,000,000", "12,345",
+    ]  # fmt: skip
+    assert None not in ask("[1, 1e308].map(scale.logarithmic([0.9, Infinity], [0, 100]))")
+
+
 def test_an_axis_of_one_value_has_that_tick(ask):
     assert ask("scale.linear([5, 5], [0, 100]).ticks(5)") == [5]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.unit.datasets.ingestion.conftest import Ingest
 
+CAT = "the cat sat on the mat"
+
 
 @pytest.mark.parametrize(
     ("text", "delimiter", "names", "first"),
@@ -19,6 +21,16 @@ from tests.unit.datasets.ingestion.conftest import Ingest
         ('39, State, "a, b"\n50, Self, c\n', ",", ["col_1", "col_2", "col_3"], [39, "State", "a, b"]),
         ('t,u\nx,"a, b, c, d, e"\ny,"f, g, h, i"\n', ",", ["t", "u"], ["x", "a, b, c, d, e"]),
         ("text\nHello, world\nfoo bar\nbaz, qux, quux\n", None, ["text"], ["Hello, world"]),
+        ("text\nthe cat sat on the mat\nthe dog lay on the rug\na bird sang in the tree\n", None, ["text"], [CAT]),
+        ("text\n" + "good film\nbad film\n" * 30, None, ["text"], ["good film"]),
+        ("text\n" + "note: hello\nanswer: bye\n" * 10, None, ["text"], ["note: hello"]),
+        ("text\n" + "two words\n" * 8 + "now three words\n" * 2, None, ["text"], ["two words"]),
+        ("a text\n" + "two words\n" * 8 + "now three words\n" * 2, None, ["a text"], ["two words"]),
+        ("x y z\n" + "1 2 3\n" * 30, " ", ["x", "y", "z"], [1, 2, 3]),
+        ("name city\nbob rome\nalice oslo\nbob oslo\n", " ", ["name", "city"], ["bob", "rome"]),
+        ("sep= \nx y\n1 2\n", " ", ["x", "y"], [1, 2]),
+        ("text,label\nthe cat sat,1\nthe dog lay,0\n", ",", ["text", "label"], ["the cat sat", 1]),
+        ("text\tlabel\nthe cat sat\t1\nthe dog lay\t0\n", "\t", ["text", "label"], ["the cat sat", 1]),
         ("# made, by hand\na,b\n1,2\n3,4\n", ",", ["a", "b"], [1, 2]),
         ("#id,name\n1,x\n2,y\n", ",", ["#id", "name"], [1, "x"]),
         ("SEP=|\na|b\n1|x\n", "|", ["a", "b"], [1, "x"]),

@@ -144,3 +144,25 @@ def test_duplicates_are_counted_and_estimated() -> None:
     estimate.observe(hashes)
     assert exact.count() == (1000, True)
     assert estimate.count()[0] == pytest.approx(1000, rel=0.4) and not estimate.count()[1]
+
+
+def test_long_texts_are_told_apart_behind_their_beginning_and_kept_short() -> None:
+    texts = ["a" * 300_000 + str(number) for number in range(20)] * 2 + ["short", None]
+    profiler = TableProfiler(["x"], ["text"])
+    for piece in pa.table({"x": texts}).to_batches(max_chunksize=7):
+        profiler.observe(piece)
+    profile = profiler.finish()["x"]
+    assert profile["type"] == "text" and profile["distinct"] == 21 and profile["length"]["max"] == 300_002
+    assert profiler.columns[0].sampled().nbytes < 42 * 1_200
+    assert max(map(len, profiler.columns[0].top.counts)) < 300
+    assert {entry["count"] for entry in profile["top"]} == {1, 2} or {entry["count"] for entry in profile["top"]} == {2}
+    assert profile["samples"][0] == "a" * 80 + "…"
+    assert len(profile["samples"]) == 5 and profiler.duplicate_rows() == (20, True)
+
+
+def test_hashes_of_long_values_are_those_of_their_bytes() -> None:
+    long = ["é" * 3_000, "é" * 2_999 + "e ", "x" * 4_096, "x" * 4_097, None, ""]
+    hashes = hash_column(pa.array(long, pa.string()))
+    assert len(set(hashes.tolist())) == 6
+    assert (hash_column(pa.array(["before", *long], pa.string())[1:]) == hashes).all()
+    assert (hash_column(pa.array(long[::-1], pa.string())) == hashes[::-1]).all()
