@@ -95,11 +95,16 @@ def change_variants(
 
 
 @transaction.atomic
-def set_details(*, actor: User, deployment: Deployment, **details: Any) -> Deployment:
-    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log."""
+def set_details(*, actor: User, deployment: Deployment, revision: int | None = None, **details: Any) -> Deployment:
+    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log.
+
+    With ``revision`` only if that is still the newest. Raises Conflict else.
+    """
     require(actor, "deploy", deployment)
+    locked = Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk)
     if "sample_rate" in details:
-        refuse_held(Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk))
+        refuse_held(locked)
+    _refuse_moved(locked, revision)
     if not 0 <= details.get("sample_rate", 0) <= 1:
         raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
     for field, value in details.items():
@@ -210,11 +215,15 @@ def _locked(
         require(actor, "deploy", deployment)  # type: ignore[arg-type]
     locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
     refuse_held(locked, holder)
+    _refuse_moved(locked, revision)
+    return locked
+
+
+def _refuse_moved(locked: Deployment, revision: int | None) -> None:
     if revision is not None and revision != locked.revision:
         raise Conflict(
             f"It was changed meanwhile: the newest change is number {locked.revision}, not {revision}.", code="moved"
         )
-    return locked
 
 
 def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:

@@ -12,7 +12,6 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import PagedView, documented
-from registry.models import ModelVersion
 from registry.serving.api import the_deployment
 from registry.serving.models import Deployment
 
@@ -132,9 +131,12 @@ class ExperimentPlanView(APIView):
         given = DesignIn(data=request.data)
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
-        seen = ModelVersion.objects.visible_to(request.user)
-        arms = {name: seen.filter(pk=wanted.pop(name, None)).first() for name in ("control", "challenger")}
+        named = {name: wanted.pop(name, None) for name in ("control", "challenger")}
         services.check_design(**wanted)
+        arms = {
+            name: one and services.servable_version(request.user, found, name, one)  # type: ignore[arg-type]
+            for name, one in named.items()
+        }
         return Response(PlanOut(make_plan(deployment=found, **arms, **wanted)).data)
 
 

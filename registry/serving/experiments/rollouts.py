@@ -24,6 +24,7 @@ from registry.serving.services import Wanted, change_variants
 
 from . import guardrails
 from .holding import complete_log, refuse_held, release_log
+from .measurable import refuse_unmeasured_guardrails
 from .models import Rollout
 from .readings import Answered, Reading
 from .running import carry_on, forget
@@ -58,12 +59,14 @@ def start_rollout(
     new = servable_version(actor, locked, "candidate", candidate)
     if new == stable:
         raise _refused("candidate", "It answers most already.")
+    watched = guardrails.checked(list(guardrails_wanted))
+    refuse_unmeasured_guardrails(watched, stable)
     refuse_others(locked, (stable.pk, new.pk))
     number = (locked.rollouts.aggregate(last=Max("number"))["last"] or 0) + 1
     now = timezone.now()
     made: Rollout = Rollout.objects.create(
         deployment=locked, number=number, stable=stable, candidate=new, steps=wanted, step_began_at=now,
-        guardrails=guardrails.checked(list(guardrails_wanted)), sample_rate=complete_log(locked), created_by=actor,
+        guardrails=watched, sample_rate=complete_log(locked), created_by=actor,
         started_at=now,
     )  # fmt: skip
     made.revision = _split(

@@ -22,6 +22,7 @@ from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
 from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan, version_answering_most
 from .holding import complete_log, refuse_held, release_log
+from .measurable import refuse_other_tasks, refuse_unmeasured, refuse_unmeasured_guardrails
 from .models import Experiment, FurtherArm
 from .running import forget
 
@@ -52,6 +53,9 @@ def create_experiment(
     a = servable_version(actor, locked, "control", control or answering_most(locked))
     b = servable_version(actor, locked, "challenger", challenger)
     others = [servable_version(actor, locked, field, one) for field, one in zip(FIELDS[2:], further, strict=False)]
+    refuse_other_tasks([a, b, *others])
+    refuse_unmeasured(metric, a)
+    refuse_unmeasured_guardrails(watched, a)
     if a == b and mode != Experiment.Mode.SPLIT:
         raise refused("challenger", "Only a split compares a version with itself (an A/A test).")
     if mode == Experiment.Mode.BANDIT:
