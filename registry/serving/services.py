@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -236,13 +236,21 @@ def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence
 
 
 def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite: bool, reason: str) -> None:
-    """Nobody deploys by mistake what was measured to be slower, bigger or worse."""
+    named = {f"variants.{position}.version": one.version for position, one in enumerate(variants)}
+    refuse_problems(deployment, named, despite=despite, reason=reason)
+
+
+def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, despite: bool, reason: str) -> None:
+    """Nobody deploys by mistake what was measured to be slower, bigger or worse. Raises ValidationError.
+
+    ``versions`` by the field that names them. What is in the deployment already was let in.
+    """
     present = {row.version_id for row in _variants(deployment)}
-    for position, one in enumerate(variants):
-        told = [] if one.version in present else problems_of(deployment.organization_id, one.version)
+    for field, version in versions.items():
+        told = [] if version in present else problems_of(deployment.organization_id, version)
         if told and not despite:
             sentence = f"{' '.join(each['sentence'] for each in told)} Say that you want it nevertheless, and why."
-            raise _refused(f"variants.{position}.version", sentence, "has_problems")
+            raise _refused(field, sentence, "has_problems")
         if told and not reason.strip():
             raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
 

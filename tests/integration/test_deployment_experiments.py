@@ -4,11 +4,12 @@ from datetime import timedelta
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.urls import reverse
 from django.utils import timezone
 
 from dlplatform.accounts.models import AuditEntry
 from dlplatform.api import Conflict
-from registry.models import ModelVersion
+from registry.models import ModelVersion, OptimizedVariant
 from registry.serving import feedback, prediction_log, services
 from registry.serving.experiments import services as experiments
 from registry.serving.models import (
@@ -17,6 +18,7 @@ from registry.serving.models import (
     Experiment,
     Feedback,
     PredictionRecord,
+    Rollout,
     SupersededLabel,
 )
 from registry.serving.services import Wanted
@@ -146,6 +148,58 @@ def test_a_plan_and_a_draft_are_of_versions_that_there_are_and_of_one_task(
     refused = error_of(api(maintainer).post(f"{url}/experiments", body(versions) | wanted, format="json"), 400)
     assert refused["attr"] == "further.0"
     assert not Experiment.objects.exists()
+
+
+@pytest.fixture
+def slower(versions, maintainer):  # noqa: F811
+    """The second version was made of the first, and measured to be slower."""
+    problem = {"code": "slower", "sentence": "Slower: it takes 2.00 times as long for one row."}
+    asked = factories.OptimizationFactory(version=versions[0], created_by=maintainer)
+    OptimizedVariant.objects.create(
+        optimization=asked, position=0, plan={"passes": ["onnx"]}, output_version=versions[1], report={"problems": [problem]}
+    )  # fmt: skip
+    return versions[1]
+
+
+@pytest.mark.parametrize("what", ["experiment", "canary"])
+def test_a_slower_version_takes_part_only_for_who_says_so_and_why(api, maintainer, url, versions, slower, what):  # noqa: F811
+    client, begun, field = api(maintainer), {}, "challenger"
+    if what == "experiment":
+        path = f"{url}/experiments/1/start"
+        assert client.post(f"{url}/experiments", body(versions), format="json").status_code == 201
+    else:
+        path, begun, field = f"{url}/canaries", {"candidate": str(slower.pk)}, "candidate"
+    for more, attr, code in (
+        ({}, field, "has_problems"),
+        ({"reason": "it is small"}, field, "has_problems"),
+        ({"despite_problems": True}, "reason", "required"),
+        ({"despite_problems": True, "reason": "  "}, "reason", "required"),
+    ):
+        refused = error_of(client.post(path, begun | more, format="json"), 400)
+        assert (refused["attr"], refused["code"]) == (attr, code)
+    assert DeploymentChange.objects.count() == 1
+    answer = client.post(path, begun | {"despite_problems": True, "reason": "it is small"}, format="json")
+    assert answer.status_code in (200, 201), answer.content
+    assert DeploymentChange.objects.first().reason == "it is small"
+
+
+def test_the_pages_say_what_was_measured_before_an_experiment_or_a_canary_begins(
+    web, maintainer, deployment, draft, slower  # noqa: F811
+):  # fmt: skip
+    page = web(maintainer).get(reverse("deployment-experiment", args=[deployment.pk, 1])).content.decode()
+    assert "Slower: it takes 2.00 times as long" in page and "despite_problems" in page
+    start = reverse("deployment-experiment-start", args=[deployment.pk, 1])
+    web(maintainer).post(start, {"reason": "it is small"})
+    assert Experiment.objects.get().state == "draft"
+    canaries = reverse("canary-new", args=[deployment.pk])
+    form = {"candidate": str(slower.pk), "steps": "100 1 0", "reason": "it is small"}
+    refused = web(maintainer).post(canaries, form)
+    assert "Slower: it takes 2.00 times as long" in refused.content.decode() and not Rollout.objects.exists()
+    web(maintainer).post(start, {"reason": "it is small", "despite_problems": "on"})
+    assert Experiment.objects.get().state == "running"
+    experiments.stop_experiment(actor=maintainer, experiment=Experiment.objects.get())
+    begun = web(maintainer).post(canaries, form | {"despite_problems": "on"})
+    assert begun.status_code == 302 and Rollout.objects.get().state == "running"
 
 
 # --- its life -----------------------------------------------------------------------------------------

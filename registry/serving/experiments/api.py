@@ -19,6 +19,7 @@ from . import looks, returns, services
 from .design import make_plan
 from .models import Experiment
 from .serializers import (
+    BeginIn,
     DeploymentExperimentIn,
     DeploymentExperimentOut,
     DesignIn,
@@ -181,9 +182,10 @@ class _VerbView(APIView):
 
 class ExperimentStartView(_VerbView):
     policy = {"POST": "deploy"}
+    reads = BeginIn
 
     @documented(
-        "Start an experiment", request=StartIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
+        "Start an experiment", request=BeginIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
         description="Splits the traffic, as a change in the deployment's log, and has every request written down. Nobody "
                     "else can change the deployment until it has ended.",
     )  # fmt: skip
