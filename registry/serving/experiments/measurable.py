@@ -21,7 +21,7 @@ def refuse_unmeasured(metric: str, version: ModelVersion, field: str = "metric")
         return
     raise refused(
         field,
-        f"{Experiment.Metric(metric).label} is measured of answers that are {ANSWERS[task]}, which v{version.number} does "
+        f"The {Experiment.Metric(metric).label} is measured of answers that are {ANSWERS[task]}, which v{version.number} does "
         "not give. Choose number, and send what an answer was worth as feedback; or errors or latency.",
         "unmeasured",
     )
