@@ -111,7 +111,7 @@ class Strict(serializers.Serializer):
                 known = ", ".join(name for name, field in self.fields.items() if not field.read_only)
                 raise ValidationError(
                     {
-                        _writable(name): [
+                        writable(name): [
                             ErrorDetail(f"There is no field of this name. Fields: {known}.", "unknown_field")
                         ]
                         for name in sorted(unknown, key=str)
@@ -120,7 +120,7 @@ class Strict(serializers.Serializer):
         return super().to_internal_value(data)
 
 
-def _writable(name: Any) -> str:
+def writable(name: Any) -> str:
     """A name that a client made up, fit for an answer: half a surrogate pair cannot be encoded."""
     return str(name)[:100].encode("utf-8", "replace").decode()
 

@@ -203,7 +203,8 @@ def cancel(job: Job) -> Any:
     """Stop a job: at once while nobody holds it, else at its next beat. The row as it is now; Conflict when it has ended."""
     row: Any = type(job).objects.select_for_update(of=("self",)).get(pk=job.pk)
     if row.ended:
-        raise Conflict(f"This {row._meta.verbose_name} has {row.state} already.", code="ended")
+        how = "was" if row.state == "cancelled" else "has"
+        raise Conflict(f"This {row._meta.verbose_name} {how} {row.state} already.", code="ended")
     type(job).objects.filter(pk=row.pk).update(cancel_requested_at=Now())
     if row.state not in row.HELD:
         row.end_unheld("cancelled")

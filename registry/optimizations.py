@@ -43,10 +43,10 @@ def request_optimization(
     require(actor, "model.write", version.model)
     availability.require_files(version)
     _check_version(version)
+    parsed = _checked_plans(version, plans)  # before the data: rows cannot help a model that is not optimised
     data = _checked_data(version, dataset_version)
     if not (math.isfinite(tolerance) and 0 <= tolerance <= MOST_TOLERANCE):
         raise _invalid("tolerance", f"Give points from 0 to {MOST_TOLERANCE:g}.", "invalid")
-    parsed = _checked_plans(version, plans)
     made: Optimization = Optimization.objects.create(
         model=version.model, version=version, dataset_version=data, tolerance=tolerance, created_by=actor
     )

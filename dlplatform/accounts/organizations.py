@@ -28,7 +28,8 @@ def _chosen(user: User, mine: list[Membership]) -> Membership | None:
 def resolve(user: User, slug: str | None) -> Organization:
     """The organization named by a request, or the caller's default one; ValidationError on `organization`."""
     if slug:
-        found = Organization.objects.visible_to(user).filter(slug=slug).first()
+        mine = Organization.objects.visible_to(user)
+        found = None if "\0" in slug else mine.filter(slug=slug).first()  # PostgreSQL takes no NUL
         if found is None:
             raise ValidationError(
                 {"organization": ValidationError(f"You are in no organization “{slug[:60]}”.", code="does_not_exist")}

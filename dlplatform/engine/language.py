@@ -106,6 +106,9 @@ class LanguageNetwork(nn.Module):
         return logits
 
 
+COLDEST = 1e-6  # a lower temperature chooses the same token, and logits divided by it may be infinite
+
+
 @dataclass(frozen=True)
 class Writing:
     """How a text goes on. ``temperature`` 0 takes the likeliest token; ``top`` keeps so many of them; 0 keeps all."""
@@ -146,4 +149,5 @@ def _choose(logits: Tensor, how: Writing, generator: torch.Generator) -> int:
     if 0 < how.top < len(logits):
         least = logits.topk(how.top).values[-1]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    return int(torch.multinomial((logits / how.temperature).softmax(0), 1, generator=generator))
+    warmth = max(how.temperature, COLDEST)
+    return int(torch.multinomial((logits / warmth).softmax(0), 1, generator=generator))

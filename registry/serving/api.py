@@ -169,8 +169,9 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
             actor=request.user, deployment=found, variants=_wanted(request.user, wanted["variants"]),
             despite_problems=wanted["despite_problems"], **why,
         )  # fmt: skip
+        why["revision"] = None
     if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:
-        services.set_details(actor=request.user, deployment=found, **details)
+        services.set_details(actor=request.user, deployment=found, revision=why["revision"], **details)
 
 
 class DeploymentChangesView(PagedView):

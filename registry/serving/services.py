@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -95,11 +95,16 @@ def change_variants(
 
 
 @transaction.atomic
-def set_details(*, actor: User, deployment: Deployment, **details: Any) -> Deployment:
-    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log."""
+def set_details(*, actor: User, deployment: Deployment, revision: int | None = None, **details: Any) -> Deployment:
+    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log.
+
+    With ``revision`` only if that is still the newest. Raises Conflict else.
+    """
     require(actor, "deploy", deployment)
+    locked = Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk)
     if "sample_rate" in details:
-        refuse_held(Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk))
+        refuse_held(locked)
+    _refuse_moved(locked, revision)
     if not 0 <= details.get("sample_rate", 0) <= 1:
         raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
     for field, value in details.items():
@@ -210,11 +215,15 @@ def _locked(
         require(actor, "deploy", deployment)  # type: ignore[arg-type]
     locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
     refuse_held(locked, holder)
+    _refuse_moved(locked, revision)
+    return locked
+
+
+def _refuse_moved(locked: Deployment, revision: int | None) -> None:
     if revision is not None and revision != locked.revision:
         raise Conflict(
             f"It was changed meanwhile: the newest change is number {locked.revision}, not {revision}.", code="moved"
         )
-    return locked
 
 
 def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:
@@ -227,13 +236,21 @@ def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence
 
 
 def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite: bool, reason: str) -> None:
-    """Nobody deploys by mistake what was measured to be slower, bigger or worse."""
+    named = {f"variants.{position}.version": one.version for position, one in enumerate(variants)}
+    refuse_problems(deployment, named, despite=despite, reason=reason)
+
+
+def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, despite: bool, reason: str) -> None:
+    """Nobody deploys by mistake what was measured to be slower, bigger or worse. Raises ValidationError.
+
+    ``versions`` by the field that names them. What is in the deployment already was let in.
+    """
     present = {row.version_id for row in _variants(deployment)}
-    for position, one in enumerate(variants):
-        told = [] if one.version in present else problems_of(deployment.organization_id, one.version)
+    for field, version in versions.items():
+        told = [] if version in present else problems_of(deployment.organization_id, version)
         if told and not despite:
             sentence = f"{' '.join(each['sentence'] for each in told)} Say that you want it nevertheless, and why."
-            raise _refused(f"variants.{position}.version", sentence, "has_problems")
+            raise _refused(field, sentence, "has_problems")
         if told and not reason.strip():
             raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
 

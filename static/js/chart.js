@@ -6,6 +6,7 @@ const MARGIN = { top: 8, right: 16, bottom: 40, left: 52 };
 const HEIGHT = 220;
 const ACROSS = 5;
 const UP = 5;
+const COLORS = 10; // in the style sheet, s0 to s9
 const TABLE_ROWS = 200;
 
 export function node(name, attributes = {}, text = "") {
@@ -105,13 +106,18 @@ export class Chart {
     this.series.forEach((one, position) => {
       const toggle = button("", (pressed) => this.#toggleSeries(one.name, pressed), !this.hidden.has(one.name));
       toggle.className = "";
-      toggle.append(element("span", `swatch s${this.#color(position)}`), element("span", "", one.name));
+      toggle.append(element("span", `swatch ${this.#look(position)}`), element("span", "", one.name));
       this.legend.append(toggle);
     });
   }
 
   #color(position) {
-    return (this.series[position].color ?? position) % 10;
+    return (this.series[position].color ?? position) % COLORS;
+  }
+
+  /** Its color; a series beyond the last color has a cross for its dots, so that no two look alike. */
+  #look(position) {
+    return `s${this.#color(position)}${(this.series[position].color ?? position) < COLORS ? "" : " again"}`;
   }
 
   #toggleSeries(name, pressed) {
@@ -179,7 +185,7 @@ export class Chart {
 
   #shown() {
     return this.series
-      .map((one, position) => ({ ...one, color: this.#color(position) }))
+      .map((one, position) => ({ ...one, look: this.#look(position), color: this.#color(position) }))
       .filter((one) => !this.hidden.has(one.name))
       .map((one) => ({ ...one, points: one.points.filter(([x, y]) => Number.isFinite(y) && (!this.log || y > 0) && this.#within(x)) }));
   }
@@ -232,7 +238,7 @@ export class Chart {
     if (this.options.kind === "scatter") {
       return [node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) })];
     }
-    if (one.dots) return [node("path", { class: `dots s${one.color}`, d: this.#dots(one.points) })];
+    if (one.dots) return [node("path", { class: `dots ${one.look}`, d: one.look.endsWith("again") ? this.#crosses(one.points) : this.#dots(one.points) })];
     const lines = [];
     const band = this.#band(one);
     if (band.length > 1) lines.push(node("path", { class: `band s${one.color}`, d: this.#outline(band) }));
@@ -257,6 +263,10 @@ export class Chart {
     return points.map(([x, y]) => `M${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}h0`).join("");
   }
 
+  #crosses(points) {
+    return points.map(([x, y]) => `M${(this.x(x) - 3.5).toFixed(1)} ${this.y(y).toFixed(1)}h7m-3.5 -3.5v7`).join("");
+  }
+
   #path(points) {
     return points.map(([x, y], at) => `${at ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(y).toFixed(1)}`).join("");
   }
@@ -279,7 +289,7 @@ export class Chart {
   #reading(one) {
     const line = element("span", "");
     const label = this.series.length > 1 ? `${one.name} ` : "";
-    line.append(element("span", `swatch s${one.color}`), `${label}${exact(one.point[1])}`);
+    line.append(element("span", `swatch ${one.look}`), `${label}${exact(one.point[1])}`);
     return line;
   }
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
+from registry.models import ModelVersion
 from registry.serving.experiments import looks, ticking
 from registry.serving.experiments import services as experiments
 from registry.serving.models import Deployment, DeploymentChange, Experiment, Look, PredictionRecord
@@ -107,6 +108,7 @@ def test_what_a_version_is_worth_is_estimated_without_the_bias_of_the_moves(movi
     ],
 )  # fmt: skip
 def test_every_bounded_metric_is_a_reward(moving, metric, a, b, design, means):
+    ModelVersion.objects.update(task="regression")
     experiment = moving(metric=metric, **design)
     for variant, values in ((experiment.variant_a, a * 20), (experiment.variant_b, b * 20)):
         more = {"latency": {"milliseconds": values}, "errors": {"errors": values}}.get(metric, {})

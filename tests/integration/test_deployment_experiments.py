@@ -4,10 +4,12 @@ from datetime import timedelta
 
 import pytest
 from django.core.exceptions import PermissionDenied
+from django.urls import reverse
 from django.utils import timezone
 
 from dlplatform.accounts.models import AuditEntry
 from dlplatform.api import Conflict
+from registry.models import ModelVersion, OptimizedVariant
 from registry.serving import feedback, prediction_log, services
 from registry.serving.experiments import services as experiments
 from registry.serving.models import (
@@ -16,9 +18,11 @@ from registry.serving.models import (
     Experiment,
     Feedback,
     PredictionRecord,
+    Rollout,
     SupersededLabel,
 )
 from registry.serving.services import Wanted
+from tests import factories
 from tests.integration.experimenting import deployment, right, shares_of, started, versions, write  # noqa: F401
 
 pytestmark = pytest.mark.django_db
@@ -80,6 +84,9 @@ def test_a_plan_is_made_of_the_deployment_s_own_traffic(api, viewer, maintainer,
         ({"metric": "luck"}, "metric"), ({"higher_is_better": False}, "higher_is_better"),
         ({"missing_as_zero": True}, "missing_as_zero"), ({"challenger": "0" * 32}, "challenger"),
         ({"control": "0" * 32}, "control"),
+        ({"metric": "absolute_error", "baseline": 1.0}, "metric"),
+        ({"mode": "bandit", "metric": "absolute_error", "cap": 1}, "metric"),
+        ({"guardrails": [{"kind": "errors", "limit": 0.1}, {"kind": "absolute_error", "tolerance": 1}]}, "guardrails.1.kind"),
         ({"guardrails": [{"kind": "errors"}]}, "guardrails.0.tolerance"),
         ({"guardrails": [{"kind": "accuracy", "limit": 0.1}]}, "guardrails.0.limit"),
         ({"guardrails": [{"kind": "errors", "limit": 1}]}, "guardrails.0.limit"),
@@ -91,6 +98,108 @@ def test_what_cannot_be_planned_is_refused_by_its_field(api, maintainer, url, ve
     answer = api(maintainer).post(f"{url}/experiments", body(versions, **wrong), format="json")
     assert error_of(answer, 400)["attr"] == attr, answer.content
     assert not Experiment.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "metric", "accepted"),
+    [
+        ("classification", {}, "accuracy", True), ("classification", {}, "absolute_error", False),
+        ("regression", {}, "absolute_error", True), ("regression", {}, "accuracy", False),
+        ("regression", {"kind": "numbers"}, "absolute_error", False), ("multilabel", {}, "accuracy", False),
+        ("language-model", {}, "accuracy", False), ("language-model", {}, "number", True),
+        ("multilabel", {}, "errors", True),
+    ],
+)  # fmt: skip
+def test_only_what_the_answers_can_be_measured_by_decides_or_guards(
+    api, maintainer, url, versions, task, output, metric, accepted  # noqa: F811
+):  # fmt: skip
+    ModelVersion.objects.update(task=task, signature={"output": output})
+    client, design = api(maintainer), {"metric": metric, "minimum_effect": 0.05, "baseline": 0.5}
+    planned = client.post(f"{url}/experiments/plan", design, format="json")
+    decided = client.post(f"{url}/experiments", body(versions, **design), format="json")
+    guarded = client.post(
+        f"{url}/canaries",
+        {"candidate": str(versions[1].pk), "guardrails": [{"kind": metric, "tolerance": 0.1}]},
+        format="json",
+    )
+    statuses = [planned.status_code, decided.status_code, guarded.status_code]
+    assert statuses == ([200, 201, 201] if accepted else [400] * 3), (planned.content, decided.content, guarded.content)
+    if not accepted:
+        fields = [answer.json()["errors"][0]["attr"] for answer in (planned, decided, guarded)]
+        assert fields == ["metric", "metric", "guardrails.0.kind"]
+        assert error_of(planned, 400)["code"] == "unmeasured"
+
+
+def test_a_plan_and_a_draft_are_of_versions_that_there_are_and_of_one_task(
+    api, maintainer, viewer, stranger, url, versions  # noqa: F811
+):  # fmt: skip
+    design = {"metric": "accuracy", "minimum_effect": 0.05, "baseline": 0.8}
+    foreign = factories.ModelVersionFactory(
+        model__organization=stranger.memberships.get().organization, tree=versions[0].tree
+    )
+    for field in ("control", "challenger"):
+        for version in (foreign.pk, "0" * 32):
+            refused = api(viewer).post(f"{url}/experiments/plan", design | {field: str(version)}, format="json")
+            assert error_of(refused, 400)["attr"] == field
+    ModelVersion.objects.filter(pk=versions[1].pk).update(task="regression")
+    refused = error_of(api(maintainer).post(f"{url}/experiments", body(versions), format="json"), 400)
+    assert (refused["attr"], refused["code"]) == ("challenger", "task_mismatch")
+    wanted = {"mode": "bandit", "challenger": str(versions[2].pk), "further": [str(versions[1].pk)]}
+    refused = error_of(api(maintainer).post(f"{url}/experiments", body(versions) | wanted, format="json"), 400)
+    assert refused["attr"] == "further.0"
+    assert not Experiment.objects.exists()
+
+
+@pytest.fixture
+def slower(versions, maintainer):  # noqa: F811
+    """The second version was made of the first, and measured to be slower."""
+    problem = {"code": "slower", "sentence": "Slower: it takes 2.00 times as long for one row."}
+    asked = factories.OptimizationFactory(version=versions[0], created_by=maintainer)
+    OptimizedVariant.objects.create(
+        optimization=asked, position=0, plan={"passes": ["onnx"]}, output_version=versions[1], report={"problems": [problem]}
+    )  # fmt: skip
+    return versions[1]
+
+
+@pytest.mark.parametrize("what", ["experiment", "canary"])
+def test_a_slower_version_takes_part_only_for_who_says_so_and_why(api, maintainer, url, versions, slower, what):  # noqa: F811
+    client, begun, field = api(maintainer), {}, "challenger"
+    if what == "experiment":
+        path = f"{url}/experiments/1/start"
+        assert client.post(f"{url}/experiments", body(versions), format="json").status_code == 201
+    else:
+        path, begun, field = f"{url}/canaries", {"candidate": str(slower.pk)}, "candidate"
+    for more, attr, code in (
+        ({}, field, "has_problems"),
+        ({"reason": "it is small"}, field, "has_problems"),
+        ({"despite_problems": True}, "reason", "required"),
+        ({"despite_problems": True, "reason": "  "}, "reason", "required"),
+    ):
+        refused = error_of(client.post(path, begun | more, format="json"), 400)
+        assert (refused["attr"], refused["code"]) == (attr, code)
+    assert DeploymentChange.objects.count() == 1
+    answer = client.post(path, begun | {"despite_problems": True, "reason": "it is small"}, format="json")
+    assert answer.status_code in (200, 201), answer.content
+    assert DeploymentChange.objects.first().reason == "it is small"
+
+
+def test_the_pages_say_what_was_measured_before_an_experiment_or_a_canary_begins(
+    web, maintainer, deployment, draft, slower  # noqa: F811
+):  # fmt: skip
+    page = web(maintainer).get(reverse("deployment-experiment", args=[deployment.pk, 1])).content.decode()
+    assert "Slower: it takes 2.00 times as long" in page and "despite_problems" in page
+    start = reverse("deployment-experiment-start", args=[deployment.pk, 1])
+    web(maintainer).post(start, {"reason": "it is small"})
+    assert Experiment.objects.get().state == "draft"
+    canaries = reverse("canary-new", args=[deployment.pk])
+    form = {"candidate": str(slower.pk), "steps": "100 1 0", "reason": "it is small"}
+    refused = web(maintainer).post(canaries, form)
+    assert "Slower: it takes 2.00 times as long" in refused.content.decode() and not Rollout.objects.exists()
+    web(maintainer).post(start, {"reason": "it is small", "despite_problems": "on"})
+    assert Experiment.objects.get().state == "running"
+    experiments.stop_experiment(actor=maintainer, experiment=Experiment.objects.get())
+    begun = web(maintainer).post(canaries, form | {"despite_problems": "on"})
+    assert begun.status_code == 302 and Rollout.objects.get().state == "running"
 
 
 # --- its life -----------------------------------------------------------------------------------------

@@ -167,6 +167,11 @@ def test_refusals_are_in_the_protocols_words(inference, client, auth, deployment
     ):
         answer = inference.client.post(f"/v2/models/{path}", content=body, headers=dict(auth) | headers)
         assert answer.status_code == 400 and list(answer.json()) == ["error"], answer.text
+    half = {"name": "colour", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}
+    answer = inference.client.post(
+        "/v2/models/screening/infer", content=json.dumps({"inputs": [half]}), headers=dict(auth)
+    )
+    assert answer.status_code == 400 and "colour" in answer.json()["error"], answer.text
     assert inference.client.get("/v2/models/screening/infer", headers=dict(auth)).status_code == 405
     assert inference.client.get("/v2/else", headers=dict(auth)).json() == {"error": "Not found."}
 
@@ -204,7 +209,7 @@ def test_the_repository_and_its_statistics_are_told_to_who_may_ask(
         ("models/screening/stats", inference.client.get),
         ("models/a%00b/stats", inference.client.get),
     ):
-        for slug, statuses in (("a%00b", {404}), ("nowhere", {400}), ("lab", {200, 404})):
+        for slug, statuses in (("a%00b", {400}), ("nowhere", {400}), ("lab", {200, 404})):
             answer = ask(f"/v2/{path}?organization={slug}", headers=dict(auth))
             assert answer.status_code in statuses or ("%00" in path and answer.status_code == 404), answer.text
     big = inference.client.post("/v2/repository/index", content=b"x" * (BODY_LIMIT + 1), headers=dict(auth))

@@ -1,5 +1,6 @@
 """Language models with the stock client of OpenAI: lists, texts and chats, whole and streamed, and what is refused."""
 
+import json
 import threading
 
 import openai
@@ -150,6 +151,7 @@ def test_what_cannot_be_done_is_refused_by_its_name(client):
         ({"stop": [""]}, "stop"),
         ({"stop": ["a"] * 5}, "stop"),
         ({"user": 7}, "user"),
+        ({"stream": "yes"}, "stream"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
@@ -158,6 +160,17 @@ def test_what_cannot_be_done_is_refused_by_its_name(client):
             client.post("/chat/completions", body={"model": "stories", "messages": CHAT} | wrong, cast_to=object)
         assert refused.value.body["param"].startswith(param), (wrong, refused.value.body)
         assert refused.value.body["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("field", ["model", "prompt", "stop", "user", "messages", "stream_options"])
+def test_half_a_surrogate_is_refused_by_its_field(inference, viewer, stories, field):
+    value = {"messages": [{"role": "user", "content": "\ud800"}], "stream_options": {"a": "\ud800"}}.get(
+        field, "a\ud800"
+    )
+    asked = json.dumps({"model": "stories", "prompt": "x", field: value})
+    headers = {"Authorization": f"Bearer {key_of(viewer)}"}
+    answer = inference.client.post("/v1/completions", content=asked, headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field, answer.text
 
 
 def test_a_prompt_is_one_text():

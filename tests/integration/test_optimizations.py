@@ -139,6 +139,17 @@ def test_what_makes_no_sense_is_refused_by_field(organization, trainer, api, wan
     assert any(str(each["attr"]).startswith(field) for each in answer.json()["errors"]), answer.content
 
 
+def test_of_a_language_model_it_says_that_it_is_not_optimised_whatever_the_data(organization, trainer, api):
+    data = factories.DatasetVersionFactory(dataset__organization=organization, state="ready")
+    version = factories.ModelVersionFactory(
+        model__organization=organization, dataset_version=data, task="language-model",
+        tree={"model.json": {"sha256": "a" * 64, "size": 1}}, signature={"inputs": [{"name": "prompt", "type": "text"}]},
+    )  # fmt: skip
+    wanted = {"variants": [{"passes": ["onnx"]}]}
+    answer = api(trainer).post(f"/api/v1/model-versions/{version.pk}/optimizations", wanted, format="json")
+    assert answer.status_code == 400 and "Language models are not optimised" in answer.json()["errors"][0]["detail"]
+
+
 def test_strangers_see_nothing_and_viewers_start_nothing(organization, viewer, stranger, api, client):
     asked = factories.OptimizationFactory(version__model__organization=organization)
     for person, status in ((viewer, 200), (stranger, 404)):

@@ -7,6 +7,7 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
+from registry.models import ModelVersion
 from registry.serving import feedback
 from registry.serving.experiments import looks, ticking
 from registry.serving.experiments import services as experiments
@@ -121,7 +122,8 @@ def test_late_labels_count_later_and_the_last_one_wins(paired, viewer, deploymen
     assert looks.read_sums(experiment, looks.window_of(experiment))["differences"] == [31, -9.0, 21.0]
 
 
-def test_a_unit_is_a_key_and_numbers_are_compared_too(paired):
+def test_a_unit_is_a_key_and_numbers_are_compared_too(paired, versions):  # noqa: F811
+    ModelVersion.objects.update(task="regression")
     experiment = paired(metric="absolute_error", baseline=2.0, minimum_effect=0.5)
     answer_both(*arms(experiment), [(4.0, 2.0), (4.0, 0.0)], label=1.0, key="one")
     answer_both(*arms(experiment), [(3.0, 1.5)] * 40, label=1.0)
@@ -168,8 +170,10 @@ def test_the_plan_tells_what_a_split_would_take(api, viewer, maintainer, paired,
     variance = 4 * plan["units_b"] * 0.05**2  # a split takes 4 · p(1 - p) / (share of differing answers) times as many
     assert plan["labels_split"] > 6 * plan["units_b"] and variance > 0
     assert "times as many)" in plan["sentence"] and plan["usual_days"] <= plan["days"]
+    ModelVersion.objects.update(task="regression")  # of classes no label says how far off an answer was
     errors = api(viewer).post(f"{url}/plan", design | {"metric": "absolute_error"}, format="json").json()["errors"][0]
     assert errors["attr"] == "baseline" and "the deviation of the difference" in errors["detail"]
+    ModelVersion.objects.update(task="classification")
     body = design | {"baseline": 0.1}
     for wrong, attr in (
         ({"metric": "latency"}, "metric"), ({"metric": "number"}, "metric"), ({"minimum_effect": 0}, "minimum_effect"),

@@ -12,7 +12,6 @@ from rest_framework.views import APIView
 from dlplatform.accounts.access import require
 from dlplatform.accounts.idempotency import idempotent
 from dlplatform.api import PagedView, documented
-from registry.models import ModelVersion
 from registry.serving.api import the_deployment
 from registry.serving.models import Deployment
 
@@ -20,6 +19,7 @@ from . import looks, returns, services
 from .design import make_plan
 from .models import Experiment
 from .serializers import (
+    BeginIn,
     DeploymentExperimentIn,
     DeploymentExperimentOut,
     DesignIn,
@@ -132,9 +132,12 @@ class ExperimentPlanView(APIView):
         given = DesignIn(data=request.data)
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
-        seen = ModelVersion.objects.visible_to(request.user)
-        arms = {name: seen.filter(pk=wanted.pop(name, None)).first() for name in ("control", "challenger")}
+        named = {name: wanted.pop(name, None) for name in ("control", "challenger")}
         services.check_design(**wanted)
+        arms = {
+            name: one and services.servable_version(request.user, found, name, one)  # type: ignore[arg-type]
+            for name, one in named.items()
+        }
         return Response(PlanOut(make_plan(deployment=found, **arms, **wanted)).data)
 
 
@@ -179,9 +182,10 @@ class _VerbView(APIView):
 
 class ExperimentStartView(_VerbView):
     policy = {"POST": "deploy"}
+    reads = BeginIn
 
     @documented(
-        "Start an experiment", request=StartIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
+        "Start an experiment", request=BeginIn, answer=DeploymentExperimentOut, example=({}, EXPERIMENT), tags=TAGS,
         description="Splits the traffic, as a change in the deployment's log, and has every request written down. Nobody "
                     "else can change the deployment until it has ended.",
     )  # fmt: skip

@@ -6,11 +6,13 @@ from typing import Any
 from django import forms
 
 from registry.models import ModelVersion
+from registry.serving.forms import DESPITE
 
 from .forms import METRICS, LimitsForm
 from .models import Experiment
 
 FAILS_AT_MOST = 0.05
+KEPT = ("candidate", "steps", "reason", "despite_problems")  # as they are, for `rollouts.start_rollout`
 
 
 def written(steps: Sequence[Mapping[str, Any]]) -> str:
@@ -25,6 +27,7 @@ class CanaryForm(LimitsForm):
         help_text="A line each: percent of the traffic, minutes at least, requests at least. The last has 100",
     )  # fmt: skip
     reason = forms.CharField(max_length=2000, required=False, label="Reason, for the log")
+    despite_problems = forms.BooleanField(required=False, label="Despite what was measured", help_text=DESPITE)
     metric = forms.ChoiceField(
         choices=[("", "nothing"), *METRICS.items()], required=False, label="Compared with the version before"
     )
@@ -64,4 +67,4 @@ class CanaryForm(LimitsForm):
         given, guards = self.cleaned_data, self.limits()
         if given["metric"]:
             guards.append({"kind": Experiment.Metric(given["metric"]).value, "tolerance": given["tolerance"]})
-        return {name: given[name] for name in ("candidate", "steps", "reason")} | {"guardrails_wanted": guards}
+        return {name: given[name] for name in KEPT} | {"guardrails_wanted": guards}

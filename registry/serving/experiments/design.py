@@ -15,6 +15,7 @@ from registry.serving.statistics.paired import labels_needed, plan_pairs
 from registry.serving.statistics.planning import Design, Plan, plan_mean, plan_proportion
 from registry.serving.statistics.verdict import Metric
 
+from .measurable import refuse_unmeasured
 from .models import Experiment
 from .sums import Measure, Window, outcomes, pairs, window_until_now
 
@@ -98,6 +99,8 @@ def make_plan(
     if mode == Experiment.Mode.BANDIT:
         raise _refused("mode", "A bandit has no plan: it goes on until somebody ends it.")
     control = control or version_answering_most(deployment)
+    if control is not None:
+        refuse_unmeasured(metric, control)
     traffic = traffic_of(deployment, control, Measure(metric, cap=cap, missing_as_zero=missing_as_zero))
     paired = mode == Experiment.Mode.PAIRED
     measured = _pairs_baseline(deployment, control, challenger, metric, cap, traffic) if paired else traffic.baseline

@@ -20,10 +20,11 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.serving.models import Deployment
-from registry.serving.services import Wanted, change_variants
+from registry.serving.services import Wanted, change_variants, refuse_problems
 
 from . import guardrails
 from .holding import complete_log, refuse_held, release_log
+from .measurable import refuse_unmeasured_guardrails
 from .models import Rollout
 from .readings import Answered, Reading
 from .running import carry_on, forget
@@ -45,9 +46,12 @@ LEAST_SHARE = 0.0001  # a bucket
 def start_rollout(
     *, actor: User, deployment: Deployment, candidate: UUID, steps: Sequence[Mapping[str, Any]] | None = None,
     guardrails_wanted: Sequence[Mapping[str, Any]] = (), reason: str = "", revision: int | None = None,
+    despite_problems: bool = False,
 ) -> Rollout:  # fmt: skip
     """Give the candidate its first share. Raises ValidationError, PermissionDenied, Conflict.
 
+    ``despite_problems``: also one that was measured to be slower, bigger or worse than what it was made from; then a reason
+    must be given.
     ``steps``: by default those of a canary, 1, 5, 25 and 100 %; one step of share 1 swaps at once (blue/green).
     """
     require(actor, "deploy", deployment)
@@ -58,16 +62,24 @@ def start_rollout(
     new = servable_version(actor, locked, "candidate", candidate)
     if new == stable:
         raise _refused("candidate", "It answers most already.")
+    refuse_problems(locked, {"candidate": new.pk}, despite=despite_problems, reason=reason)
+    watched = guardrails.checked(list(guardrails_wanted))
+    refuse_unmeasured_guardrails(watched, stable)
     refuse_others(locked, (stable.pk, new.pk))
     number = (locked.rollouts.aggregate(last=Max("number"))["last"] or 0) + 1
     now = timezone.now()
     made: Rollout = Rollout.objects.create(
         deployment=locked, number=number, stable=stable, candidate=new, steps=wanted, step_began_at=now,
-        guardrails=guardrails.checked(list(guardrails_wanted)), sample_rate=complete_log(locked), created_by=actor,
+        guardrails=watched, sample_rate=complete_log(locked), created_by=actor,
         started_at=now,
     )  # fmt: skip
     made.revision = _split(
-        actor, made, made.share, reason or f"Canary {number} begins with {_percent(made.share)}", revision
+        actor,
+        made,
+        made.share,
+        reason or f"Canary {number} begins with {_percent(made.share)}",
+        revision,
+        despite_problems,
     )
     made.variant_stable = locked.variants.get(version=stable, arm="")
     made.variant_candidate = locked.variants.get(version=new, arm="")
@@ -206,7 +218,10 @@ def _locked(actor: User | None, rollout: Rollout, *states: str) -> Rollout:
     return locked
 
 
-def _split(actor: User | None, rollout: Rollout, share: float, reason: str, revision: int | None = None) -> int:
+def _split(
+    actor: User | None, rollout: Rollout, share: float, reason: str, revision: int | None = None,
+    despite_problems: bool = False,
+) -> int:  # fmt: skip
     """The deployment's new revision.
 
     The stable version keeps its place with the weight 0 until the end: going back is one change, and nothing loads.
@@ -215,7 +230,7 @@ def _split(actor: User | None, rollout: Rollout, share: float, reason: str, revi
         actor=actor, deployment=rollout.deployment, reason=reason[:2000], revision=revision, holder=rollout,
         variants=[
             Wanted(rollout.stable_id, 1 - share), Wanted(rollout.candidate_id, share), *_shadows(rollout),
-        ],
+        ], despite_problems=despite_problems,
     )  # fmt: skip
     return changed.revision
 

@@ -6,6 +6,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from dlplatform.api import SafeCharField, Strict
+from registry.serving.serializers import DESPITE
 
 from . import guardrails, rollouts
 from .arms import LEAST_FLOOR, arms_of
@@ -107,6 +108,12 @@ class StartIn(ReasonIn):
     revision = serializers.IntegerField(required=False, min_value=0, help_text=REVISION)
 
 
+class BeginIn(StartIn):
+    """Of what brings versions into a deployment."""
+
+    despite_problems = serializers.BooleanField(default=False, help_text=DESPITE)
+
+
 class PromoteIn(StartIn):
     arm = SafeCharField(
         required=False, allow_blank=True, max_length=1, help_text="Of a bandit with several beside A, which: b, c, …"
@@ -162,7 +169,7 @@ class StepIn(Strict):
     )
 
 
-class CanaryIn(StartIn):
+class CanaryIn(BeginIn):
     candidate = serializers.UUIDField(help_text="The version that takes over")
     steps = StepIn(
         many=True, required=False, min_length=1, max_length=rollouts.MOST_STEPS,

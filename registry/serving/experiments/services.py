@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
@@ -16,12 +17,13 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.models import ModelVersion
 from registry.serving.models import Deployment, Variant
-from registry.serving.services import MODEL_FILE, Wanted, change_variants
+from registry.serving.services import MODEL_FILE, Wanted, change_variants, refuse_problems
 
 from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
 from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan, version_answering_most
 from .holding import complete_log, refuse_held, release_log
+from .measurable import refuse_other_tasks, refuse_unmeasured, refuse_unmeasured_guardrails
 from .models import Experiment, FurtherArm
 from .running import forget
 
@@ -52,6 +54,9 @@ def create_experiment(
     a = servable_version(actor, locked, "control", control or answering_most(locked))
     b = servable_version(actor, locked, "challenger", challenger)
     others = [servable_version(actor, locked, field, one) for field, one in zip(FIELDS[2:], further, strict=False)]
+    refuse_other_tasks([a, b, *others])
+    refuse_unmeasured(metric, a)
+    refuse_unmeasured_guardrails(watched, a)
     if a == b and mode != Experiment.Mode.SPLIT:
         raise refused("challenger", "Only a split compares a version with itself (an A/A test).")
     if mode == Experiment.Mode.BANDIT:
@@ -82,14 +87,25 @@ def create_experiment(
 
 @transaction.atomic
 def start_experiment(
-    *, actor: User, experiment: Experiment, reason: str = "", revision: int | None = None
+    *,
+    actor: User,
+    experiment: Experiment,
+    reason: str = "",
+    revision: int | None = None,
+    despite_problems: bool = False,
 ) -> Experiment:
-    """Split the traffic, or give A its shadow. With ``revision`` only if the deployment is still at it. Raises Conflict, ValidationError."""
+    """Split the traffic, or give A its shadow. With ``revision`` only if the deployment is still at it.
+
+    ``despite_problems``: also with versions that were measured to be slower, bigger or worse than what they were made from;
+    then a reason must be given. Raises Conflict, ValidationError.
+    """
     require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
     refuse_held(deployment)
     refuse_others(deployment, _versions(locked))
+    named = dict(zip(FIELDS, _versions(locked), strict=False))
+    refuse_problems(deployment, named, despite=despite_problems, reason=reason)
     if locked.mode == Experiment.Mode.BANDIT and (shadow := _shadow_among(deployment, _versions(locked))):
         raise Conflict(f"{shadow} has become a shadow here: take it out, or make it live first.", code="is_a_shadow")
     locked.state, locked.started_at, locked.started_by = Experiment.State.RUNNING, timezone.now(), actor
@@ -98,6 +114,7 @@ def start_experiment(
     changed = change_variants(
         actor=actor, deployment=deployment, variants=[*_opening_arms(locked), *shadows_beside(deployment, _versions(locked))],
         reason=reason or f"Experiment {locked.number} starts", revision=revision, holder=locked,
+        despite_problems=despite_problems,
     )  # fmt: skip
     locked.variant_a = deployment.variants.get(version=locked.control, arm="")
     locked.variant_b = deployment.variants.get(version=locked.challenger, arm=_second_arm(locked))
@@ -252,6 +269,16 @@ def _check_mode(
         if "tolerance" in one:
             sentence = "A bandit's versions answer at different times, so they cannot be compared: give a limit."
             raise refused(f"guardrails.{position}.tolerance", sentence)
+
+
+def problems_of_arms(experiment: Experiment) -> list[str]:
+    """What a start brings into the deployment although it was measured to be slower, bigger or worse: sentences."""
+    try:
+        named = dict(zip(FIELDS, _versions(experiment), strict=False))
+        refuse_problems(experiment.deployment, named, despite=False, reason="")
+    except ValidationError as error:
+        return error.messages
+    return []
 
 
 def locked_deployment(deployment: Deployment) -> Deployment:

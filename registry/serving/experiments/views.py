@@ -14,7 +14,7 @@ from dlplatform.accounts.access import may, require
 from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, submitted
 from dlplatform.web import page
 from registry.models import ModelVersion
-from registry.serving.forms import ChangeForm, candidate_named, candidates
+from registry.serving.forms import ChangeForm, VariantsForm, candidate_named, candidates
 from registry.serving.views import deployment_or_404
 
 from . import looks, returns, services
@@ -139,6 +139,7 @@ def experiment_page(request: HttpRequest, deployment: UUID, number: int) -> Http
         else interval_chart(found, taken),
         "guardrails": _guardrails(found, taken),
         "may_act": may_act,
+        "problems": services.problems_of_arms(found) if found.state == Experiment.State.DRAFT else [],
     }
     return page(request, "serving/experiment.html", context, partial="serving/_experiment.html")
 
@@ -276,7 +277,8 @@ def _acted(
 
 @require_POST
 def experiment_start(request: HttpRequest, deployment: UUID, number: int) -> HttpResponse:
-    return _acted(request, deployment, number, services.start_experiment, "The traffic is split.", undo=False)
+    verb, told = services.start_experiment, "The traffic is split."
+    return _acted(request, deployment, number, verb, told, undo=False, form=VariantsForm)
 
 
 @require_POST

@@ -233,16 +233,17 @@ def _cells(name: str, kind: str, type_: str, values: list[Any]) -> list[Any]:
         raise TensorError(f"The input {name[:80]!r} is {DATATYPES.get(type_, 'BYTES')}, not {kind}.")
     if type_ in DATATYPES:
         return [None if isinstance(one, float) and math.isnan(one) else one for one in values]
-    return [one if isinstance(one, str) else _text(name, type_, one) for one in values]
+    return [_text(name, type_, one) for one in values]
 
 
-def _text(name: str, type_: str, value: bytes) -> str:
-    if type_ == "image":
+def _text(name: str, type_: str, value: str | bytes) -> str:
+    """A text comes as bytes in the binary form, and in JSON as it is, where it may hold half a surrogate pair."""
+    if isinstance(value, bytes) and type_ == "image":
         return base64.b64encode(value).decode()
     try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise TensorError(f"The input {name[:80]!r} holds bytes that are no UTF-8.") from None
+        return value.decode() if isinstance(value, bytes) else value.encode().decode()
+    except UnicodeError:
+        raise TensorError(f"The input {name[:80]!r} holds what is no UTF-8.") from None
 
 
 # --- outputs ------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from typing import Any
 
 from rest_framework.exceptions import ErrorDetail, ValidationError
 
+from dlplatform.api import can_be_encoded, writable
+
 MOST_TOKENS = 2048
 MOST_STOPS, LONGEST_STOP = 4, 200
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -33,6 +35,9 @@ def question_of(told: Any, *, chat: bool) -> Question:
     """Raises ValidationError that names the parameter."""
     if not isinstance(told, dict):
         raise ValidationError("Send a JSON object.")
+    for name, value in told.items():
+        if not can_be_encoded(value):
+            raise _wrong(writable(name), "It holds half a surrogate pair, which is no character. Remove it.")
     model = told.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= 200:
         raise _wrong("model", "Name a deployment; /v1/models lists them.")
@@ -42,7 +47,7 @@ def question_of(told: Any, *, chat: bool) -> Question:
     options = told.get("stream_options")
     return Question(
         model=model, chat=chat, instance=_instance(told, chat), key=_key(told.get("user")),
-        stream=told.get("stream") is True,
+        stream=_flag("stream", told.get("stream")),
         include_usage=isinstance(options, dict) and options.get("include_usage") is True, stop=_stops(told.get("stop")),
     )  # fmt: skip
 
@@ -95,6 +100,12 @@ def _number(name: str, value: Any, least: float, most: float, *, whole: bool = F
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not least <= value <= most:
         raise _wrong(name, f"Give a {'whole ' if whole else ''}number from {least:g} to {most:g}.")
     return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise _wrong(name, "Give true or false.")
+    return value is True
 
 
 def _stops(stop: Any) -> tuple[str, ...]:

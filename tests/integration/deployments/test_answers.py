@@ -51,7 +51,9 @@ def test_a_name_is_looked_up_in_the_organization_that_is_meant(api, viewer, stra
         api(stranger).post(f"{ROOT}/screening/predict?organization=elsewhere", body, format="json").status_code == 404
     )
     assert api(stranger).post(f"{ROOT}/screening/predict?organization=lab", body, format="json").status_code == 200
-    assert api(viewer).post(f"{ROOT}/screening/predict?organization=elsewhere", body, format="json").status_code == 400
+    for nowhere in ("elsewhere", "%00", "l%00ab"):
+        answer = api(viewer).post(f"{ROOT}/screening/predict?organization={nowhere}", body, format="json")
+        assert answer.status_code == 400 and answer.json()["errors"][0]["attr"] == "organization"
 
 
 @pytest.mark.parametrize("row", ['{"x": "a\\ud800"}', '{"\\ud800": 1}'])

@@ -128,6 +128,8 @@ def test_the_likeliest_token_needs_no_chance() -> None:
     network.initialise(0)
     first, second = (list(write(network.eval(), [3, 4], {1}, Writing(6, 0.0, 0, seed))) for seed in (1, 2))
     assert first == second
+    for cold in (1e-9, 1e-30, 5e-324):
+        assert list(write(network, [3, 4], {1}, Writing(6, cold, 0, 1))) == first, "hardly any chance is none"
     drawn = list(write(network, [3], {1}, Writing(20, 5.0, 3, 1)))
     assert 0 not in drawn and len(drawn) <= 20
 
