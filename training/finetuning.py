@@ -18,7 +18,6 @@ from dlplatform.engine.config import ConfigError
 from dlplatform.engine.fields import PRETRAINED
 from dlplatform.engine.finetune_config import BASE_PIXELS, FinetuneConfig, parse_finetune, recorded_finetune
 from dlplatform.engine.schema import reads
-from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_settings import SENSES
 from registry import availability, transformers_bases
 from registry.graphs import brings_graph
@@ -95,7 +94,7 @@ def choices_of(
     task, targets = _task(version, task), _targets(version, target)
     _require_fit(version, dataset_version, task, targets, features)
     _require_template(version, task, parsed)
-    _require_effect(parsed, task, SETTINGS)
+    require_effect(parsed, task, SETTINGS)
     parsed = with_pixels(version, parsed)
     return {
         "dataset_version": dataset_version,
@@ -140,7 +139,7 @@ def _require_template(version: ModelVersion, task: str, settings: FinetuneConfig
         raise _invalid("chat_template", fix, "invalid")
 
 
-def _require_effect(settings: FinetuneConfig, task: str, named: Iterable[str]) -> None:
+def require_effect(settings: FinetuneConfig, task: str, named: Iterable[str]) -> None:
     """Raises ValidationError for what of the named settings would do nothing. Defaults are shown with every run and may be
     sent back, and so may the usual template, which is shown of runs from before templates."""
     usual, problems = FinetuneConfig(), dict[str, ValidationError]()
@@ -191,8 +190,6 @@ def _config(version: ModelVersion, task: str, config: dict[str, Any] | None) -> 
     is asked with all of them (`training.fixed_settings`)."""
     sense = transformers_bases.takes(version) if is_transformers(version) else ""
     own = [name for name, each in SENSES.items() if each == sense]
-    if sense == "text":
-        _check_length(version, (config or {}).get("text_length"))
     if given := next((name for name in own if (config or {}).get(name)), None):
         raise _invalid(f"config.{given}", "The base brings its own network; remove this.", "not_for_base")
     for each in SENSES.values() if sense else ():
@@ -238,7 +235,7 @@ def settings_of_clone(run: Run, changes: Mapping[str, Any]) -> dict[str, Any]:
         require_usable(run.base_version, wanted, run.task)
         # What the run recorded stays as it was, even where it did nothing.
         changed = [name for name in SETTINGS if getattr(wanted, name) != getattr(recorded, name)]
-        _require_effect(wanted, run.task, changed)
+        require_effect(wanted, run.task, changed)
         wanted = wanted if wanted.pixels == recorded.pixels else with_pixels(run.base_version, wanted)
     except ValidationError as error:
         raise as_part(error) from error
@@ -343,15 +340,6 @@ def _branch(version: ModelVersion, register_as: str) -> str:
         for name in (f"from-v{version.number}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 10_000))))
         if name not in taken
     )
-
-
-def _check_length(version: ModelVersion, length: Any) -> None:
-    """Raises ValidationError for more tokens than the base reads. What is no number is refused with all settings."""
-    most = longest_text(transformers_bases.config_of(version))
-    if isinstance(length, int) and length > most:
-        raise _invalid(
-            "config.text_length", f"The base reads {most} tokens at most; set {most} or less.", "out_of_range"
-        )
 
 
 def misfits(version: ModelVersion, data: DatasetVersion, targets: Iterable[str], task: str = "") -> list[str]:

@@ -198,6 +198,7 @@ class LanguageLearner(Learner):
 
     def _of_the_library(self, shape: LanguageShape) -> LanguageNetwork:
         with naming("text_model"):
+            require_room(lambda: language_network(shape), self.config)
             network = language_network(shape)
             network.initialise(self.config.seed)
             try_out(network)

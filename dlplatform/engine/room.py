@@ -32,15 +32,18 @@ SETTINGS: Final[Mapping[str, str]] = {  # that make a part of a network what it 
 
 def require_room(build: Callable[[], nn.Module], config: TrainingConfig) -> None:
     """Raises EngineError ``out_of_memory`` for a network that, with what training keeps beside it, is larger than the memory
-    of the device, or of the machine where there is none. Several devices share what is kept beside the weights.
+    of the device, or of the machine where there is none, which its processes share. Several hold a part each of what is kept
+    beside the weights, but with ``ddp``.
 
     Neither memory nor random numbers are taken for it.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = build()
     size = _bytes_of(network)
-    several = (config.devices if isinstance(config.devices, int) else 1) * config.nodes
-    needed, most = size + size * BESIDE // several, memory_of_device()
+    devices = config.devices if isinstance(config.devices, int) else 1
+    parts = 1 if config.strategy == "ddp" else devices * config.nodes
+    needed = size + size * BESIDE // parts
+    most = memory_of_device() // (1 if torch.cuda.is_available() else devices)
     if needed > most:
         sentence = (
             f"The network's weights are {_shown(size)}, training takes {_shown(needed)}, and there are {_shown(most)}."

@@ -216,7 +216,9 @@ def _emit_started(trainer: Trainer, threads: int, loaded: Loaded | None) -> None
     )
     if began_again():
         place = f"from step {loaded.step:,}" if loaded else "from the beginning"
-        trainer.reporter.writer.log("warning", f"One of the processes ended without a word; all of them go on {place}.")
+        trainer.reporter.writer.log(
+            "warning", f"One of the processes ended before its time; all of them go on {place}."
+        )
 
 
 @contextmanager

@@ -47,6 +47,8 @@ export function logarithmic([low, high], range) {
 function linearTicks(low, high, count, whole = false) {
   const rough = high / Math.max(count, 2) - low / Math.max(count, 2);
   if (!(rough > 0)) return [low];
+  // So close together that counting the steps from zero would leave what a number can hold: the ends are all there is.
+  if (rough <= Math.max(Math.abs(low), Math.abs(high)) * 1e-12) return [low, high];
   const power = 10 ** Math.floor(Math.log10(rough));
   const round = [10, 5, 2.5, 2, 1, 0.5, 0.25, 0.2, 0.1].map((one) => one * power).filter(Number.isFinite);
   const steps = whole ? round.filter(Number.isInteger) : round;

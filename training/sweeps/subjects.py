@@ -14,7 +14,7 @@ from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from training import finetuning
 from training.fixed_settings import fixed_by
-from training.learning_checks import check, check_code, targets_of
+from training.learning_checks import check, check_code, longest_text_of, targets_of
 from training.models import CodeBundle
 
 from . import tuning
@@ -104,11 +104,16 @@ def check_ways(subject: Subject, dimensions: Sequence[Dimension]) -> None:
     if subject.base_version is None or subject.finetune is None:
         return
     _check_fixed(subject, dimensions)
+    _check_lengths(subject.base_version, dimensions)
     places = {one.name: place for place, one in enumerate(dimensions)}
     ways = [one for one in dimensions if one.name in (f"{tuning.PREFIX}mode", f"{tuning.PREFIX}{tuning.BLOCKS}")]
-    for values in itertools.product(*(one.grid() for one in ways)):
-        point = dict(zip((one.name for one in ways), values, strict=True))
+    points = [
+        dict(zip((one.name for one in ways), values, strict=True))
+        for values in itertools.product(*(one.grid() for one in ways))
+    ]
+    for point in points:
         _check_way(subject, subject.base_version, point, places)
+    _check_effect(subject, [finetuning.parsed_settings(tuning.tuned(subject.finetune, point)) for point in points])
 
 
 def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], places: dict[str, int]) -> None:
@@ -127,6 +132,31 @@ def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], plac
         if place is None or conflict.get_codes() != "is_adapter":
             raise
         raise _invalid(f"space.{place}.choices", f"{conflict.detail} Or leave lora out.", "is_adapter") from conflict
+
+
+def _check_effect(subject: Subject, ways: Sequence[FinetuneConfig]) -> None:
+    """What all trials share must do something in some of the ways that are searched."""
+    way = next((one for one in ways if one.mode == "lora"), ways[0])
+    try:
+        finetuning.require_effect(way, subject.task, finetuning.SETTINGS)
+    except ValidationError as error:
+        raise finetuning.as_part(error) from error
+
+
+def _check_lengths(base: ModelVersion, dimensions: Sequence[Dimension]) -> None:
+    """No trial may be drawn that reads more of a text than its base can."""
+    most = longest_text_of(base)
+    for place, one in enumerate(dimensions):
+        if one.name == "text_length" and most is not None and max(_numbers(one), default=0) > most:
+            end = "choices" if one.kind == "categorical" else "high"
+            text = f"The base reads {most} tokens at most; set {most} or less."
+            raise _invalid(f"space.{place}.{end}", text, "out_of_range")
+
+
+def _numbers(dimension: Dimension) -> list[float]:
+    """The largest of a range, or all numbers among choices."""
+    values = dimension.choices if dimension.kind == "categorical" else (dimension.high,)
+    return [float(one) for one in values if isinstance(one, int | float)]
 
 
 def _check_fixed(subject: Subject, dimensions: Sequence[Dimension]) -> None:

@@ -91,7 +91,7 @@ def test_a_killed_process_costs_nothing(job: Callable[..., Path], by_two: Callab
     assert len(read_spool(broken, "started")) == 2
     told = [event["message"] for event in read_spool(broken, "log") if event["level"] == "warning"]
     assert len(told) == 1 and told[0].startswith(
-        "One of the processes ended without a word; all of them go on from step "
+        "One of the processes ended before its time; all of them go on from step "
     )
     assert not [event for event in read_spool(whole, "log") if event["level"] == "warning"]
     digests = [

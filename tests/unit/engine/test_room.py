@@ -75,7 +75,12 @@ def test_several_devices_share_what_is_kept_beside_the_weights(monkeypatch: pyte
     monkeypatch.setattr(room, "memory_of_device", lambda: 3 * 4 * 1000)
     with pytest.raises(EngineError, match="there are"):
         require_room(lambda: nn.Linear(999, 1), TrainingConfig())
+    with pytest.raises(EngineError, match="there are"):  # two processes of one machine have half of its memory each
+        require_room(lambda: nn.Linear(999, 1), TrainingConfig(devices=2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     require_room(lambda: nn.Linear(999, 1), TrainingConfig(devices=2))
+    with pytest.raises(EngineError, match="there are"):
+        require_room(lambda: nn.Linear(999, 1), TrainingConfig(devices=2, strategy="ddp"))
 
 
 @pytest.mark.skipif(not CPU, reason="an accelerator decides here")

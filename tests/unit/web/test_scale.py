@@ -89,5 +89,27 @@ def test_huge_numbers_are_told_in_few_digits(ask):
     assert None not in ask("[1, 1e308].map(scale.logarithmic([0.9, Infinity], [0, 100]))")
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0.5, 0.5000000000000004),
+        (0.7, 0.7000000000000002),
+        (1e300, 1.0000000000000002e300),
+        (-7e15, -6999999999999999.0),
+    ],
+)
+def test_an_axis_of_values_that_differ_in_their_last_bits_has_its_ends(ask, low, high):
+    """A metric that hardly moves: to count up to it step by step would never end."""
+    for scale in (f"scale.linear([{low!r}, {high!r}], [0, 100])", f"scale.linear([{low!r}, {high!r}], [0, 100], true)"):
+        assert ask(f"{scale}.ticks(5)") == [low, high]
+    assert ask(f"scale.linear(scale.padded([{low!r}, {high!r}]), [0, 100]).ticks(5).length") <= 12
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0 + 1e-9), (1e6, 1e6 + 1e-4)])
+def test_an_axis_that_is_merely_short_has_ticks_in_between(ask, low, high):
+    ticks = ask(f"scale.linear([{low!r}, {high!r}], [0, 100]).ticks(5)")
+    assert len(ticks) >= 3 and ticks == sorted(set(ticks))
+
+
 def test_an_axis_of_one_value_has_that_tick(ask):
     assert ask("scale.linear([5, 5], [0, 100]).ticks(5)") == [5]
