@@ -14,12 +14,13 @@ from dlplatform.api import Conflict
 from dlplatform.engine.description import MODEL
 from dlplatform.engine.errors import PackageError
 from dlplatform.engine.fields import ENCODER_PARAMS, FIELDS, PRETRAINED
+from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_settings import SENSES
 from dlplatform.objects.errors import CorruptObject, MissingObject
 from registry.availability import require_files
 from registry.models import ModelVersion
 from registry.services import object_store
-from registry.transformers_bases import LANGUAGE, is_transformers, takes
+from registry.transformers_bases import LANGUAGE, config_of, is_transformers, takes
 
 from .finetune_outlook import will_write
 
@@ -95,8 +96,23 @@ def _fixed_by_its_files(base: ModelVersion, task: str) -> Fixed:
     try:
         return fixed_by(base, task)
     except PackageError as error:
-        require_files(base)
-        raise Conflict(f"No run can start from v{base.number}. {error}", code="not_trainable") from error
+        raise _gone(base, error) from error
+
+
+def longest_text_of(base: ModelVersion) -> int | None:
+    """The most tokens that a Hugging Face directory reads of a text; None of any other base. Raises Conflict where its files are
+    gone."""
+    try:
+        if not is_transformers(base) or takes(base) != "text":
+            return None
+        return longest_text(config_of(base))
+    except PackageError as error:
+        raise _gone(base, error) from error
+
+
+def _gone(base: ModelVersion, error: PackageError) -> Exception:
+    require_files(base)
+    return Conflict(f"No run can start from v{base.number}. {error}", code="not_trainable")
 
 
 def _fault(name: str, value: Any) -> ValidationError:

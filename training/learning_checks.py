@@ -10,11 +10,8 @@ from dlplatform.accounts.access import require_code
 from dlplatform.accounts.models import Organization, User
 from dlplatform.engine.config import ConfigError, idle_settings, parse_config, unread_settings
 from dlplatform.engine.fields import CODE, PRETRAINED
-from dlplatform.engine.transformers_config import longest_text
 from dlplatform.engine.transformers_settings import SENSES
-from registry import transformers_bases
 from registry.models import ModelVersion
-from registry.transformers_bases import is_transformers
 
 from . import fixed_settings
 from .code import ARCHITECTURE, entry_of, object_store
@@ -140,17 +137,13 @@ def _settings(
 
 def _length_fault(base: ModelVersion, config: Mapping[str, Any], kept: Mapping[str, Any]) -> ValidationError | None:
     """Whether more tokens are asked for than the base reads, but by the run that is cloned."""
-    length, most = config.get("text_length"), longest_text_of(base)
-    if most is None or not isinstance(length, int) or length <= most or length == kept.get("text_length"):
+    length = config.get("text_length")
+    if not isinstance(length, int) or length == kept.get("text_length"):
+        return None
+    most = fixed_settings.longest_text_of(base)
+    if most is None or length <= most:
         return None
     return ValidationError(f"The base reads {most} tokens at most; set {most} or less.", code="out_of_range")
-
-
-def longest_text_of(base: ModelVersion) -> int | None:
-    """The most tokens that a Hugging Face directory reads of a text; None of any other base."""
-    if not is_transformers(base) or transformers_bases.takes(base) != "text":
-        return None
-    return longest_text(transformers_bases.config_of(base))
 
 
 def _unread_faults(config: dict[str, Any], task: str, kept: Mapping[str, Any]) -> dict[str, ValidationError]:

@@ -221,7 +221,7 @@ def test_a_clone_asks_the_files_of_its_base_only_where_they_decide(without_files
     assert api(viewer).post(clone, {}, format="json").status_code == 403
     for change in ({}, {"config": {"epochs": 2}}):
         assert api(trainer).post(clone, change, format="json").status_code == 201, "as before"
-    for change in ({"vocabulary": 400}, {"architecture": "mlp", "params": {"width": 8}}):
+    for change in ({"vocabulary": 400}, {"architecture": "mlp", "params": {"width": 8}}, {"text_length": 9}):
         refused = api(trainer).post(clone, {"config": change}, format="json")
         error = refused.json()["errors"][0]
         assert (refused.status_code, error["code"]) == (409, "files_deleted"), refused.content

@@ -191,7 +191,12 @@ def test_texts_longer_than_the_base_reads_are_refused_before_the_run(base, texts
     told = asked(api, trainer, version, texts, config=QUICK | {"text_length": 8192}, **more).json()["errors"]
     assert [(one["attr"], one["code"]) for one in told] == [("config.text_length", "out_of_range")]
     most = int(told[0]["detail"].split()[3])
-    assert asked(api, trainer, version, texts, config=QUICK | {"text_length": most}, **more).status_code == 201
+    made = asked(api, trainer, version, texts, config=QUICK | {"text_length": most}, **more)
+    assert made.status_code == 201
+    clone = f"/api/v1/runs/{made.json()['id']}/clone"
+    longer = api(trainer).post(clone, {"config": QUICK | {"text_length": most + 1}}, format="json")
+    assert longer.status_code == 400 and longer.json()["errors"][0]["attr"] == "config.text_length", longer.content
+    assert api(trainer).post(clone, {"config": QUICK | {"text_length": most}}, format="json").status_code == 201
 
 
 def test_data_without_texts_are_nothing_to_learn_to_write(gpt, organization, trainer, api, tmp_path):

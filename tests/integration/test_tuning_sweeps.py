@@ -98,6 +98,7 @@ def test_what_cannot_be_searched_from_a_base_is_refused_by_name(base, api, train
         ({"base_version": str(over.pk)}, "space.0.choices"), ({"task": "regression"}, "task"),
         ({"base_version": "0c1c9a52-0000-0000-0000-000000000000"}, "base_version"), ({"target": "no"}, "dataset_version"),
         ({"base_version": None, "space": RANKS[1:]}, "task"),
+        ({"finetune": {"mode": "full", "rank": 4}, "space": RANKS[1:]}, "finetune.rank"),
     ]  # fmt: skip
     count = Sweep.objects.count()
     for changed, field in refusals:
@@ -180,6 +181,14 @@ def test_a_hugging_face_directory_is_tuned_in_many_ways(bert, texts, api, traine
             "features": ["note"], "space": WAYS[:1], "finetune": {"rank": 2}}  # fmt: skip
     refused = api(trainer).post("/api/v1/sweeps", body, format="json")
     assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "target"
+    for dimension, field in (
+        ({"kind": "integer", "low": 8, "high": 8192}, "high"), ({"kind": "categorical", "choices": [8, 8192]}, "choices"),
+    ):  # fmt: skip
+        longer = body | {"target": "kind", "space": [*WAYS[:1], {"name": "text_length", **dimension}]}
+        refused = api(trainer).post("/api/v1/sweeps", longer, format="json")
+        told = refused.json()["errors"][0]
+        assert refused.status_code == 400 and told["attr"] == f"space.1.{field}", told
+        assert told["detail"].startswith("The base reads ")
     assert api(trainer).post("/api/v1/sweeps", body | {"target": "kind"}, format="json").status_code == 201
     sweep = Sweep.objects.get()
     assert [one.state for one in work(sweep)] == ["succeeded"] * 2

@@ -1,7 +1,7 @@
 """What the trials of a sweep learn, checked: from rows alone, by code of one's own, or from a base that is fine-tuned."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from dlplatform.api import Conflict
 from dlplatform.engine.finetune_config import FinetuneConfig
 from registry.models import ModelVersion
 from training import finetuning
-from training.fixed_settings import fixed_by
-from training.learning_checks import check, check_code, longest_text_of, targets_of
+from training.fixed_settings import fixed_by, longest_text_of
+from training.learning_checks import check, check_code, targets_of
 from training.models import CodeBundle
 
 from . import tuning
@@ -113,7 +113,7 @@ def check_ways(subject: Subject, dimensions: Sequence[Dimension]) -> None:
     ]
     for point in points:
         _check_way(subject, subject.base_version, point, places)
-    _check_effect(subject, [finetuning.parsed_settings(tuning.tuned(subject.finetune, point)) for point in points])
+    _check_effect(subject, {tuning.tuned(subject.finetune, point)["mode"] for point in points})
 
 
 def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], places: dict[str, int]) -> None:
@@ -134,11 +134,12 @@ def _check_way(subject: Subject, base: ModelVersion, point: dict[str, Any], plac
         raise _invalid(f"space.{place}.choices", f"{conflict.detail} Or leave lora out.", "is_adapter") from conflict
 
 
-def _check_effect(subject: Subject, ways: Sequence[FinetuneConfig]) -> None:
-    """What all trials share must do something in some of the ways that are searched."""
-    way = next((one for one in ways if one.mode == "lora"), ways[0])
+def _check_effect(subject: Subject, modes: Collection[str]) -> None:
+    """What all trials share must do something in some of the modes that are searched."""
+    mode = "lora" if "lora" in modes else min(modes)
     try:
-        finetuning.require_effect(way, subject.task, finetuning.SETTINGS)
+        settings = finetuning.parsed_settings({**(subject.finetune or {}), "mode": mode})
+        finetuning.require_effect(settings, subject.task, finetuning.SETTINGS)
     except ValidationError as error:
         raise finetuning.as_part(error) from error
 
