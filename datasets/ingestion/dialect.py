@@ -93,7 +93,7 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
             row=first_row,
         )
     blanks, rows = _drop_leading_blank(rows)
-    _refuse_title_rows(rows, first_row + blanks)
+    _refuse_title_rows(rows, first_row + blanks, delimiter)
     header = _has_header(rows)
     data_offset = _end_of_first_record(sample, options) if header else 0
     return Dialect(
@@ -221,8 +221,9 @@ def _values_below(rows: Sequence[Sequence[str]], delimiter: str) -> bool:
     modal = Counter(len(row) for row in rows).most_common(1)[0][0] if rows else 1
     if modal == 1 or not _agree(rows, modal):
         return False
-    cells = [cell for row in rows for cell in row]
-    return 2 * sum(map(_is_value, cells)) > len(cells) and not _each_one_value([delimiter.join(row) for row in rows])
+    regular = [row for row in rows if len(row) == modal]
+    cells = [cell for row in regular for cell in row]
+    return 2 * sum(map(_is_value, cells)) > len(cells) and not _each_one_value([delimiter.join(row) for row in regular])
 
 
 def _each_one_value(lines: Sequence[str]) -> bool:
@@ -245,7 +246,7 @@ def _drop_leading_blank(rows: list[list[str]]) -> tuple[int, list[list[str]]]:
     return blanks, rows
 
 
-def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int) -> None:
+def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int, delimiter: str) -> None:
     """A title above the table would become a one-column header and make every row ragged."""
     filled = [row for row in rows if row]
     counts = Counter(len(row) for row in filled)
@@ -254,9 +255,16 @@ def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int) -> None:
         raise Rejected(
             "preamble",
             f"Row {first_row} has one field, {shown(filled[0][0])}, where the table below it has {modal}. "
-            "Delete the lines above the header row.",
+            f"Delete the lines above the header row{_or_quote(delimiter)}.",
             row=first_row,
         )
+
+
+def _or_quote(delimiter: str) -> str:
+    """Telephone numbers, too, are numbers between spaces."""
+    if delimiter not in PROSE_MARKS:
+        return ""
+    return f", or, if each line is one value, put it in quotes, as the {DELIMITER_NAMES[delimiter]} separates columns"
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:

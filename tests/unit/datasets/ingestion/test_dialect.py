@@ -32,6 +32,9 @@ CAT = "the cat sat on the mat"
         ("when\n" + "2024-01-31 10:30:00\n2024-02-01 11:45:10\n" * 5, None, ["when"], ["2024-01-31T10:30:00Z"]),
         ("when\n" + "12 Jan 2024\n13 Feb 2024\n" * 5, None, ["when"], ["2024-01-12T00:00:00Z"]),
         ("at\n" + "10:30\n11:45\n" * 5, None, ["at"], ["10:30"]),
+        ("at\n" + "10:30:05\n" * 18 + "NA\n", None, ["at"], ["10:30:05"]),
+        ("when\n" + "2024-01-31 10:30:00\n" * 18 + "unknown\n", None, ["when"], ["2024-01-31 10:30:00"]),
+        ("phone\n" + '"555 123 4567"\n' * 9, None, ["phone"], ["555 123 4567"]),
         ("price\n" + "1 234\n5 678\n" * 5, None, ["price"], [1234.0]),
         ("text\n" + "call 112\nroom 101\n" * 5, None, ["text"], ["call 112"]),
         ("text,label\nthe cat sat,1\nthe dog lay,0\n", ",", ["text", "label"], ["the cat sat", 1]),
@@ -70,6 +73,12 @@ def test_a_title_above_a_table_of_spaces_or_colons_is_refused_by_name(ingested: 
     assert result.state == "rejected" and result.problems[0].code == "preamble", result.problems
     assert result.problems[0].row == 1
     assert f"has {fields}. Delete the lines above the header row" in result.problems[0].detail
+    assert "put it in quotes" in result.problems[0].detail
+
+
+def test_a_title_above_commas_does_not_speak_of_quotes(ingested: Ingest) -> None:
+    result, _ = ingested("Sales 2024\na,b,c\n1,2,3\n4,5,6\n")
+    assert result.problems[0].code == "preamble" and "quotes" not in result.problems[0].detail
 
 
 @pytest.mark.parametrize(
