@@ -220,7 +220,10 @@ def _type_fault(task: str, target: str, type_: str) -> ValidationError:
     other = "classification" if task == "regression" and type_ in TARGET_TYPES["classification"] else ""
     fix = f"choose {other or 'another column as target'}."
     if task == LANGUAGE:
-        fix = "choose another, or upload the rows anew with the columns prompt and completion, which are kept as texts."
+        fix = (
+            "choose another, or upload the rows anew as CSV or JSON with the columns prompt and completion, which are "
+            "kept as texts, or choose the type text for it."
+        )
     return ValidationError(
         f"“{target}” is a column of the type {type_}, which {task} cannot predict; {fix}", code="wrong_type"
     )

@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from datasets.ingestion.decoding import PreparedText
+from datasets.ingestion.inference import TEXTS, ColumnEvidence
 from datasets.ingestion.result import Findings, Rejected, shown
 
 SNIFF_BYTES = 1 << 18
@@ -32,6 +35,7 @@ TYPED = re.compile(
     re.VERBOSE,
 )
 NUMERIC = re.compile(r"\s*[+-]?(?:\d[\d.,]*|[.,]\d+)(?:[eE][+-]?\d+)?\s*")
+CLOCK = re.compile(r"\s*\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?\s*")
 DATE = re.compile(r"\s*\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b.*")
 
 
@@ -89,7 +93,7 @@ def sniff(prepared: PreparedText, findings: Findings) -> Dialect:
             row=first_row,
         )
     blanks, rows = _drop_leading_blank(rows)
-    _refuse_title_rows(rows, first_row + blanks)
+    _refuse_title_rows(rows, first_row + blanks, delimiter)
     header = _has_header(rows)
     data_offset = _end_of_first_record(sample, options) if header else 0
     return Dialect(
@@ -152,7 +156,7 @@ def _best(sample: str, complete: bool, forced: str | None) -> tuple[str, str, st
         for delimiter in (forced,) if forced else DELIMITERS:
             rows = _rows(sample, _options(delimiter, quotechar, escapechar, delimiter != "\t"), complete)
             score = _score(rows) * WEIGHTS.get(delimiter, 0.9) * (1.0 if quotechar == '"' else 1.02)
-            if delimiter in PROSE_MARKS and not forced and (score < PROSE_SCORE or not _agree(rows)):
+            if delimiter in PROSE_MARKS and not forced and (score < PROSE_SCORE or not _separates(rows, delimiter)):
                 continue
             ranked.append((score, delimiter, quotechar))
     best = max(ranked, key=lambda entry: entry[0], default=(0.0, "", ""))
@@ -200,11 +204,33 @@ def _score(rows: Sequence[Sequence[str]]) -> float:
     return float((regular / len(filled)) * (0.3 + typed) * (1 + min(modal, 50) / 500))
 
 
-def _agree(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether nearly all rows have as many fields as the first: a one-word header over sentences is no table."""
+def _separates(rows: Sequence[Sequence[str]], delimiter: str) -> bool:
+    """Whether a mark of prose separates fields: a one-word header over sentences is no table, a title over numbers is."""
     filled = [row for row in rows if row]
-    alike = sum(len(row) == len(filled[0]) for row in filled)
-    return bool(filled) and alike >= PROSE_AGREEMENT * len(filled)
+    return bool(filled) and (_agree(filled, len(filled[0])) or _values_below(filled[1:], delimiter))
+
+
+def _agree(rows: Sequence[Sequence[str]], fields: int) -> bool:
+    return sum(len(row) == fields for row in rows) >= PROSE_AGREEMENT * len(rows)
+
+
+def _values_below(rows: Sequence[Sequence[str]], delimiter: str) -> bool:
+    """Whether the rows below the first are a table of values by themselves. Words count for nothing, as sentences of as
+    many words are none; neither do lines that are one value each, such as times.
+    """
+    modal = Counter(len(row) for row in rows).most_common(1)[0][0] if rows else 1
+    if modal == 1 or not _agree(rows, modal):
+        return False
+    regular = [row for row in rows if len(row) == modal]
+    cells = [cell for row in regular for cell in row]
+    return 2 * sum(map(_is_value, cells)) > len(cells) and not _each_one_value([delimiter.join(row) for row in regular])
+
+
+def _each_one_value(lines: Sequence[str]) -> bool:
+    """Whether each line is one date, time or number: `12 Jan 2024`, `10:30` and `1 234` hold a mark of prose."""
+    evidence = ColumnEvidence()
+    evidence.observe(pa.array(lines, pa.string()), 0)
+    return evidence.decide(None) is not TEXTS or all(CLOCK.fullmatch(line) for line in lines)
 
 
 def _spaces_follow(rows: Sequence[Sequence[str]]) -> bool:
@@ -220,7 +246,7 @@ def _drop_leading_blank(rows: list[list[str]]) -> tuple[int, list[list[str]]]:
     return blanks, rows
 
 
-def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int) -> None:
+def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int, delimiter: str) -> None:
     """A title above the table would become a one-column header and make every row ragged."""
     filled = [row for row in rows if row]
     counts = Counter(len(row) for row in filled)
@@ -229,9 +255,16 @@ def _refuse_title_rows(rows: Sequence[Sequence[str]], first_row: int) -> None:
         raise Rejected(
             "preamble",
             f"Row {first_row} has one field, {shown(filled[0][0])}, where the table below it has {modal}. "
-            "Delete the lines above the header row.",
+            f"Delete the lines above the header row{_or_quote(delimiter)}.",
             row=first_row,
         )
+
+
+def _or_quote(delimiter: str) -> str:
+    """Telephone numbers, too, are numbers between spaces."""
+    if delimiter not in PROSE_MARKS:
+        return ""
+    return f", or, if each line is one value, put it in quotes, as the {DELIMITER_NAMES[delimiter]} separates columns"
 
 
 def _has_header(rows: Sequence[Sequence[str]]) -> bool:

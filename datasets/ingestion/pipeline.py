@@ -23,6 +23,7 @@ from datasets.ingestion.profile import TableProfiler
 from datasets.ingestion.readings import (
     describe_conversion,
     describe_evidence,
+    describe_written,
     forced_reading,
     typed_converter,
     written_columns,
@@ -117,6 +118,7 @@ class _Ingestion:
     on_progress: Progress
     findings: Findings
     detected: Detected
+    written: frozenset[str] = frozenset()  # kept as texts without anybody's choice
     reached: float = 0.0
 
     def report(self, fraction: float, phase: str) -> None:
@@ -131,7 +133,8 @@ class _Ingestion:
     def run(self, source: Source) -> IngestResult:
         self._check_types(source.names)
         if not source.typed:
-            self.types = {**dict.fromkeys(written_columns(source.names), "text"), **self.types}
+            self.written = written_columns(source.names) - self.types.keys()
+            self.types = {**dict.fromkeys(self.written, "text"), **self.types}
         converters = self._converters(source)
         kept = [position for position, converter in enumerate(converters) if converter is not None]
         names = [source.names[position] for position in kept]
@@ -198,6 +201,8 @@ class _Ingestion:
             reading = forced_reading(forced, column, source.delimiter) if forced else column.decide(source.delimiter)
             if not forced:
                 describe_evidence(name, column, reading, source, self.findings)
+            elif name in self.written:
+                describe_written(name, column.decide(source.delimiter), self.findings)
             converters.append(ColumnConverter(reading, forced=forced is not None))
         return converters
 

@@ -60,8 +60,8 @@ class TableProfiler:
         for column, values in zip(self.columns, batch.columns, strict=True):
             hashes = hash_column(values)
             row_hashes = combine(row_hashes, hashes)
-            column.observe(values, hashes, numbers)
             brief = abbreviated(values, hashes)
+            column.observe(values, brief, hashes, numbers)
             column.keep(brief if whole else brief.take(pa.array(indices)), kept)
         self._duplicates.observe(mix(row_hashes))
         self.rows += batch.num_rows
@@ -92,14 +92,15 @@ class ColumnProfiler:
         self._last: float | None = None
         self._sample: list[Any] = []
 
-    def observe(self, values: Any, hashes: Hashes, row_numbers: Hashes) -> None:
+    def observe(self, values: Any, brief: Any, hashes: Hashes, row_numbers: Hashes) -> None:
+        """Take a batch into account; `brief` are its values `abbreviated`."""
         self.missing += values.null_count
         present = hashes if not values.null_count else hashes[values.is_valid().to_numpy(zero_copy_only=False)]
         self.distinct.observe(present)
         # Equal in two columns only when all values are, row by row.
         self.fingerprint = (self.fingerprint + int(mix(hashes ^ row_numbers).sum(dtype=np.uint64))) % (1 << 64)
         if self.kind in ("text", "boolean"):
-            self._observe_labels(values, abbreviated(values, hashes))
+            self._observe_labels(values, brief)
         elif self.kind != "image":
             self._observe_numbers(as_numpy(values))
 

@@ -92,6 +92,21 @@ def describe_evidence(
         )
 
 
+def describe_written(name: str, reading: Reading, findings: Findings) -> None:
+    """A notice about a column of `written_columns` whose values would have been read as `reading`."""
+    if reading.kind != "text":
+        findings.warn(
+            "kept_as_text",
+            f"Column {shown(name)} stands beside its {_other(name)} and was kept as texts, though its values read as "
+            f"{reading.kind}. If no language model is to write or read them, choose another type for it at upload.",
+            column=name,
+        )
+
+
+def _other(name: str) -> str:
+    return next(iter(PROMPT_AND_COMPLETION - {name}))
+
+
 def _describe_mixed(name: str, evidence: ColumnEvidence, source: Source, findings: Findings) -> None:
     found = ", ".join(f"row {source.row_number(record)}: {shown(text, 30)}" for record, text in evidence.offenders)
     others = evidence.values - evidence.numeric

@@ -104,6 +104,7 @@ def test_completions_of_digits_are_learnt_as_texts(asked):
 def test_numbers_are_no_texts_and_how_they_become_some_is_told(asked):
     _, errors = asked(rows_of((1, 2, 3)), "language-model")
     assert errors["target"][0] == "wrong_type" and "prompt and completion" in errors["target"][1]
+    assert "as CSV or JSON" in errors["target"][1] and "choose the type text" in errors["target"][1]
 
 
 UNREAD = [

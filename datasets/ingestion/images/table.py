@@ -86,7 +86,7 @@ def _opened(
     detected = Detected()
     source = open_table(path, folder, member.name, detected)
     files = FileNames.of(images, member)
-    return NamingTable(member, source, _naming_column(source, files, member), files, detected)
+    return NamingTable(member, source, _naming_column(source, files, member, len(images)), files, detected)
 
 
 def _take_out(archive: Archive, member: Member, path: Path) -> None:
@@ -106,12 +106,15 @@ def _take_out(archive: Archive, member: Member, path: Path) -> None:
 
 @dataclass(slots=True)
 class _Tally:
-    """How many of a column's values name files, how many do so with the file's ending, and how many look like files."""
+    """How many of a column's values name files, how many do so with the file's ending, how many look like files, and
+    which files are named.
+    """
 
     values: int = 0
     named: int = 0
     written_out: int = 0
     like_files: int = 0
+    places: set[int] = field(default_factory=set)
 
     @property
     def share(self) -> float:
@@ -122,8 +125,12 @@ class _Tally:
         """A name with its ending is surer than one without, which any number may be."""
         return 2 if 2 * self.written_out >= self.named else 1
 
+    def names_most(self, images: int) -> bool:
+        """Whether most of the archive's images are named, of those that the rows looked at can name."""
+        return 2 * len(self.places) > min(images, LOOKED_AT)
 
-def _naming_column(source: Source, files: FileNames, member: Member) -> int:
+
+def _naming_column(source: Source, files: FileNames, member: Member, images: int) -> int:
     tallies = {place: _Tally() for place in _possible(source)}
     rows = 0
     for batch in exactly(source):
@@ -136,7 +143,8 @@ def _naming_column(source: Source, files: FileNames, member: Member) -> int:
     if not naming:
         raise _no_column(source, tallies, member)
     best = max(tally.rank for tally in naming.values())
-    if best == 1 and (lost := _lost_names(tallies, naming)) is not None:
+    by_chance = best == 1 and not any(tally.names_most(images) for tally in naming.values())
+    if by_chance and (lost := _lost_names(tallies, naming)) is not None:
         raise _no_column(source, tallies, member, lost)
     places = [place for place, tally in naming.items() if tally.rank == best]
     if len(places) > 1:
@@ -165,10 +173,17 @@ def _count(cells: Any, files: FileNames, tally: _Tally) -> None:
     counts = pc.value_counts(texts(cells).drop_null())
     for name, count in zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True):
         tally.values += count
-        tally.like_files += count if comparable(name).rpartition(".")[2] in IMAGES else 0
-        if files.place(name) != ABSENT:
+        tally.like_files += count if _like_file(name) else 0
+        if (place := files.place(name)) != ABSENT:
             tally.named += count
+            tally.places |= {place} - {AMBIGUOUS}
             tally.written_out += count if files.is_written_out(name) else 0
+
+
+def _like_file(name: str) -> bool:
+    """Whether this is written as the name of an image: not a format such as `png`, and not a web address."""
+    stem, _, ending = comparable(name).rpartition("/")[2].rpartition(".")
+    return bool(stem) and ending in IMAGES and "://" not in name
 
 
 def _no_column(

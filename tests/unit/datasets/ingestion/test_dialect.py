@@ -29,6 +29,14 @@ CAT = "the cat sat on the mat"
         ("x y z\n" + "1 2 3\n" * 30, " ", ["x", "y", "z"], [1, 2, 3]),
         ("name city\nbob rome\nalice oslo\nbob oslo\n", " ", ["name", "city"], ["bob", "rome"]),
         ("sep= \nx y\n1 2\n", " ", ["x", "y"], [1, 2]),
+        ("when\n" + "2024-01-31 10:30:00\n2024-02-01 11:45:10\n" * 5, None, ["when"], ["2024-01-31T10:30:00Z"]),
+        ("when\n" + "12 Jan 2024\n13 Feb 2024\n" * 5, None, ["when"], ["2024-01-12T00:00:00Z"]),
+        ("at\n" + "10:30\n11:45\n" * 5, None, ["at"], ["10:30"]),
+        ("at\n" + "10:30:05\n" * 18 + "NA\n", None, ["at"], ["10:30:05"]),
+        ("when\n" + "2024-01-31 10:30:00\n" * 18 + "unknown\n", None, ["when"], ["2024-01-31 10:30:00"]),
+        ("phone\n" + '"555 123 4567"\n' * 9, None, ["phone"], ["555 123 4567"]),
+        ("price\n" + "1 234\n5 678\n" * 5, None, ["price"], [1234.0]),
+        ("text\n" + "call 112\nroom 101\n" * 5, None, ["text"], ["call 112"]),
         ("text,label\nthe cat sat,1\nthe dog lay,0\n", ",", ["text", "label"], ["the cat sat", 1]),
         ("text\tlabel\nthe cat sat\t1\nthe dog lay\t0\n", "\t", ["text", "label"], ["the cat sat", 1]),
         ("# made, by hand\na,b\n1,2\n3,4\n", ",", ["a", "b"], [1, 2]),
@@ -45,6 +53,45 @@ def test_dialect(ingested: Ingest, text: str, delimiter: str | None, names: list
     assert result.detected.delimiter == delimiter
     assert [column.name for column in result.columns] == names
     assert list(rows[0].values()) == first
+
+
+NUMBERS = "".join(f"{row} {row % 3} {row / 2}\n" for row in range(20))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("Results\na b c\n0 0 0\n1 2 3\n4 5 6\n7 8 9\n", 3),
+        ("Results\na b c\n" + NUMBERS, 3),
+        ("Results\n" + NUMBERS, 3),
+        ("Results\na:b:c\n" + NUMBERS.replace(" ", ":"), 3),
+        ("Results\nday n\n" + "2024-01-31 5\n2024-02-01 6\n" * 5, 2),
+    ],
+)
+def test_a_title_above_a_table_of_spaces_or_colons_is_refused_by_name(ingested: Ingest, text: str, fields: int) -> None:
+    result, _ = ingested(text)
+    assert result.state == "rejected" and result.problems[0].code == "preamble", result.problems
+    assert result.problems[0].row == 1
+    assert f"has {fields}. Delete the lines above the header row" in result.problems[0].detail
+    assert "put it in quotes" in result.problems[0].detail
+
+
+def test_a_title_above_commas_does_not_speak_of_quotes(ingested: Ingest) -> None:
+    result, _ = ingested("Sales 2024\na,b,c\n1,2,3\n4,5,6\n")
+    assert result.problems[0].code == "preamble" and "quotes" not in result.problems[0].detail
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a:b:c\n" + "".join(f"{row}:0:0:5\n" for row in range(20)),
+        "Report of 2024\n" + "".join(f"r{row} 0 0 4.5 7\n" for row in range(20)),
+        "Report of 2024\nname a b c d\n" + "".join(f"r{row} 0 0 4.5 7\n" for row in range(20)),
+    ],
+)
+def test_a_first_row_of_another_length_is_refused_with_the_rows(ingested: Ingest, text: str) -> None:
+    result, _ = ingested(text)
+    assert result.state == "rejected" and result.problems[0].code == "ragged_row", result.problems
 
 
 def test_a_few_words_among_numbers_are_pointed_at(ingested: Ingest) -> None:

@@ -150,6 +150,36 @@ def test_completions_stay_as_they_are_written(ingested: Ingest, completions: lis
     assert [row["completion"] for row in rows] == completions
 
 
+@pytest.mark.parametrize("filename", ["pairs.csv", "pairs.ndjson"])
+@pytest.mark.parametrize(
+    ("completions", "kind"),
+    [(["4", "7"], "integer"), (["yes", "no"], "boolean"), (["2024-01-31", "2024-02-29"], "datetime")],
+)
+def test_that_completions_were_kept_as_texts_is_told(
+    ingested: Ingest, completions: list[str], kind: str, filename: str
+) -> None:
+    result, _ = ingested(_pairs(completions, filename), filename=filename)
+    told = [problem for problem in result.problems if problem.code == "kept_as_text"]
+    assert [(problem.column, problem.severity) for problem in told] == [("completion", "warning")]
+    assert f"read as {kind}" in told[0].detail and "choose another type" in told[0].detail
+
+
+@pytest.mark.parametrize(("completions", "types"), [(["one", "two"], {}), (["4", "7"], {"completion": "text"}),
+                                                    (["4", "7"], {"completion": "integer"})])  # fmt: skip
+def test_texts_and_chosen_types_of_completions_need_no_notice(
+    ingested: Ingest, completions: list[str], types: dict[str, str]
+) -> None:
+    result, _ = ingested(_pairs(completions, "pairs.csv"), types=types)
+    assert result.state == "ready" and "kept_as_text" not in {problem.code for problem in result.problems}
+
+
+def _pairs(completions: list[str], filename: str) -> str:
+    rows = [{"prompt": f"ask {text}", "completion": text} for text in completions]
+    if filename.endswith("csv"):
+        return "prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in rows)
+    return "\n".join(map(json.dumps, rows))
+
+
 def test_a_completion_without_a_prompt_is_a_column_like_any_other(ingested: Ingest) -> None:
     result, _ = ingested('{"completion": "4"}\n{"completion": "7"}\n', filename="numbers.ndjson")
     assert result.columns[0].type == "integer"

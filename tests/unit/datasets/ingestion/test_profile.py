@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datasets.ingestion import profile as profiling
 from datasets.ingestion.hashing import hash_column, mix
 from datasets.ingestion.profile import QUANTILES, TableProfiler
 from datasets.ingestion.sketches import DistinctCounter, DuplicateCounter, Moments, RowSample
@@ -41,6 +42,21 @@ def test_numbers_match_numpy() -> None:
     assert sum(profile["histogram"]["counts"]) == len(present)
     assert len(profile["histogram"]["edges"]) == len(profile["histogram"]["counts"]) + 1 <= 31
     assert "approximate" not in profile
+
+
+def test_texts_are_abbreviated_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    abbreviated = profiling.abbreviated
+
+    def counted(values: Any, hashes: Any) -> Any:
+        calls.append(len(values))
+        return abbreviated(values, hashes)
+
+    monkeypatch.setattr(profiling, "abbreviated", counted)
+    long = ["x" * 300 + str(row % 3) for row in range(30)]
+    profile = _profile({"text": pa.array(long)}, ["text"], 10)["text"]
+    assert calls == [10, 10, 10]
+    assert [entry["count"] for entry in profile["top"]] == [10, 10, 10] and profile["length"]["max"] == 301
 
 
 def test_large_columns_are_estimated_and_say_so() -> None:

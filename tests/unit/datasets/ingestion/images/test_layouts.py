@@ -232,6 +232,43 @@ def test_an_identifier_beside_the_name_is_no_rival(archived: Any) -> None:
     assert [(column.name, column.type) for column in result.columns][1] == ("file", "image")
 
 
+SCANS = {f"images/{number}.png": picture(number) for number in range(1001, 1007)}
+
+
+@pytest.mark.parametrize(
+    ("beside", "value"),
+    [
+        ("format", "png"),
+        ("format", ".png"),
+        ("url", "https://example.org/pic{}.jpg"),
+        ("url", "http://a.example/x/{}.png?s=1"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, PICTURES])
+def test_formats_and_web_addresses_are_no_lost_names(
+    archived: Any, beside: str, value: str, more: dict[str, bytes]
+) -> None:
+    table = _table(
+        [(number, value.format(number % 7), "ab"[number % 2]) for number in range(1001, 1007)], f"id,{beside},label"
+    )
+    result, _ = archived({**SCANS, **more, "labels.csv": table})
+    assert result.state == "ready", result.problems
+    assert (result.columns[0].name, result.columns[0].type, result.rows) == ("id", "image", 6)
+
+
+def test_identifiers_that_name_most_images_are_no_chance_beside_names_of_old(archived: Any) -> None:
+    table = _table([(number, f"old{number}.jpg") for number in range(1001, 1007)], "id,original")
+    result, _ = archived({**SCANS, "labels.csv": table})
+    assert result.state == "ready", result.problems
+    assert [(column.name, column.type) for column in result.columns] == [("id", "image"), ("original", "text")]
+
+
+def test_identifiers_that_name_few_images_yield_to_lost_names(archived: Any) -> None:
+    table = _table([(number, f"old{number}.jpg") for number in range(1001, 1007)], "id,original")
+    result, _ = archived({**SCANS, **PICTURES, "labels.csv": table})
+    assert result.state == "rejected" and result.problems[0].code == "no_file_column"
+
+
 def test_a_table_that_names_nothing_gives_way_to_class_folders(archived: Any) -> None:
     files = {"cat/1.png": picture(1), "dog/2.png": picture(2), "classes.csv": b"name,legs\ncat,4\ndog,4\n"}
     result, rows = archived(files)
