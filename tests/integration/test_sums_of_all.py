@@ -10,6 +10,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from dlplatform.api import Conflict
+from registry.models import ModelVersion
 from registry.serving import prediction_log
 from registry.serving.experiments import looks, rollouts, running, ticking
 from registry.serving.experiments import services as experiments
@@ -54,6 +55,8 @@ class Life:
         self.now = timezone.now() - timedelta(hours=1)
         self.requests = []
         wanted = {"deployment": deployment, "actor": maintainer, **KINDS[kind]}
+        if kind == "pairs of errors":
+            ModelVersion.objects.update(task="regression")
         if kind == "canary":
             rollouts.start_rollout(candidate=versions[1].pk, steps=STEPS, **wanted)
             Rollout.objects.update(started_at=self.now, step_began_at=self.now)
