@@ -17,6 +17,7 @@ from registry.serving.models import Deployment
 
 from . import looks, returns, services
 from .design import make_plan
+from .design_checks import check_design
 from .models import Experiment
 from .serializers import (
     BeginIn,
@@ -133,7 +134,7 @@ class ExperimentPlanView(APIView):
         given.is_valid(raise_exception=True)
         wanted = given.validated_data
         named = {name: wanted.pop(name, None) for name in ("control", "challenger")}
-        services.check_design(**wanted)
+        check_design(**wanted)
         arms = {
             name: one and services.servable_version(request.user, found, name, one)  # type: ignore[arg-type]
             for name, one in named.items()

@@ -1,6 +1,5 @@
 """What happens to experiments. The only writers; what they do to the deployment is a change in its log."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,8 @@ from registry.serving.services import MODEL_FILE, Wanted, change_variants, refus
 
 from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
-from .design import JUDGED, LOWER_IS_BETTER, SHARES, make_plan, version_answering_most
+from .design import make_plan, version_answering_most
+from .design_checks import check_design, check_mode, direction_of
 from .holding import complete_log, refuse_held, release_log
 from .measurable import refuse_other_tasks, refuse_unmeasured, refuse_unmeasured_guardrails
 from .models import Experiment, FurtherArm
@@ -29,7 +29,6 @@ from .running import forget
 
 SECOND_ARM = "B"  # of an A/A test: one version, twice
 HARM = "harm"
-MOST_LOOKS = 100
 
 
 @transaction.atomic
@@ -49,7 +48,7 @@ def create_experiment(
     locked = locked_deployment(deployment)
     check_design(mode=mode, metric=metric, minimum_effect=minimum_effect, **design)
     watched = guardrails.checked(guardrails_wanted or [])
-    _check_mode(mode, watched, covariate=covariate, promotes=promotes, floor=floor)
+    check_mode(mode, watched, covariate=covariate, promotes=promotes, floor=floor)
     check_number(mode, further)
     a = servable_version(actor, locked, "control", control or answering_most(locked))
     b = servable_version(actor, locked, "challenger", challenger)
@@ -75,7 +74,7 @@ def create_experiment(
     number = (locked.experiments.aggregate(last=Max("number"))["last"] or 0) + 1
     made: Experiment = Experiment.objects.create(
         deployment=locked, number=number, mode=mode, hypothesis=hypothesis, control=a, challenger=b, metric=metric,
-        higher_is_better=_direction(metric, higher_is_better), minimum_effect=minimum_effect, covariate=covariate,
+        higher_is_better=direction_of(metric, higher_is_better), minimum_effect=minimum_effect, covariate=covariate,
         guardrails=watched, promotes=promotes, created_by=actor, **planned, **design,
     )  # fmt: skip
     FurtherArm.objects.bulk_create(
@@ -227,50 +226,6 @@ def current_experiment(deployment: Deployment) -> Experiment | None:
     return found
 
 
-def check_design(*, metric: str, minimum_effect: float = 0.0, mode: str = Experiment.Mode.SPLIT, **design: Any) -> None:
-    """Refuse what no plan can be made of, by its field. Raises ValidationError."""
-    if metric not in Experiment.Metric.values:
-        raise refused("metric", f"Choose one of: {', '.join(Experiment.Metric.values)}.")
-    if mode not in Experiment.Mode.values:
-        raise refused("mode", f"Choose one of: {', '.join(Experiment.Mode.values)}.")
-    if mode == Experiment.Mode.PAIRED and metric not in JUDGED:
-        raise refused(
-            "metric", f"Of an answer that nobody gets, labels alone tell: choose {' or '.join(sorted(JUDGED))}."
-        )
-    moving = mode == Experiment.Mode.BANDIT
-    if moving and metric not in SHARES and design.get("cap") is None:
-        raise refused("cap", "A bandit's reward lies between 0 and a most: give that most, in the metric's unit.")
-    if not moving and not (math.isfinite(minimum_effect) and 0 < minimum_effect <= 1e12):
-        raise refused("minimum_effect", "Give a number above 0.")
-    if not 0.01 <= design.get("share", 0.5) <= 0.99:
-        raise refused("share", "Give B a share from 0.01 to 0.99.")
-    if not 1 <= design.get("looks", 28) <= MOST_LOOKS - 1:
-        raise refused("looks", f"Plan from 1 to {MOST_LOOKS - 1} looks.")
-    cap = design.get("cap")
-    if cap is not None and not 0 < cap <= 1e12:
-        raise refused("cap", "Give a number above 0, or none.")
-    if design.get("missing_as_zero") and metric != Experiment.Metric.NUMBER:
-        raise refused("missing_as_zero", "Only of a number sent as feedback does a missing one say 0.")
-
-
-def _check_mode(
-    mode: str, watched: list[dict[str, Any]], *, covariate: bool, promotes: bool, floor: float | None
-) -> None:
-    """Refuse what a mode cannot do, by its field."""
-    if mode != Experiment.Mode.BANDIT and floor is not None:
-        raise refused("floor", "Only a bandit has one: elsewhere the share stays as it is.")
-    if mode != Experiment.Mode.SPLIT and covariate:
-        raise refused("covariate", "Only a split is adjusted by what keys did before.")
-    if mode != Experiment.Mode.BANDIT:
-        return
-    if promotes:
-        raise refused("promotes", "A bandit gives no verdict that could be acted upon; it moves the traffic itself.")
-    for position, one in enumerate(watched):
-        if "tolerance" in one:
-            sentence = "A bandit's versions answer at different times, so they cannot be compared: give a limit."
-            raise refused(f"guardrails.{position}.tolerance", sentence)
-
-
 def problems_of_arms(experiment: Experiment) -> list[str]:
     """What a start brings into the deployment although it was measured to be slower, bigger or worse: sentences."""
     try:
@@ -348,15 +303,6 @@ def _locked_experiment(experiment: Experiment, *states: str) -> Experiment:
     if locked.state not in states:
         raise Conflict(f"Experiment {locked.number} is {locked.state}.", code=f"is_{locked.state}")
     return locked
-
-
-def _direction(metric: str, higher_is_better: bool | None) -> bool:
-    if metric == Experiment.Metric.NUMBER:
-        return higher_is_better is not False
-    natural = metric not in LOWER_IS_BETTER
-    if higher_is_better is not None and higher_is_better != natural:
-        raise refused("higher_is_better", f"Of this metric, {'more' if natural else 'less'} is better.")
-    return natural
 
 
 def _second_arm(experiment: Experiment) -> str:

@@ -21,6 +21,7 @@ from . import looks, returns, services
 from .arms import LETTERS, arms_of, first_shares
 from .bandits import out_of
 from .design import SHARES, make_plan, traffic_of, version_answering_most
+from .design_checks import check_design
 from .forms import METRICS, DesignForm, ExperimentForm, PromoteForm, PutBackForm
 from .models import MOST_ARMS, Experiment, Look
 from .sums import Measure
@@ -74,7 +75,7 @@ def experiment_plan(request: HttpRequest, deployment: UUID) -> HttpResponse:
     form, context = DesignForm(request.POST), {}
     if form.is_valid():
         try:
-            services.check_design(**form.design())
+            check_design(**form.design())
             b = candidate_named(request.user, found, request.POST.get("challenger", ""))  # type: ignore[arg-type]
             context = {
                 "planned": make_plan(
