@@ -245,14 +245,19 @@ def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, des
 
     ``versions`` by the field that names them. What is in the deployment already was let in.
     """
-    present = {row.version_id for row in _variants(deployment)}
-    for field, version in versions.items():
-        told = [] if version in present else problems_of(deployment.organization_id, version)
-        if told and not despite:
-            sentence = f"{' '.join(each['sentence'] for each in told)} Say that you want it nevertheless, and why."
-            raise _refused(field, sentence, "has_problems")
-        if told and not reason.strip():
+    for field, told in measured_problems(deployment, versions).items():
+        if not despite:
+            raise _refused(field, f"{told} Say that you want it nevertheless, and why.", "has_problems")
+        if not reason.strip():
             raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
+
+
+def measured_problems(deployment: Deployment, versions: Mapping[str, UUID]) -> dict[str, str]:
+    """In words, by the field, what was measured against versions that are not in the deployment yet."""
+    present = {row.version_id for row in _variants(deployment)}
+    new = {field: version for field, version in versions.items() if version not in present}
+    found = {field: problems_of(deployment.organization_id, version) for field, version in new.items()}
+    return {field: " ".join(each["sentence"] for each in told) for field, told in found.items() if told}
 
 
 def _check_variants(variants: Sequence[Wanted]) -> None:

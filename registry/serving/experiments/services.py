@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
@@ -16,7 +15,7 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.models import ModelVersion
 from registry.serving.models import Deployment, Variant
-from registry.serving.services import MODEL_FILE, Wanted, change_variants, refuse_problems
+from registry.serving.services import MODEL_FILE, Wanted, change_variants, measured_problems, refuse_problems
 
 from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
@@ -228,12 +227,8 @@ def current_experiment(deployment: Deployment) -> Experiment | None:
 
 def problems_of_arms(experiment: Experiment) -> list[str]:
     """What a start brings into the deployment although it was measured to be slower, bigger or worse: sentences."""
-    try:
-        named = dict(zip(FIELDS, _versions(experiment), strict=False))
-        refuse_problems(experiment.deployment, named, despite=False, reason="")
-    except ValidationError as error:
-        return error.messages
-    return []
+    named = dict(zip(FIELDS, _versions(experiment), strict=False))
+    return list(measured_problems(experiment.deployment, named).values())
 
 
 def locked_deployment(deployment: Deployment) -> Deployment:
