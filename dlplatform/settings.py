@@ -76,6 +76,7 @@ UPLOAD_MAX_BYTES = _integer("UPLOAD_MAX_BYTES", 5 * 1024**3, 1024, 1024**4)
 SERVE_MEMORY_MB = _integer("SERVE_MEMORY_MB", 1024, 16, 16 * 1024**2)
 SERVE_PROCESSES = _integer("SERVE_PROCESSES", 1, 1, 64)
 SERVE_KEY_RATE = _integer("SERVE_KEY_RATE", 0, 0, 1_000_000)
+SERVE_AS_GRAPH_AFTER = _integer("SERVE_AS_GRAPH_AFTER", 1000, 0, 10**9)
 HF_IMPORT_ENDPOINT = _read(env.str, "HF_IMPORT_ENDPOINT", "https://huggingface.co")
 if not HF_IMPORT_ENDPOINT.startswith(("https://", "http://")):
     raise ImproperlyConfigured("HF_IMPORT_ENDPOINT: must be an address that begins with https:// (or http://).")

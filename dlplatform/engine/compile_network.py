@@ -1,4 +1,5 @@
-"""``python -m dlplatform.engine.compile_network PACKAGE TARGET THREADS PARENT``: compile a package's network for this machine.
+"""``python -m dlplatform.engine.compile_network PACKAGE TARGET THREADS PARENT``: compile a package's network for this machine, or
+make it a graph, as the name of the target says.
 
 A process of its own and of the lowest priority: compiling takes tens of seconds of a core, in which torch's compiler holds
 Python's lock. It says what came of it as a line of JSON: nothing, or the code and the sentence of a failure.
@@ -21,9 +22,11 @@ import torch
 
 from dlplatform.engine import package
 from dlplatform.engine.compiled import opened
+from dlplatform.engine.durable import write_atomically
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.forms import GRAPH, opened_graph
 from dlplatform.engine.network import RowNetwork
-from dlplatform.engine.optimizing.exporting import Answering, example_of
+from dlplatform.engine.optimizing.exporting import Answering, example_of, exported
 from dlplatform.engine.programs import program
 
 NICE = 19
@@ -40,7 +43,8 @@ def main() -> int:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
-            compile_network(source, target)
+            make = export_network if target.suffix == GRAPH.suffix else compile_network
+            make(source, target)
     except EngineError as error:
         told = {"code": error.code, "sentence": error.sentence, "detail": error.detail}
     except Exception as error:  # of torch's compiler, or of the C++ compiler, of many classes
@@ -72,17 +76,30 @@ def _give_way(parent: int) -> None:
 def compile_network(source: Path, target: Path) -> None:
     """Write the shared library of a package's network, whose answers are those of the network. Raises EngineError, PackageError,
     and whatever torch cannot compile with."""
-    network = package.load(source).network
-    if not isinstance(network, RowNetwork):
-        raise EngineError("unfit", "Only networks that answer rows are compiled.")
+    network = _network_of(source)
     example = example_of(network)
     with torch.no_grad():
-        exported = program(Answering(network).eval(), example)
-        made = Path(str(torch._inductor.aot_compile(exported.module(), example, options=OPTIONS)))
+        traced = program(Answering(network).eval(), example)
+        made = Path(str(torch._inductor.aot_compile(traced.module(), example, options=OPTIONS)))
     if _calls_back(made):
         raise EngineError("not_compiled", "The network has operations that only Python can compute.")
     shutil.copyfile(made, target)
     opened(target, network)
+
+
+def export_network(source: Path, target: Path) -> None:
+    """Write a package's network as a graph for onnxruntime, whose answers are those of the network. Raises EngineError,
+    PackageError."""
+    network = _network_of(source)
+    write_atomically(target, exported(network).SerializeToString())
+    opened_graph(target, network)
+
+
+def _network_of(source: Path) -> RowNetwork:
+    network = package.load(source).network
+    if not isinstance(network, RowNetwork):
+        raise EngineError("unfit", "Only networks that answer rows are compiled.")
+    return network
 
 
 def _calls_back(library: Path) -> bool:

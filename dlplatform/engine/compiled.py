@@ -21,14 +21,13 @@ import torch
 
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.graphs import input_types
+from dlplatform.engine.likeness import answers_as
 from dlplatform.engine.network import NetworkShape, RowNetwork
 from dlplatform.engine.objective import DEEP_EVALUATION_ROWS, EVALUATION_ROWS
 from dlplatform.engine.preprocessing import Inputs
-from dlplatform.engine.runners import Array, Runner, TorchRunner
+from dlplatform.engine.runners import Array
 
 CALLERS: Final = 3  # threads that may compute at the same time: the event loop, the queue of answers, that of shadows
-EXACT: Final = 1e-4  # of the largest answer, at least of 1: how far answers may be from those of the network itself
-TRIED_ROWS: Final = (1, 2, 7, 33)
 AXES: Final = 3  # of answers: groups, rows, outputs
 _INTEGERS: Final = {axes: c_int64 * axes for axes in range(1, 9)}
 _HELD, _FREE = ctypes.PyDLL, ctypes.CDLL  # calls that keep Python's lock, for they are over at once; calls that free it
@@ -158,7 +157,7 @@ def opened(path: Path, network: RowNetwork) -> CompiledRunner:
     """What answers from a compiled file: warm, and found to answer as the network itself does. Raises EngineError."""
     try:
         runner = CompiledRunner(CompiledNetwork(path), network.shape)
-        same = all(answers_alike(runner, TorchRunner(network), sample(network, rows)) for rows in TRIED_ROWS)
+        same = answers_as(runner, network)
     except (OSError, RuntimeError, AttributeError) as error:
         raise EngineError(
             "not_compiled", "What was compiled cannot be opened.", detail=f"{type(error).__name__}: {error}"[:2000]
@@ -166,37 +165,3 @@ def opened(path: Path, network: RowNetwork) -> CompiledRunner:
     if not same:
         raise EngineError("compiled_differs", "The compiled network does not answer as the network itself does.")
     return runner
-
-
-def answers_alike(first: Runner, second: Runner, rows: Inputs) -> bool:
-    """Whether all answers of two are as close as `EXACT` says, and the largest of each row is the same one, but for ties."""
-    one, other = first(rows), second(rows)
-    if one.shape != other.shape or not np.isfinite(one).all():
-        return False
-    near = EXACT * max(1.0, float(np.abs(other).max(initial=0.0)))
-    best = np.take_along_axis(other, one.argmax(-1, keepdims=True), -1)[..., 0]
-    return bool(np.abs(one - other).max(initial=0.0) <= near and (other.max(-1) - best).max(initial=0.0) <= near)
-
-
-def sample(network: RowNetwork, rows: int) -> Inputs:
-    """Encoded rows by chance, the same every time: numbers as far spread as those that the network was fitted on, some of them
-    missing, known and unknown categories, texts of any length, any pixel."""
-    sizes, random = network.shape.inputs, np.random.default_rng(rows)
-    scale = 1 / network.encoder.inverse_scale[0].clamp(min=1e-12)
-    spread = random.normal(size=(rows, sizes.numbers)) * scale.numpy()
-    numbers = np.where(random.random(spread.shape) < 0.1, np.nan, network.encoder.center[0].numpy() + spread)
-    pixels = (rows, sizes.images, sizes.image_channels, sizes.image_size, sizes.image_size)
-    return Inputs(
-        numbers.astype(np.float32),
-        random.integers(0, np.array(sizes.vocabularies, np.int64), (rows, len(sizes.vocabularies))).astype(np.int32),
-        _texts(random, (rows, sizes.texts, sizes.tokens), sizes.buckets),
-        _texts(random, (rows, sizes.sequences, sizes.sequence_length), sizes.sequence_vocabulary),
-        random.integers(0, 256, pixels).astype(np.uint8),
-    )
-
-
-def _texts(random: np.random.Generator, shape: tuple[int, ...], vocabulary: int) -> Array:
-    """Tokens of texts that end somewhere; 0 behind their end."""
-    lengths = random.integers(1, max(2, shape[-1] + 1), (*shape[:-1], 1))
-    tokens = random.integers(1, max(2, vocabulary), shape)
-    return np.where(np.arange(shape[-1]) < lengths, tokens, 0).astype(np.int32)

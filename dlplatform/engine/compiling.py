@@ -1,4 +1,4 @@
-"""A folder of networks that were compiled for this machine, and the one child process at a time that compiles them.
+"""A folder of networks that were compiled, or made graphs, for this machine, and the one child process at a time that does it.
 
 The folder is a cache: what is missing is compiled again. A file has its name from all that it depends on (weights, shape, torch,
 processor, threads), appears whole, and is removed when newer ones need the space. Who compiles holds a lock, so that of several
@@ -25,21 +25,22 @@ from typing import Any, Final
 import orjson
 import torch
 
-from dlplatform.engine.compiled import CompiledRunner, opened
 from dlplatform.engine.compiler import MISSING, compiler
 from dlplatform.engine.description import read_description
 from dlplatform.engine.durable import sync_directory, to_json, write_atomically
 from dlplatform.engine.errors import EngineError
+from dlplatform.engine.forms import LIBRARY, Form
 from dlplatform.engine.network import RowNetwork
 from dlplatform.engine.package import weights_file
 from dlplatform.engine.predict import Predictor
+from dlplatform.engine.runners import Runner
 
 FOLDER: Final = "compiled"  # in the folder of caches
 FORMAT: Final = 1  # of what is compiled: another one when the same weights are compiled otherwise
 SECONDS: Final = 1800.0  # that compiling may take: whoever answers has the processor first
-LIMIT: Final = 2 << 30  # bytes of all compiled networks
+LIMIT: Final = 2 << 30  # bytes of all networks of one form
 LOOK: Final = 0.2
-LIBRARY, TOLD, FAILED, WORK, LOCK = ".so", ".json", ".failed", "work-", "compiling.lock"
+TOLD, FAILED, WORK, LOCK = ".json", ".failed", "work-", "compiling.lock"
 HOUSE: Final = Path(__file__).resolve().parents[2]
 # What the child gets of the environment: how to find programs and libraries, and nothing secret.
 PASSED: Final = (
@@ -51,13 +52,16 @@ class Compiler:
     """Compiles packages into a folder of this user alone, or finds there what was compiled before.
 
     ``seconds``: after so long the child is ended. ``limit``: bytes, beyond which the oldest files go.
-    ``waiting`` is called a few times a second meanwhile; what it raises ends the child too.
+    ``waiting`` is called a few times a second meanwhile; what it raises ends the child too. ``form``: what is made of a network;
+    all of it is called compiling here.
     """
 
     def __init__(
-        self, folder: Path, seconds: float = SECONDS, limit: int = LIMIT, waiting: Callable[[], None] = lambda: None
-    ) -> None:
+        self, folder: Path, seconds: float = SECONDS, limit: int = LIMIT, waiting: Callable[[], None] = lambda: None,
+        form: Form = LIBRARY,
+    ) -> None:  # fmt: skip
         self.folder = folder
+        self.form = form
         self._waiting = waiting
         self._seconds = seconds
         self._limit = limit
@@ -78,32 +82,32 @@ class Compiler:
             predictor.run = self.runner(package, predictor.network)
         return predictor
 
-    def runner(self, package: Path, network: RowNetwork) -> CompiledRunner:
+    def runner(self, package: Path, network: RowNetwork) -> Runner:
         """A verified package's network, compiled now or earlier; ``network`` is what it must answer like.
 
-        Raises EngineError: no_compiler, not_compiled, compiled_differs.
+        Raises EngineError: no_compiler, not_compiled, compiled_differs; of a graph also not_exportable.
         """
         try:
             return self._runner(package, network)
         except OSError as error:  # the disk is full, say
             raise EngineError("not_compiled", f"The folder of compiled networks cannot be used: {error}") from error
 
-    def _runner(self, package: Path, network: RowNetwork) -> CompiledRunner:
+    def _runner(self, package: Path, network: RowNetwork) -> Runner:
         found = self.found(package, network)
         if found is not None:
             return found
         path = self._path(package)
         self._make(package, path)
-        return opened(path, network)
+        return self.form.opened(path, network)
 
-    def found(self, package: Path, network: RowNetwork) -> CompiledRunner | None:
+    def found(self, package: Path, network: RowNetwork) -> Runner | None:
         """What was compiled earlier, if it is good. Raises EngineError, OSError for a folder that cannot be used."""
         _own_folder(self.folder)
         path = self._path(package)
         if path.is_file():
             with contextlib.suppress(EngineError):  # made by other code than this, or damaged
                 os.utime(path)
-                return opened(path, network)
+                return self.form.opened(path, network)
             path.unlink(missing_ok=True)
         return None
 
@@ -117,7 +121,7 @@ class Compiler:
         return told
 
     def _path(self, package: Path) -> Path:
-        return self.folder / (name_of(package, torch.get_num_threads()) + LIBRARY)
+        return self.folder / (name_of(package, torch.get_num_threads(), self.form) + self.form.suffix)
 
     def _make(self, package: Path, path: Path) -> None:
         began = time.time()
@@ -154,9 +158,8 @@ class Compiler:
 
     def _compile(self, package: Path, path: Path) -> None:
         """Into a folder beside, and renamed: there is a whole file or none."""
-        if compiler() is None:
-            raise EngineError("no_compiler", MISSING)
-        _check_names(Path(torch.__file__).parent, self.folder)
+        if self.form.needs_compiler:
+            _check_compiler(self.folder)
         began = time.monotonic()
         for left in self.folder.glob(WORK + "*"):  # by somebody who was killed: the lock is ours now
             shutil.rmtree(left, ignore_errors=True)
@@ -196,12 +199,12 @@ class Compiler:
                     raise EngineError("not_compiled", sentence) from None
 
 
-def name_of(package: Path, threads: int) -> str:
+def name_of(package: Path, threads: int, form: Form = LIBRARY) -> str:
     """The name of what is compiled of a package here: a digest of all that it depends on."""
     description = read_description(package)
     with (package / weights_file(description)).open("rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
-    told = [FORMAT, weights, description["architecture"], torch.__version__, _processor(), threads]
+    told = [FORMAT, weights, description["architecture"], torch.__version__, _processor(), threads, *form.depends_on]
     return hashlib.sha256(orjson.dumps(told, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -223,9 +226,11 @@ def _own_folder(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _check_names(*folders: Path) -> None:
-    """torch does not quote what it tells the C++ compiler. Raises EngineError."""
-    for folder in folders:
+def _check_compiler(cache: Path) -> None:
+    """There is one, and torch does not quote what it tells it. Raises EngineError."""
+    if compiler() is None:
+        raise EngineError("no_compiler", MISSING)
+    for folder in (Path(torch.__file__).parent, cache):
         if any(character.isspace() for character in str(folder)):
             sentence = f"A network cannot be compiled with, or in, a folder that has a space in its name: {folder}."
             raise EngineError("not_compiled", sentence)
@@ -276,7 +281,7 @@ def _tidy(folder: Path, newest: Path, limit: int) -> None:
     """Remove the networks that were used the longest time ago until all are within the limit; never the newest."""
     for told in folder.glob("*" + FAILED):  # whoever waited has read it by now, or tries himself
         told.unlink(missing_ok=True)
-    found = sorted(((each.stat(), each) for each in folder.glob("*" + LIBRARY)), key=lambda one: one[0].st_mtime)
+    found = sorted(((each.stat(), each) for each in folder.glob("*" + newest.suffix)), key=lambda one: one[0].st_mtime)
     total = sum(status.st_size for status, _ in found)
     for status, path in found:
         if total <= limit:

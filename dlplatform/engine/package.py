@@ -277,7 +277,7 @@ def verify(directory: Path) -> dict[str, Any]:
         _verify_graph(directory, description)
         return _with_whole_files(directory, description)
     header = read_header(directory / weights_file(description))
-    if runtime_of(description).kind == COMPILED and not _is_whole(description):
+    if runtime_of(description).kind == COMPILED and not is_whole(description):
         raise PackageError("Only a network of rows that is whole and of this platform can be compiled.")
     if runs_code(description):
         _shape(directory, description)  # which tensors there should be only its code knows
@@ -288,13 +288,13 @@ def verify(directory: Path) -> dict[str, Any]:
     return _with_whole_files(directory, description)
 
 
-def _is_whole(description: dict[str, Any]) -> bool:
+def is_whole(description: dict[str, Any]) -> bool:
     """Whether the package is a network of rows, with all its weights, that this platform builds."""
     return not (description["task"] == LANGUAGE or runs_code(description) or is_adapter(description))
 
 
 def _verify_graph(directory: Path, description: dict[str, Any]) -> None:
-    if not _is_whole(description):
+    if not is_whole(description):
         raise PackageError("Only a network of rows that is whole and of this platform can be a graph.")
     runtime, shape = runtime_of(description), _shape(directory, description)
     if runtime.kind == EXPORTED:

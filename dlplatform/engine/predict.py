@@ -46,6 +46,11 @@ class Predictor:
         self._rows = RequestRows(loaded.preprocessor, targets)
 
     @property
+    def whole(self) -> bool:
+        """Whether the package has all weights of a network of rows that this platform builds."""
+        return package.is_whole(self.description)
+
+    @property
     def steady(self) -> bool:
         """Whether it is known how long a `light` row takes: of texts nobody knows."""
         return self.writer is None and self._rows.steady

@@ -15,6 +15,7 @@ from registry import optimizations
 from registry.jobs import optimize as work
 from registry.models import ModelVersion
 from registry.serving import cache, services
+from registry.serving.server import compiling
 from registry.serving.services import Wanted
 from tests.fixtures.inference import Inference, eventually
 from tests.integration.answering import key_of
@@ -117,3 +118,102 @@ def test_without_a_compiler_it_is_refused_here_and_told_by_a_worker_elsewhere(ve
     assert first.output_version is None and first.error["code"] == "no_compiler"
     assert "apt-get install g++" in first.error["next_step"]
     assert second.output_version is not None
+
+
+# --- graphs of what is asked much --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ensemble(queue_run):
+    """A network of many small operations, as tables have by default."""
+    config = QUICK | {"architecture": "tabm", "folds": 1, "params": {"members": 4, "width": 32}}
+    train(str(queue_run(config).pk))
+    return ModelVersion.objects.select_related("model", "dataset_version__dataset").get()
+
+
+@pytest.fixture
+def asked_often(settings):
+    settings.SERVE_AS_GRAPH_AFTER = 5
+
+
+def deployed(version, actor, inference):
+    deployment = services.create_deployment(
+        actor=actor, organization=version.model.organization, name="flowers", variants=[Wanted(version.pk)]
+    )
+    inference.wait_for(deployment.pk, 1)
+    eventually(lambda: inference.client.get("/readyz").status_code == 200)
+    return deployment
+
+
+def runner_of(inference, version):
+    return inference.server.models.ready(version.pk).run.__class__.__name__
+
+
+def test_what_is_asked_much_answers_as_a_graph(
+    ensemble, asked_often, maintainer, viewer, web, inference, settings, monkeypatch
+):
+    monkeypatch.setattr(compiling, "LEAST", {1: 0.0})  # how fast it is here is not the question
+    deployment, key = deployed(ensemble, maintainer, inference), key_of(viewer)
+    before = inference.ask("flowers", key, [ROW]).json()["predictions"]
+    assert runner_of(inference, ensemble) == "TorchRunner"
+    size = inference.server.models.cache.sizes[ensemble.pk]
+
+    def as_a_graph():
+        assert inference.ask("flowers", key, [ROW]).status_code == 200
+        return says(inference, ensemble, "graph")
+
+    eventually(as_a_graph, 120)
+    assert runner_of(inference, ensemble) == "GraphRunner"
+    after = inference.ask("flowers", key, [ROW] * 40).json()["predictions"]
+    assert len(after) == 40 and after[0]["label"] == before[0]["label"]
+    assert after[0]["probabilities"] == pytest.approx(before[0]["probabilities"], abs=1e-4)
+    (made,) = (settings.CACHE_PATH / "compiled").glob("*.onnx")
+    assert inference.server.models.cache.sizes[ensemble.pk] == size + made.stat().st_size
+    inference.server.telling.tell()
+    seen = web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()
+    assert '<span class="tag">as a graph</span>' in seen
+    assert ModelVersion.objects.count() == 1  # it is no version
+
+    monkeypatch.setattr("dlplatform.engine.compiling.Compiler._compile", None)  # another process finds what was made
+    with Inference() as other:
+        other.wait_for(deployment.pk, 1)
+        eventually(lambda: other.ask("flowers", key, [ROW]).status_code == 200 and says(other, ensemble, "graph"), 60)
+
+
+def test_what_gains_nothing_or_cannot_be_a_graph_goes_on_as_it_is(
+    ensemble, asked_often, maintainer, viewer, web, inference, monkeypatch, caplog
+):
+    caplog.set_level("INFO", logger="registry.serving.server.compiling")
+    monkeypatch.setattr(compiling, "LEAST", {1: 0.0, 8: 1e9})
+    deployment, key = deployed(ensemble, maintainer, inference), key_of(viewer)
+    first = inference.ask("flowers", key, [ROW]).json()["predictions"]
+
+    def told(inference, sentence):
+        answer = inference.ask("flowers", key, [ROW])
+        assert answer.status_code == 200 and answer.json()["predictions"] == first
+        return sentence in caplog.text
+
+    eventually(lambda: told(inference, "gains nothing as a graph"), 120)
+    assert runner_of(inference, ensemble) == "TorchRunner" and not says(inference, ensemble, "graph")
+
+    def broken(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("dlplatform.engine.compiling.Compiler.found", broken)
+    with Inference() as other:
+        other.wait_for(deployment.pk, 1)
+        eventually(lambda: told(other, "is not made a graph: no space left"), 60)
+        other.server.telling.tell()
+    seen = web(viewer).get(reverse("deployment", args=[deployment.pk])).content.decode()
+    assert "as a graph" not in seen and "not compiled" not in seen  # nobody asked for it
+
+
+def test_it_is_never_made_a_graph_where_the_settings_say_so(ensemble, settings, maintainer, viewer, monkeypatch):
+    settings.SERVE_AS_GRAPH_AFTER = 0
+    with Inference() as inference:
+        monkeypatch.setattr(inference.server.models.compiling, "_begin", lambda *_: pytest.fail("it was begun"))
+        deployed(ensemble, maintainer, inference)
+        key = key_of(viewer)
+        for _ in range(20):
+            assert inference.ask("flowers", key, [ROW]).status_code == 200
+        assert runner_of(inference, ensemble) == "TorchRunner"

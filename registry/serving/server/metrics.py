@@ -68,7 +68,7 @@ class Metrics:
         self._waiting = self._gauge("waiting", "Requests in queues", "livesum", ["queue"])
         self._held = {name: self._gauge(name, told, mode) for name, told, mode in HELD}
         self._runtimes = self._gauge(
-            "compiled", "Versions that are to be compiled: how they answer, and why not compiled (as yet)", "livesum",
+            "compiled", "Versions that are to be compiled, or answer as graphs: how they answer, and why not compiled", "livesum",
             ["version", "runtime", "reason"],
         )  # fmt: skip
         self._told_runtimes: set[tuple[str, str, str]] = set()

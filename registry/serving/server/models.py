@@ -41,7 +41,11 @@ class Models:
         self.rests = Rests()
         self.compiling = Compiling(lambda *swapped: self.cache.swapped(*swapped))
         self.cache = PredictorCache(
-            budget, self._let_go, lambda version: version in self.rests.shadows, self.compiling.add
+            budget,
+            self._let_go,
+            lambda version: version in self.rests.shadows,
+            self.compiling.add,
+            self.compiling.asked_much,
         )
         self._tell_ended = ended
         self.live = Queues("live", self._get, observe=observe)

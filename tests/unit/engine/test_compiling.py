@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from dlplatform.engine import compiled, compiling, package
-from dlplatform.engine.compiled import CompiledRunner, answers_alike, sample
+from dlplatform.engine.compiled import CompiledRunner
 from dlplatform.engine.compiling import LOCK, Compiler, name_of
 from dlplatform.engine.durable import to_json
 from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine.likeness import answers_alike, sample
 from dlplatform.engine.optimizing.exporting import Answering
 from dlplatform.engine.optimizing.plan import Plan, parse_plan
 from dlplatform.engine.optimizing.report import notes, report, threads
