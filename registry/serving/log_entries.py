@@ -59,6 +59,7 @@ class Entry:
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))[:-3]
+DEPLOYMENT, INSTANCES, AT = map(COLUMNS.index, ("deployment_id", "instances", "at"))
 
 
 def told(record: Entry) -> tuple[Any, ...]:
@@ -109,15 +110,31 @@ def packed(batch: Sequence[Entry]) -> bytes:
     return b'{"images":' + orjson.dumps(images) + b',"records":[' + records + b"]}\n"
 
 
-def unpacked(columns: Sequence[Any], images: Sequence[Any] | None) -> Entry:
-    """A record as it was before `packed`."""
+class Opened:
+    """A record that came packed, of which only what its images need is read. ``told`` gives its columns, as they came but for its
+    rows."""
+
+    def __init__(self, columns: Sequence[Any], images: Sequence[Any]) -> None:
+        """``images``: organization and images, as `packed` writes them."""
+        self._columns = list(columns)
+        self.deployment_id = UUID(columns[DEPLOYMENT])
+        self.organization_id = images[0] and UUID(images[0])
+        self.instances: list[dict[str, Any]] = json.loads(columns[INSTANCES])
+        self.images = tuple(Sent(*one) for one in images[1])
+        self.at = datetime.fromisoformat(columns[AT])
+
+    @property
+    def told(self) -> list[Any]:
+        self._columns[INSTANCES] = _json(self.instances)
+        return self._columns
+
+
+def unpacked(columns: Sequence[Any]) -> Entry:
+    """A record as it was before `packed`, without its images."""
     values = dict(zip(COLUMNS, columns, strict=True))
     for name in ("request_id", "deployment_id", "variant_id"):
         values[name] = UUID(values[name])
     for name in ("instances", "predictions"):
         values[name] = None if values[name] is None else json.loads(values[name])
     values["at"] = datetime.fromisoformat(values["at"])
-    organization, sent = images or (None, ())
-    return Entry(
-        **values, organization_id=organization and UUID(organization), images=tuple(Sent(*one) for one in sent)
-    )
+    return Entry(**values)

@@ -4,8 +4,8 @@ Its first line in is the address of the database, each further one a batch of re
 answers each: ``{}`` once all are in the database, or ``{"away": "…"}``. It yields to those who answer, and it ends when
 nobody can send any more, after what was sent has been written: the death of the inference server ends no writing.
 
-What is rare (images, a record that PostgreSQL refuses) is done by `prediction_log.store`, for which alone Django is loaded:
-without it the process is a third as large.
+Images are stored by `logged_images`, and what PostgreSQL refuses is written by `prediction_log.store`: for these alone Django is
+loaded, without which the process is a third as large.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import IO, Any
 import orjson
 import psycopg
 
-from registry.serving.log_entries import COLUMNS, line_of, unpacked
+from registry.serving.log_entries import COLUMNS, Opened, line_of, unpacked
 
 NICE = 10  # it still gets a tenth of a core that others fill
 TABLE = "serving_predictionrecord"
@@ -33,14 +33,15 @@ class Writer:
 
     def write(self, told: dict[str, Any]) -> dict[str, str]:
         """The answer to a batch. A connection may have broken long ago: then a fresh one tries again."""
-        if told["images"]:
-            return self._stored(told)
-        rows = "".join(map(line_of, told["records"])).encode()
+        records = told["records"]
+        if told["images"] and (away := self._kept(records, told["images"])):
+            return {"away": away}
+        rows = "".join(map(line_of, records)).encode()
         for last in (self._connection is None, True):
             try:
                 self._copy(rows)
             except (psycopg.IntegrityError, psycopg.DataError):
-                return self._stored(told)
+                return self._stored(records)
             except psycopg.Error as error:
                 self._disconnect()
                 if last:
@@ -60,16 +61,33 @@ class Writer:
             self._connection.close()
         self._connection = None
 
-    def _stored(self, told: dict[str, Any]) -> dict[str, str]:
+    def _kept(self, records: list[list[Any]], images: dict[str, Any]) -> str:
+        """Store the images of records and name them in their rows; why that cannot be done now, if it cannot."""
+        self._set_up()
+        from django.db import DatabaseError, close_old_connections
+
+        from registry.serving import logged_images
+
+        close_old_connections()  # one that broke; a new one for each batch would cost more than the batch
+        opened = {int(at): Opened(records[int(at)], sent) for at, sent in images.items()}
+        try:
+            logged_images.keep(opened.values())
+        except DatabaseError as error:
+            return str(error) or type(error).__name__
+        for at, record in opened.items():
+            records[at] = record.told
+        return ""
+
+    def _stored(self, records: list[list[Any]]) -> dict[str, str]:
+        """One by one, where there is one among them that PostgreSQL refuses."""
         self._set_up()
         from django.db import DatabaseError, close_old_connections
 
         from registry.serving import prediction_log
 
-        close_old_connections()  # one that broke; a new one for each batch would cost more than the batch
-        batch = [unpacked(one, told["images"].get(str(at))) for at, one in enumerate(told["records"])]
+        close_old_connections()
         try:
-            prediction_log.store(batch)
+            prediction_log.store([unpacked(one) for one in records])
         except DatabaseError as error:
             return {"away": str(error)}
         return {}

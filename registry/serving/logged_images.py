@@ -6,6 +6,8 @@ limits of memory or volume are reached) stays in its row as the SHA-256 of its t
 
 import base64
 import logging
+import math
+import time
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, Protocol
@@ -23,12 +25,13 @@ from .models import LoggedImage
 STORAGE = "datasets"  # an image of a dataset that is sent to a model is stored once
 STORED = "object:"
 MEGABYTE = 1_000_000
+COUNT_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class WithImages(Protocol):
-    """What is kept here of a record on its way, see `prediction_log.Entry`."""
+    """What is looked at here of a record on its way, see `log_entries`."""
 
     deployment_id: UUID
     organization_id: UUID | None
@@ -55,9 +58,10 @@ def keep(records: Iterable[WithImages]) -> None:
 
 
 def _keep(organization: UUID, records: list[WithImages]) -> None:
-    contents = {id(sent): content_of(sent.text) for record in records for sent in record.images}
-    distinct = {content for content in contents.values() if content}
-    if not distinct or not _room(organization, sum(map(len, distinct))):
+    texts = {sent.text for record in records for sent in record.images}
+    contents = {text: content for text in texts if (content := content_of(text))}
+    distinct = set(contents.values())
+    if not distinct or not volumes.fits(organization, sum(map(len, distinct))):
         return
     ordered = list(distinct)
     identities = ObjectStore(STORAGE, organization).put_many(ordered)
@@ -70,22 +74,23 @@ def _keep(organization: UUID, records: list[WithImages]) -> None:
     )
     for record in records:
         for sent in record.images:
-            if content := contents[id(sent)]:
+            if content := contents.get(sent.text):
                 record.instances[sent.position][sent.name] = STORED + ids[content]
         record.images = ()
 
 
-def _rows(records: list[WithImages], contents: dict[int, bytes | None], ids: dict[bytes, str]) -> list[LoggedImage]:
+def _rows(records: list[WithImages], contents: dict[str, bytes], ids: dict[bytes, str]) -> list[LoggedImage]:
     """One for an image of a deployment, as of its newest record."""
-    found: dict[tuple[UUID, str], LoggedImage] = {}
+    found: dict[tuple[UUID, bytes], datetime] = {}
     for record in records:
         for sent in record.images:
-            if content := contents[id(sent)]:
-                place = (record.deployment_id, ids[content])
-                found[place] = LoggedImage(
-                    deployment_id=record.deployment_id, sha256=ids[content], size=len(content), at=record.at
-                )
-    return [found[place] for place in sorted(found, key=str)]
+            if content := contents.get(sent.text):
+                found[record.deployment_id, content] = record.at
+    rows = [
+        LoggedImage(deployment_id=deployment, sha256=ids[content], size=len(content), at=at)
+        for (deployment, content), at in found.items()
+    ]
+    return sorted(rows, key=lambda row: (str(row.deployment_id), row.sha256))
 
 
 def content_of(text: str) -> bytes | None:
@@ -97,14 +102,31 @@ def content_of(text: str) -> bytes | None:
         return None
 
 
-def _room(organization: UUID, size: int) -> bool:
-    """Whether so many bytes more are within `PREDICTION_LOG_IMAGE_MB`."""
+class Volumes:
+    """Bytes of the images that each organization has in its log. Counted now and then, for that looks at a row of each image, and
+    reckoned on in between. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[UUID, tuple[float, int]] = {}
+
+    def fits(self, organization: UUID, size: int) -> bool:
+        """Whether so many bytes more are within `PREDICTION_LOG_IMAGE_MB`; then they are reckoned with."""
+        counted, used = self._known.get(organization, (-math.inf, 0))
+        if time.monotonic() > counted + COUNT_SECONDS:
+            counted, used = time.monotonic(), _used(organization)
+        fits: bool = used + size <= settings.PREDICTION_LOG_IMAGE_MB * MEGABYTE
+        if not fits:
+            logger.warning("images of the prediction log are not kept: PREDICTION_LOG_IMAGE_MB is reached")
+        self._known[organization] = (counted, used + size * fits)
+        return fits
+
+
+def _used(organization: UUID) -> int:
     rows = LoggedImage.objects.filter(deployment__organization=organization)
-    used = rows.aggregate(bytes=Sum("size"))["bytes"] or 0
-    fits: bool = used + size <= settings.PREDICTION_LOG_IMAGE_MB * MEGABYTE
-    if not fits:
-        logger.warning("images of the prediction log are not kept: PREDICTION_LOG_IMAGE_MB is reached")
-    return fits
+    return rows.aggregate(bytes=Sum("size"))["bytes"] or 0
+
+
+volumes = Volumes()
 
 
 def reachable_objects(organization: UUID) -> set[str]:
