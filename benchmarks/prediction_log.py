@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -180,17 +181,12 @@ def _turn(arms: list[str], number: int) -> list[str]:
 
 
 def costs(server: Server, short: bool) -> None:
-    """At half the rate that the machine sustains with the log, which is what a p99 means for a service; then at what eight
-    callers make who ask again as soon as they are answered, where every core is full."""
+    """At a tenth and at half of the rate that the machine sustains with the log, which is what a p99 means for a service; then at
+    what eight callers make who ask again as soon as they are answered, where every core is full."""
     most, _ = measured((server, 8, 3.0))
-    rate, rounds = round(most / 2), 24 if short else 90
-    cost(
-        server,
-        f"p99 at {rate} requests/s",
-        rounds,
-        lambda seed: at_rate(server, rate, 2.0, seed),
-        sustained=round(most),
-    )
+    for part, rounds, seconds in ((10, 12 if short else 60, 6.0), (2, 24 if short else 90, 2.0)):
+        ask = partial(at_rate, server, round(most / part), seconds)
+        cost(server, f"p99 at {most / part:.0f} requests/s, 1/{part} of the most", rounds, ask)
     cost(
         server, "p99 at 8 connections that never rest (told, not judged)", 6 if short else 12,
         lambda _: measured((server, 8, 2.0 if short else 5.0))[1],

@@ -49,7 +49,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Characters of its images."""
-        return sum(len(image.text) for image in self.images)
+        return sum(len(image.text) for image in self.images) if self.images else 0
 
     def pack(self) -> None:
         """Do now, while nobody waits, what `packed` would do for a whole batch at once, which keeps Python's lock from

@@ -73,8 +73,7 @@ class Compiling:
 
     def asked_much(self, version: UUID, predictor: Predictor) -> None:
         """Have it answer as a graph, if that may be faster."""
-        if gains_by_graph(predictor, _weights(predictor)):
-            self._begin(version, predictor, self._make_graph)
+        self._begin(version, predictor, self._make_graph)
 
     def remove(self, version: UUID) -> None:
         """It is not in memory any more."""
@@ -123,6 +122,8 @@ class Compiling:
         """Nobody asked for it: where it fails, or gains nothing, the log says so and the pages do not."""
         before = predictor.run
         try:
+            if not gains_by_graph(predictor, _weights(predictor)):
+                return True
             runner = _runner(self._grapher, predictor, made)
             if runner is None:
                 return False
