@@ -106,7 +106,7 @@ def _damaged_files_are_not_trusted(compiler: Compiler, folder: Path, monkeypatch
     monkeypatch.setattr(compiling.Compiler, "_compile", compile_again)
     with threads(1):
         path = compiler._path(folder)
-    monkeypatch.setattr(compiled, "answers_alike", lambda *_: False)
+    monkeypatch.setattr(compiled, "answers_as", lambda *_: False)
     with threads(1), pytest.raises(EngineError, match="Enough"):
         compiler.predictor(folder)
     path.write_bytes(b"no library")
