@@ -212,12 +212,12 @@ def test_a_running_experiment_splits_the_traffic_and_holds_the_deployment(
     client = api(maintainer)
     moved = client.post(f"{url}/experiments/1/start", {"revision": 7}, format="json")
     assert error_of(moved, 409)["code"] == "moved" and Experiment.objects.get().state == "draft"
-    answer = client.post(f"{url}/experiments/1/start", {"revision": 1}, format="json")
+    answer = client.post(f"{url}/experiments/1/start", {"revision": 2}, format="json")
     assert answer.status_code == 200, answer.content
     assert answer.json()["state"] == "running" and answer.json()["started_by"] == "maintainer"
     assert shares_of(deployment) == {"1": 0.5, "2": 0.5}
     now = Deployment.objects.get()
-    assert now.sample_rate == 1.0 and now.revision == 2
+    assert now.sample_rate == 1.0 and now.revision == 3
     assert DeploymentChange.objects.first().reason == "Experiment 1 starts"
     changes = [
         client.patch(url, {"variants": [{"version": str(versions[2].pk)}]}, format="json"),
