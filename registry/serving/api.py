@@ -121,6 +121,9 @@ class DeploymentsView(PagedView):
 
     @documented(
         "Deploy model versions under a name", request=DeploymentIn, answer=DeploymentOut, status=201, tags=TAGS,
+        description="The one call that makes a version answer where nothing serves its model yet: `{name, variants: "
+                    "[{version}]}`. It answers at once. Where a deployment serves the model, a version goes live by a change "
+                    "of it (`PATCH`).",
         example=({"name": "screening", "variants": [{"version": "9c1d…", "weight": 1}]}, DEPLOYMENT),
     )  # fmt: skip
     @idempotent
@@ -143,7 +146,8 @@ class DeploymentView(APIView):
 
     @documented(
         "Change a deployment", request=DeploymentChangeIn, answer=DeploymentOut, tags=TAGS,
-        description="`variants` replaces all of them, in one step: no request in between meets half of the change. With "
+        description="One call takes a version live: `{variants: [{version}]}` gives it all the traffic, and `undo` takes that "
+                    "back. `variants` replaces all of them, shadows too, in one step: no request in between meets half of the change. With "
                     "`revision` it happens only if nobody changed the deployment since (409 `moved`). Every change is a row "
                     "of its log, also of `description` and `sample_rate`, which change no answer. A variant of `{model, alias}` follows the alias: about a second after it has moved, the "
                     "deployment is changed to its version, by the platform; an undo of that stays at the version before.",
