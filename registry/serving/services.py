@@ -83,8 +83,7 @@ def change_variants(
     variant follows. ``despite_problems``: see `create_deployment`; what is in the deployment already was let in.
     """
     locked = _locked(actor, deployment, revision, holder, by_platform=by_platform)
-    if locked.state != Deployment.State.ACTIVE:
-        raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
+    require_active(locked)
     before = state_of(locked)
     if actor is not None or by_platform:  # a holder goes on, or back, with what it was let have at its start
         _refuse_problems(locked, variants, despite_problems, reason)
@@ -253,6 +252,12 @@ def _locked(
         refuse_held(locked, holder)
     _refuse_moved(locked, revision)
     return locked
+
+
+def require_active(deployment: Deployment) -> None:
+    """Raise Conflict for an archived one."""
+    if deployment.state != Deployment.State.ACTIVE:
+        raise Conflict(f"“{deployment.name}” is archived; restore it first.", code="archived")
 
 
 def _refuse_moved(locked: Deployment, revision: int | None) -> None:

@@ -202,6 +202,27 @@ def test_the_pages_say_what_was_measured_before_an_experiment_or_a_canary_begins
     assert begun.status_code == 302 and Rollout.objects.get().state == "running"
 
 
+def test_on_an_archived_deployment_nothing_is_planned_or_started(
+    api, web, maintainer, url, draft, deployment, versions  # noqa: F811
+):  # fmt: skip
+    services.set_archived(actor=maintainer, deployment=deployment, archived=True)
+    client = api(maintainer)
+    for refused in (
+        client.post(f"{url}/experiments", body(versions), format="json"),
+        client.post(f"{url}/experiments/1/start", {}, format="json"),
+        client.post(f"{url}/canaries", {"candidate": str(versions[1].pk)}, format="json"),
+    ):
+        error = error_of(refused, 409)
+        assert error["code"] == "archived" and "“screening” is archived; restore it first." in error["detail"]
+    page = reverse("deployment-experiment-new", args=[deployment.pk])
+    form = {"challenger": str(versions[1].pk), "metric": "accuracy", "minimum_effect": "0.05", "baseline": "0.8"}
+    form |= {"mode": "split", "share": "0.5", "alpha": "0.05", "power": "0.8", "looks": "5"}
+    assert "is archived; restore it first." in web(maintainer).post(page, form).content.decode()
+    assert Experiment.objects.get().state == "draft" and not Rollout.objects.exists()
+    services.set_archived(actor=maintainer, deployment=deployment, archived=False)
+    assert client.post(f"{url}/experiments/1/start", {}, format="json").status_code == 200
+
+
 # --- its life -----------------------------------------------------------------------------------------
 
 
