@@ -43,6 +43,8 @@ DEPLOYMENT = {
 THEN = {
     "state": "active",
     "variants": [{name: VARIANT[name] for name in ("id", "version", "number", "role", "weight", "arm", "alias")}],
+    "description": "",
+    "sample_rate": 1.0,
 }
 CHANGE = {
     "revision": 4, "before": THEN, "after": THEN, "undoes": None, "actor": "maria", "reason": "canary to 10 %",
@@ -119,6 +121,9 @@ class DeploymentsView(PagedView):
 
     @documented(
         "Deploy model versions under a name", request=DeploymentIn, answer=DeploymentOut, status=201, tags=TAGS,
+        description="The one call that makes a version answer where nothing serves its model yet: `{name, variants: "
+                    "[{version}]}`. It answers at once. Where a deployment serves the model, a version goes live by a change "
+                    "of it (`PATCH`).",
         example=({"name": "screening", "variants": [{"version": "9c1d…", "weight": 1}]}, DEPLOYMENT),
     )  # fmt: skip
     @idempotent
@@ -141,9 +146,10 @@ class DeploymentView(APIView):
 
     @documented(
         "Change a deployment", request=DeploymentChangeIn, answer=DeploymentOut, tags=TAGS,
-        description="`variants` replaces all of them, in one step: no request in between meets half of the change. With "
+        description="One call takes a version live: `{variants: [{version}]}` gives it all the traffic, and `undo` takes that "
+                    "back. `variants` replaces all of them, shadows too, in one step: no request in between meets half of the change. With "
                     "`revision` it happens only if nobody changed the deployment since (409 `moved`). Every change is a row "
-                    "of its log. A variant of `{model, alias}` follows the alias: about a second after it has moved, the "
+                    "of its log, also of `description` and `sample_rate`, which change no answer. A variant of `{model, alias}` follows the alias: about a second after it has moved, the "
                     "deployment is changed to its version, by the platform; an undo of that stays at the version before.",
         example=({"variants": [{"version": "9c1d…", "weight": 90}, {"version": "77aa…", "weight": 10}],
                   "reason": "canary to 10 %", "revision": 3}, DEPLOYMENT),
@@ -170,8 +176,8 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
             despite_problems=wanted["despite_problems"], **why,
         )  # fmt: skip
         why["revision"] = None
-    if details := {name: wanted[name] for name in ("description", "sample_rate") if name in wanted}:
-        services.set_details(actor=request.user, deployment=found, revision=why["revision"], **details)
+    if details := {name: wanted[name] for name in services.DETAILS if name in wanted}:
+        services.set_details(actor=request.user, deployment=found, **why, **details)
 
 
 class DeploymentChangesView(PagedView):
@@ -192,7 +198,7 @@ class DeploymentUndoView(APIView):
     @documented(
         "Take a change back", request=UndoIn, answer=DeploymentOut, tags=TAGS,
         description="Goes back to what was before the newest change, or before the `change` named by its revision: variants, "
-                    "weights, and which key gets which variant. It is a change itself, and can be taken back.",
+                    "weights, which key gets which variant, description and sample rate. It is a change itself, and can be taken back.",
         example=({"reason": "errors went up"}, DEPLOYMENT),
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID) -> Response:

@@ -1,12 +1,14 @@
 """What turned out to be right: taken late, repeatedly or by the list, and what it says of each variant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
 from dlplatform.accounts.access import require
@@ -28,8 +30,13 @@ class Label:
 
 @transaction.atomic
 def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label]) -> int:
-    """Keep labels; of several for one row the last wins. How many rows have one now of these."""
+    """Keep labels; of several for one row the last wins. How many rows have one now of these.
+
+    Of a request that the log does not have (yet, or any more) every index is taken. Raises ValidationError on
+    `<position>.index` for a row that a known request did not have.
+    """
     require(actor, "predict", deployment)
+    _refuse_beyond(deployment, labels)
     last = {(one.request_id, one.index): one.label for one in labels}
     now = timezone.now()
     _keep_superseded(deployment, last, now)
@@ -42,6 +49,30 @@ def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label
         update_fields=["label", "actor", "at"],
     )  # fmt: skip
     return len(rows)
+
+
+def _refuse_beyond(deployment: Deployment, labels: Sequence[Label]) -> None:
+    rows = _rows_of(deployment, {one.request_id for one in labels if one.index > 0})
+    for position, one in enumerate(labels):
+        known = rows.get(one.request_id)
+        if known is not None and one.index >= known:
+            sentence = f"The request {one.request_id} had {_counted(known)}: give an index from 0 to {known - 1}."
+            raise ValidationError({f"{position}.index": ValidationError(sentence, code="max_value")})
+
+
+def _rows_of(deployment: Deployment, requests: Collection[UUID]) -> dict[UUID, int]:
+    """How many rows these requests had, of those in the log; counted in the database, for rows can be long."""
+    if not requests:
+        return {}
+    records = PredictionRecord.objects.filter(
+        deployment=deployment, request_id__in=requests, role=Variant.Role.LIVE
+    ).order_by()
+    counted = RawSQL("CASE jsonb_typeof(instances) WHEN 'array' THEN jsonb_array_length(instances) END", [])
+    return {request: rows for request, rows in records.values_list("request_id", counted) if rows}
+
+
+def _counted(rows: int) -> str:
+    return "one row" if rows == 1 else f"{rows} rows"
 
 
 def _keep_superseded(deployment: Deployment, coming: Mapping[tuple[UUID, int], Any], now: datetime) -> None:

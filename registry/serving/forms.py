@@ -68,6 +68,13 @@ class VariantsForm(ChangeForm):
     despite_problems = forms.BooleanField(required=False)
 
 
+class GoLiveForm(forms.Form):
+    """Which version shall answer alone, and which change of the deployment that was decided in sight of."""
+
+    version = forms.UUIDField()
+    revision = forms.IntegerField(min_value=0, max_value=2**31 - 1, required=False)
+
+
 class DeploymentTryForm(TryForm):
     """The inputs of the model, and the key that chooses who answers."""
 

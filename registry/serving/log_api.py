@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from django.core.exceptions import ValidationError as InvalidLabels
 from django.http import Http404, HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiResponse
@@ -113,7 +114,7 @@ class FeedbackView(APIView):
     @documented(
         "Say what turned out to be right", request=FeedbackIn, answer=FeedbackOut, status=202, tags=TAGS,
         description="For one row of a request, or a JSON list of these for up to 10,000 rows. It may come any time after the "
-                    "prediction, and again: the last one wins.",
+                    "prediction, and again: the last one wins. Of a request in the log, `index` names one of its rows.",
         example=({"request_id": "0d3f…", "index": 0, "label": "benign"}, {"accepted": 1}),
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID) -> Response:
@@ -127,5 +128,13 @@ class FeedbackView(APIView):
         given.is_valid(raise_exception=True)
         wanted = given.validated_data if many else [given.validated_data]
         labels = [feedback.Label(**one) for one in wanted]
-        accepted = feedback.give_feedback(actor=request.user, deployment=found, labels=labels)
+        try:
+            accepted = feedback.give_feedback(actor=request.user, deployment=found, labels=labels)
+        except InvalidLabels as refused:
+            raise refused if many else _of_one(refused) from None
         return Response({"accepted": accepted}, status=202)
+
+
+def _of_one(refused: InvalidLabels) -> InvalidLabels:
+    """Whoever sent one label, not a list, sent no position."""
+    return InvalidLabels({field.removeprefix("0."): told for field, told in refused.error_dict.items()})

@@ -108,6 +108,10 @@ class StateOut(serializers.Serializer):
     variants = serializers.ListField(
         child=serializers.DictField(), help_text="{id, version, model, number, role, weight, arm, alias}"
     )
+    description = serializers.CharField(required=False, help_text="Not in the rows of earlier releases")
+    sample_rate = serializers.FloatField(
+        required=False, help_text="The deployment's own, also while an experiment or a canary keeps every request"
+    )
 
 
 class DeploymentChangeOut(serializers.ModelSerializer):

@@ -1,10 +1,8 @@
 """What changes in deployments. The only writers; every change is a row of the log and can be taken back."""
 
 import math
-import re
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -24,13 +22,15 @@ from registry.models import ModelVersion, Ref, RegisteredModel
 from registry.optimizations import problems_of
 
 from .assignment import reallocate
-from .experiments.holding import Holder, refuse_held
+from .experiments.holding import Holder, own_sample_rate, refuse_held
 from .models import Deployment, DeploymentChange, Variant
+from .naming import check_name, claim_name, namesakes, taken
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 MOST_VARIANTS = 20
 HEAVIEST = 1e6
 MODEL_FILE = "model.json"  # what the inference process can load
+ANSWERING = ("state", "variants", "allocation")  # of a state in the log: what decides who answers
+DETAILS = ("description", "sample_rate")  # and what does not
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def create_deployment(
     then a reason must be given.
     """
     require(actor, "deploy", organization)
-    _check_name(name)
-    if _namesakes(organization, name).exists():
-        raise name_taken(_taken(name))
-    with unique_name(_taken(name)):
+    check_name(name)
+    if namesakes(organization, name).exists():
+        raise name_taken(taken(name))
+    with unique_name(taken(name)):
         deployment = Deployment.objects.create(
             organization=organization, name=name, description=description, created_by=actor, salt=secrets.token_hex(16)
         )
@@ -83,8 +83,7 @@ def change_variants(
     variant follows. ``despite_problems``: see `create_deployment`; what is in the deployment already was let in.
     """
     locked = _locked(actor, deployment, revision, holder, by_platform=by_platform)
-    if locked.state != Deployment.State.ACTIVE:
-        raise Conflict(f"“{locked.name}” is archived; restore it first.", code="archived")
+    require_active(locked)
     before = state_of(locked)
     if actor is not None or by_platform:  # a holder goes on, or back, with what it was let have at its start
         _refuse_problems(locked, variants, despite_problems, reason)
@@ -95,23 +94,23 @@ def change_variants(
 
 
 @transaction.atomic
-def set_details(*, actor: User, deployment: Deployment, revision: int | None = None, **details: Any) -> Deployment:
-    """Change ``description`` or ``sample_rate``, which changes no answer and is no row of its log.
+def set_details(
+    *, actor: User, deployment: Deployment, reason: str = "", revision: int | None = None, **details: Any
+) -> Deployment:
+    """Change ``description`` or ``sample_rate``: nobody gets another answer, and it is a row of the log like any change.
 
-    With ``revision`` only if that is still the newest. Raises Conflict else.
+    With ``revision`` only if that is still the newest. Raises Conflict else, and for the rate while an experiment or a canary
+    needs the whole log; ValidationError on `sample_rate`.
     """
-    require(actor, "deploy", deployment)
-    locked = Deployment.objects.select_for_update(of=("self",)).get(pk=deployment.pk)
-    if "sample_rate" in details:
-        refuse_held(locked)
-    _refuse_moved(locked, revision)
+    locked = _locked(actor, deployment, revision, free="sample_rate" in details)
     if not 0 <= details.get("sample_rate", 0) <= 1:
         raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
-    for field, value in details.items():
-        setattr(deployment, field, value)
-    deployment.save(update_fields=list(details))
-    audit.record(actor, "deployment.details", deployment, deployment.organization, **details)
-    return deployment
+    before = state_of(locked)
+    _write_details(locked, details)
+    if state_of(locked) != before:
+        _log(actor, locked, before, reason)
+        audit.record(actor, "deployment.details", locked, locked.organization, **details)
+    return locked
 
 
 @transaction.atomic
@@ -125,7 +124,7 @@ def set_archived(
         return locked
     before = state_of(locked)
     if not archived:
-        _claim_name(locked)
+        claim_name(locked)
         _lock_versions(actor, locked, [row.version_id for row in _variants(locked)])
     _set_state(locked, wanted)
     _log(actor, locked, before, reason)
@@ -137,17 +136,22 @@ def undo_change(
     *, actor: User, deployment: Deployment, change: DeploymentChange | None = None, reason: str = "",
     revision: int | None = None,
 ) -> Deployment:  # fmt: skip
-    """Go back to what was before a change, by default the newest: state, variants, and who gets which keys."""
-    locked = _locked(actor, deployment, revision)
+    """Go back to what was before a change, by default the newest: state, variants, details, and who gets which keys."""
+    locked = _locked(actor, deployment, revision, free=False)
     undone = change or locked.changes.first()
     if undone is None or not undone.before["variants"]:
+        refuse_held(locked)
         raise Conflict("There is nothing before the creation to go back to; archive it instead.", code="nothing_before")
-    target, before = _pinned(undone.before), state_of(locked)
+    before = state_of(locked)
+    target = _target(undone, before)
+    if any(target[name] != before[name] for name in target if name != "description"):
+        refuse_held(locked)
     if target == before:
         return locked
-    if target["state"] == Deployment.State.ACTIVE != locked.state:
-        _claim_name(locked)
-    _restore(actor, locked, target)
+    if _answers_as(target, before):
+        _write_details(locked, {name: target[name] for name in DETAILS if target[name] != before[name]})
+    else:
+        _restore(actor, locked, target)
     _log(actor, locked, before, reason or f"Back to what was before change {undone.revision}", undoes=undone)
     return locked
 
@@ -160,8 +164,23 @@ def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
     return found
 
 
+def _target(undone: DeploymentChange, now: dict[str, Any]) -> dict[str, Any]:
+    """What to go back to. Rows from before descriptions and rates were kept leave these as they are."""
+    target = _details(now) | undone.before
+    return target if _answers_as(target, now) else _pinned(target)
+
+
+def _answers_as(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states differ at most in their details."""
+    return all(one[name] == other[name] for name in ANSWERING)
+
+
+def _details(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: state[name] for name in DETAILS}
+
+
 def _pinned(target: dict[str, Any]) -> dict[str, Any]:
-    """What to go back to: a variant whose alias names another version now follows it no more, or it would go at once."""
+    """A variant whose alias names another version now follows it no more, or it would go at once."""
     variants = [one | {"alias": _alias_still(one)} for one in target["variants"]]
     return target | {"variants": variants}
 
@@ -173,6 +192,8 @@ def _alias_still(variant: dict[str, Any]) -> str:
 
 
 def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> None:
+    if target["state"] == Deployment.State.ACTIVE != deployment.state:
+        claim_name(deployment)
     wanted = [
         Wanted(UUID(one["version"]), one["weight"], one["role"], one.get("arm", ""), one["alias"])
         for one in target["variants"]
@@ -181,11 +202,21 @@ def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> Non
         _lock_versions(actor, deployment, [one.version for one in wanted])
     _write_variants(deployment, wanted)
     deployment.allocation = target["allocation"]
+    _write_details(deployment, _details(target))
     _set_state(deployment, target["state"])
 
 
+def _write_details(deployment: Deployment, details: Mapping[str, Any]) -> None:
+    for field, value in details.items():
+        setattr(deployment, field, value)
+    deployment.save(update_fields=list(details))
+
+
 def state_of(deployment: Deployment) -> dict[str, Any]:
-    """What the log keeps: enough to answer what was served, and to go back to it."""
+    """What the log keeps: enough to answer what was served, and to go back to it.
+
+    ``sample_rate`` is the deployment's own: that an experiment or a canary needs every request is theirs, and ends with them.
+    """
     variants = [
         {
             "id": str(row.pk), "version": str(row.version_id), "model": row.version.model.name,
@@ -197,6 +228,8 @@ def state_of(deployment: Deployment) -> dict[str, Any]:
         "state": str(deployment.state),
         "variants": variants,
         "allocation": [list(part) for part in deployment.allocation],
+        "description": deployment.description,
+        "sample_rate": own_sample_rate(deployment),
     }
 
 
@@ -209,14 +242,22 @@ def _variants(deployment: Deployment) -> list[Variant]:
 
 def _locked(
     actor: User | None, deployment: Deployment, revision: int | None, holder: Holder | None = None, *,
-    by_platform: bool = False,
+    by_platform: bool = False, free: bool = True,
 ) -> Deployment:  # fmt: skip
+    """Its row, locked. ``free``: only where nobody else than ``holder`` holds it."""
     if actor is not None or (holder is None and not by_platform):
         require(actor, "deploy", deployment)  # type: ignore[arg-type]
     locked = Deployment.objects.select_for_update(of=("self",)).select_related("organization").get(pk=deployment.pk)
-    refuse_held(locked, holder)
+    if free:
+        refuse_held(locked, holder)
     _refuse_moved(locked, revision)
     return locked
+
+
+def require_active(deployment: Deployment) -> None:
+    """Raise Conflict for an archived one."""
+    if deployment.state != Deployment.State.ACTIVE:
+        raise Conflict(f"“{deployment.name}” is archived; restore it first.", code="archived")
 
 
 def _refuse_moved(locked: Deployment, revision: int | None) -> None:
@@ -318,7 +359,7 @@ def _write_variants(deployment: Deployment, variants: Sequence[Wanted]) -> dict[
 
 def _set_state(deployment: Deployment, state: str) -> None:
     deployment.state = state
-    with unique_name(_taken(deployment.name)):
+    with unique_name(taken(deployment.name)):
         deployment.save(update_fields=["state", "allocation"])
 
 
@@ -341,28 +382,6 @@ def _log(
             deployment.organization_id, "deployment", deployment.pk, deployment.state, deployment.name
         )
     )
-
-
-def _claim_name(deployment: Deployment) -> None:
-    if _namesakes(deployment.organization, deployment.name).exclude(pk=deployment.pk).exists():
-        raise Conflict(f"Another deployment is named “{deployment.name}” now.", code="name_taken")
-
-
-def _namesakes(organization: Organization, name: str) -> Any:
-    return Deployment.objects.filter(organization=organization, name=name, state=Deployment.State.ACTIVE)
-
-
-def _taken(name: str) -> str:
-    return f"There is a deployment “{name}” already."
-
-
-def _check_name(name: str) -> None:
-    """A name is a part of addresses, beside ids: it must not look like one of these."""
-    if not NAME.fullmatch(name):
-        raise _refused("name", "Use letters, digits, dot, dash and underscore; at most 80.", "invalid")
-    with suppress(ValueError):
-        UUID(name)
-        raise _refused("name", "Choose a name that does not look like an id.", "invalid")
 
 
 def _refused(field: str, sentence: str, code: str) -> ValidationError:

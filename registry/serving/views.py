@@ -32,6 +32,7 @@ from registry.views.version import shown_prediction
 
 from . import feedback, prediction_log, predictions, processes, services, shadowing
 from .assignment import shares
+from .changes import in_words
 from .client import Unusable
 from .experiments.holding import holder_of, name_of
 from .experiments.models import Rollout
@@ -143,7 +144,7 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
             "further__version__model"
         )[:EXPERIMENTS_SHOWN],
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
-        "changes": found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
+        "changes": in_words(found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN]),
         **_log_context(found),
         **_try_context(request, found),
     }

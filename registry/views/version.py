@@ -66,9 +66,6 @@ def version_page(request: HttpRequest, version: UUID) -> HttpResponse:
         and found.deleted_at is None
         and may(request.user, "model.write", found),
         "can_move": may(request.user, "ref.move", found) and found.deleted_at is None,
-        "can_deploy": "model.json" in found.tree
-        and found.deleted_at is None
-        and may(request.user, "deploy", found.model.organization),
         "can_delete": may(request.user, "model.delete", found),
     }
     if found.deleted_at is None:

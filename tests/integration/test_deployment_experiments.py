@@ -202,6 +202,27 @@ def test_the_pages_say_what_was_measured_before_an_experiment_or_a_canary_begins
     assert begun.status_code == 302 and Rollout.objects.get().state == "running"
 
 
+def test_on_an_archived_deployment_nothing_is_planned_or_started(
+    api, web, maintainer, url, draft, deployment, versions  # noqa: F811
+):  # fmt: skip
+    services.set_archived(actor=maintainer, deployment=deployment, archived=True)
+    client = api(maintainer)
+    for refused in (
+        client.post(f"{url}/experiments", body(versions), format="json"),
+        client.post(f"{url}/experiments/1/start", {}, format="json"),
+        client.post(f"{url}/canaries", {"candidate": str(versions[1].pk)}, format="json"),
+    ):
+        error = error_of(refused, 409)
+        assert error["code"] == "archived" and "“screening” is archived; restore it first." in error["detail"]
+    page = reverse("deployment-experiment-new", args=[deployment.pk])
+    form = {"challenger": str(versions[1].pk), "metric": "accuracy", "minimum_effect": "0.05", "baseline": "0.8"}
+    form |= {"mode": "split", "share": "0.5", "alpha": "0.05", "power": "0.8", "looks": "5"}
+    assert "is archived; restore it first." in web(maintainer).post(page, form).content.decode()
+    assert Experiment.objects.get().state == "draft" and not Rollout.objects.exists()
+    services.set_archived(actor=maintainer, deployment=deployment, archived=False)
+    assert client.post(f"{url}/experiments/1/start", {}, format="json").status_code == 200
+
+
 # --- its life -----------------------------------------------------------------------------------------
 
 
@@ -212,12 +233,12 @@ def test_a_running_experiment_splits_the_traffic_and_holds_the_deployment(
     client = api(maintainer)
     moved = client.post(f"{url}/experiments/1/start", {"revision": 7}, format="json")
     assert error_of(moved, 409)["code"] == "moved" and Experiment.objects.get().state == "draft"
-    answer = client.post(f"{url}/experiments/1/start", {"revision": 1}, format="json")
+    answer = client.post(f"{url}/experiments/1/start", {"revision": 2}, format="json")
     assert answer.status_code == 200, answer.content
     assert answer.json()["state"] == "running" and answer.json()["started_by"] == "maintainer"
     assert shares_of(deployment) == {"1": 0.5, "2": 0.5}
     now = Deployment.objects.get()
-    assert now.sample_rate == 1.0 and now.revision == 2
+    assert now.sample_rate == 1.0 and now.revision == 3
     assert DeploymentChange.objects.first().reason == "Experiment 1 starts"
     changes = [
         client.patch(url, {"variants": [{"version": str(versions[2].pk)}]}, format="json"),

@@ -57,10 +57,9 @@ def ask(client, deployment, *rows, **more):
 
 
 def record_of(deployment, **more):
-    return PredictionRecord(
-        request_id=uuid4(), deployment=deployment, variant=deployment.variants.get(), instances=[ROW],
-        milliseconds=1.0, at=timezone.now(), **more,
-    )  # fmt: skip
+    usual = {"instances": [ROW], "milliseconds": 1.0, "at": timezone.now()}
+    variant = deployment.variants.get()
+    return PredictionRecord(request_id=uuid4(), deployment=deployment, variant=variant, **usual | more)
 
 
 def entry_of(record):
@@ -208,6 +207,39 @@ def test_bad_feedback_is_refused_by_its_place(api, viewer, deployment, body, att
     assert not Feedback.objects.exists()
 
 
+def test_feedback_for_rows_that_a_known_request_did_not_have_is_refused_by_its_place(api, viewer, deployment):
+    record = record_of(deployment, instances=[{"x": 1}, {"x": 2}])
+    record.save()
+    alone = record_of(deployment, instances=[{"x": 1}], predictions=None, error="invalid")
+    alone.save()
+    client, url = api(viewer), f"/api/v1/deployments/{deployment.pk}/feedback"
+    one = {"request_id": str(record.request_id), "label": "a"}
+
+    def refused(body):
+        answer = client.post(url, body, format="json")
+        assert answer.status_code == 400 and not Feedback.objects.exists(), answer.content
+        error = answer.json()["errors"][0]
+        return error["attr"], error["detail"]
+
+    attr, detail = refused(one | {"index": 2})
+    assert attr == "index" and detail.endswith("had 2 rows: give an index from 0 to 1.")
+    attr, detail = refused([one, one | {"index": 1}, one | {"index": 999}])
+    assert attr == "2.index" and str(record.request_id) in detail
+    attr, detail = refused([{"request_id": str(alone.request_id), "label": "a", "index": 1}])
+    assert attr == "0.index" and "had one row: give an index from 0 to 0." in detail
+    unknown = {"request_id": str(UUID(int=7)), "label": "a", "index": 999}
+    assert client.post(url, [one, one | {"index": 1}, unknown], format="json").json() == {"accepted": 3}
+
+
+def test_what_another_deployment_was_asked_says_nothing_of_the_rows(api, viewer, organization, deployment):
+    other = factories.DeploymentFactory(organization=organization, name="other")
+    variant = factories.VariantFactory(deployment=other, version=deployment.variants.get().version)
+    record = factories.PredictionRecordFactory(deployment=other, variant=variant, instances=[{"x": 1}])
+    label = {"request_id": str(record.request_id), "label": "a", "index": 5}
+    url = f"/api/v1/deployments/{deployment.pk}/feedback"
+    assert api(viewer).post(url, label, format="json").status_code == 202
+
+
 def test_half_a_character_is_no_label(api, viewer, deployment):
     body = json.dumps({"request_id": str(UUID(int=1)), "label": "a\ud800"})
     answer = api(viewer).post(f"/api/v1/deployments/{deployment.pk}/feedback", body, content_type="application/json")
@@ -216,7 +248,7 @@ def test_half_a_character_is_no_label(api, viewer, deployment):
 
 
 def test_numbers_are_judged_by_their_distance_and_intervals_are_wilsons(deployment):
-    record = record_of(deployment, predictions=[{"value": 2.0}, {"value": 5.0}])
+    record = record_of(deployment, instances=[ROW, ROW], predictions=[{"value": 2.0}, {"value": 5.0}])
     record.save()
     labels = [feedback.Label(record.request_id, 3.0), feedback.Label(record.request_id, 5, index=1)]
     person = factories.UserFactory()

@@ -57,3 +57,9 @@ def complete_log(deployment: "Deployment") -> float:
 def release_log(deployment: "Deployment", before: float) -> None:
     deployment.sample_rate = before
     deployment.save(update_fields=["sample_rate"])
+
+
+def own_sample_rate(deployment: "Deployment") -> float:
+    """The rate it has when nobody needs all of its log, from 0 to 1."""
+    holder = holder_of(deployment)
+    return deployment.sample_rate if holder is None or holder.sample_rate is None else holder.sample_rate

@@ -15,7 +15,14 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.models import ModelVersion
 from registry.serving.models import Deployment, Variant
-from registry.serving.services import MODEL_FILE, Wanted, change_variants, measured_problems, refuse_problems
+from registry.serving.services import (
+    MODEL_FILE,
+    Wanted,
+    change_variants,
+    measured_problems,
+    refuse_problems,
+    require_active,
+)
 
 from . import guardrails
 from .arms import FIELDS, arms_of, challenger_named, check_different, check_number, first_shares, opening, refused
@@ -45,6 +52,7 @@ def create_experiment(
     """
     require(actor, "deploy", deployment)
     locked = locked_deployment(deployment)
+    require_active(locked)
     check_design(mode=mode, metric=metric, minimum_effect=minimum_effect, **design)
     watched = guardrails.checked(guardrails_wanted or [])
     check_mode(mode, watched, covariate=covariate, promotes=promotes, floor=floor)
@@ -100,6 +108,7 @@ def start_experiment(
     require(actor, "deploy", experiment.deployment)
     deployment = locked_deployment(experiment.deployment)
     locked = _locked_experiment(experiment, Experiment.State.DRAFT)
+    require_active(deployment)
     refuse_held(deployment)
     refuse_others(deployment, _versions(locked))
     named = dict(zip(FIELDS, _versions(locked), strict=False))

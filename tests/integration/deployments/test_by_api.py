@@ -133,14 +133,14 @@ def test_a_change_from_an_old_sight_is_refused_and_the_same_again_logs_nothing(a
     assert late.status_code == 409 and code_of(late) == "moved"
     client.patch(f"{ROOT}/{deployment.pk}", body_of(versions, 1, 1), format="json")
     assert DeploymentChange.objects.count() == 2
-    assert client.patch(f"{ROOT}/{deployment.pk}", {"description": "what for"}, format="json").json()["revision"] == 2
+    assert client.patch(f"{ROOT}/{deployment.pk}", {"description": "what for"}, format="json").json()["revision"] == 3
     assert Deployment.objects.get().description == "what for"
     for details in ({"description": "late"}, {"sample_rate": 0.5}):
-        late = client.patch(f"{ROOT}/{deployment.pk}", details | {"revision": 1}, format="json")
+        late = client.patch(f"{ROOT}/{deployment.pk}", details | {"revision": 2}, format="json")
         assert late.status_code == 409 and code_of(late) == "moved"
-    both = body_of(versions, 3, revision=2) | {"sample_rate": 0.5}
+    both = body_of(versions, 3, revision=3) | {"sample_rate": 0.5}
     answer = client.patch(f"{ROOT}/{deployment.pk}", both, format="json").json()
-    assert (answer["revision"], answer["sample_rate"], answer["description"]) == (3, 0.5, "what for")
+    assert (answer["revision"], answer["sample_rate"], answer["description"]) == (5, 0.5, "what for"), "two changes"
 
 
 def test_undo_goes_back_to_the_same_keys_and_can_be_undone(api, maintainer, deployment, versions):

@@ -10,7 +10,7 @@ from registry.serving.models import Variant
 pytestmark = pytest.mark.django_db
 
 
-def test_a_version_goes_live_from_its_page_in_a_click(web, maintainer, trainer, versions):
+def test_a_version_is_deployed_under_a_name_of_its_own(web, maintainer, trainer, versions):
     client = web(maintainer)
     address = f"{reverse('deployment-new')}?version={versions[1].pk}"
     assert address in client.get(reverse("model-version", args=[versions[1].pk])).content.decode()

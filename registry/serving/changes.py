@@ -1,0 +1,48 @@
+"""Rows of a deployment's log in words."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .models import DeploymentChange
+from .services import ANSWERING
+
+
+def in_words(changes: Iterable[DeploymentChange]) -> list[DeploymentChange]:
+    """The same rows, each with ``details``, sentences about its details, and ``answers``: whether it tells who answers."""
+    rows = list(changes)
+    for row in rows:
+        row.details = details_of(row.before, row.after)  # type: ignore[attr-defined]
+        row.answers = any(row.before.get(name) != row.after.get(name) for name in ANSWERING)  # type: ignore[attr-defined]
+    return rows
+
+
+def details_of(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What changed beside the answers. Rows that say nothing of a detail (the creation, earlier releases) changed none."""
+    told = []
+    if _changed("description", before, after):
+        told.append(_described(before["description"], after["description"]))
+    if _changed("sample_rate", before, after):
+        told.append(f"the log keeps {_kept(after['sample_rate'])} instead of {_short(before['sample_rate'])}")
+    return told
+
+
+def _changed(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return name in before and name in after and bool(before[name] != after[name])
+
+
+def _described(before: str, after: str) -> str:
+    if not before:
+        return "description added"
+    return "description changed" if after else "description removed"
+
+
+def _kept(rate: float) -> str:
+    return {0.0: "none of the requests", 1.0: "all requests"}.get(rate, f"{_percent(rate)} of the requests")
+
+
+def _short(rate: float) -> str:
+    return {0.0: "none", 1.0: "all"}.get(rate, _percent(rate))
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.4g} %"
