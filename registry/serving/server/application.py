@@ -66,6 +66,7 @@ class InferenceServer:
         self.telling.end()
         self.watcher.stop()
         self.models.close()
+        self.answering.close()
         self._threads.shutdown(wait=True)
         prediction_log.drain()
 
