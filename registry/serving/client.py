@@ -54,9 +54,10 @@ def _client() -> httpx.Client:
 
 
 def generate(version: UUID, instance: dict[str, Any], *, bearer: str | None = None) -> AsyncIterator[dict[str, Any]]:
-    """What is told of a text while it is written: {"text": piece} again and again, then {"done": true}. Raises as `predict`
-    does, before the first piece."""
-    return _written(f"versions/{version}", instance, bearer)
+    """What is told of a text while it is written: {"text": piece} again and again, then {"done": true}. Raises Throttled and
+    Unavailable at once, while a 429 can be answered, and as `predict` does before the first piece."""
+    _take_rate(bearer)
+    return _written(f"versions/{version}", instance)
 
 
 def generate_by_deployment(
@@ -64,11 +65,24 @@ def generate_by_deployment(
 ) -> AsyncIterator[dict[str, Any]]:
     """As `generate`, by a deployment for a caller who was let in (see `predict_by_deployment`); the end names version,
     variant and request_id."""
-    return _written(f"deployments/{deployment}", {"instance": instance, "key": key, "revision": revision}, bearer)
+    _take_rate(bearer)
+    return _written(f"deployments/{deployment}", {"instance": instance, "key": key, "revision": revision})
 
 
-async def _written(what: str, question: dict[str, Any], bearer: str | None) -> AsyncIterator[dict[str, Any]]:
-    address, headers = f"/internal/{what}/generate", _headers(bearer)
+def _take_rate(bearer: str | None) -> None:
+    """Count a text for the rate of the caller's key, before its stream begins; a person at a page has none."""
+    if bearer is None:
+        return
+    try:
+        answer = _client().post("/internal/rate", headers=_headers(bearer))
+    except httpx.HTTPError:
+        raise Unavailable from None
+    if answer.status_code != 204:
+        _refuse(answer)
+
+
+async def _written(what: str, question: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    address, headers = f"/internal/{what}/generate", _headers(None)
     try:
         async with (
             httpx.AsyncClient(base_url=settings.SERVE_URL, timeout=TIMEOUT, trust_env=False) as client,

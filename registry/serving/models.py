@@ -161,6 +161,9 @@ class PredictionRecord(models.Model):
 
     tenant_parent = "deployment"
     DROPPED = "dropped"  # the error of a copy that its shadow never got
+    REFUSED_BY_ALL = (
+        "bad_request"  # of a request whose input every live variant refuses: it says nothing of any of them
+    )
 
     request_id = models.UUIDField()
     deployment = models.ForeignKey(  # `record_newest` begins with it

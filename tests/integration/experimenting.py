@@ -1,13 +1,15 @@
 """A deployment with traffic for tests of experiments and rollouts: records written straight into the log."""
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 
 from registry.serving import services
-from registry.serving.models import Deployment, Experiment, Feedback, PredictionRecord, Variant
+from registry.serving.experiments import ticking
+from registry.serving.models import Deployment, Experiment, Feedback, PredictionRecord, Rollout, Variant
 from registry.serving.services import Wanted
 from tests import factories
 
@@ -78,3 +80,17 @@ def shares_of(deployment):
     """By the number of its version, and arm, the weight of each live variant that is in it."""
     rows = Variant.objects.filter(deployment=deployment, removed_at=None, role="live").select_related("version")
     return {f"{row.version.number}{row.arm}": row.weight for row in rows}
+
+
+def later(minutes):
+    """A tick of canaries, as if it were that many minutes later."""
+    earlier = timedelta(minutes=minutes)
+    Rollout.objects.update(
+        started_at=F("started_at") - earlier, step_began_at=F("step_began_at") - earlier, paused_at=F("paused_at") - earlier,
+        watch_after=None,
+    )  # fmt: skip
+    PredictionRecord.objects.update(at=F("at") - earlier)
+    for rollout in Rollout.objects.exclude(summed=None):
+        until = datetime.fromisoformat(rollout.summed["until"]) - earlier
+        Rollout.objects.filter(pk=rollout.pk).update(summed=rollout.summed | {"until": until.isoformat()})
+    return ticking.tick()["canaries moved"]

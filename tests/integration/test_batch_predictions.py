@@ -1,5 +1,6 @@
 """Rows of a dataset version through a model, into a dataset version: as online, once, and on after a crash."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from django.urls import reverse
@@ -8,8 +9,9 @@ from datasets.jobs import ingest
 from datasets.models import Dataset, DatasetVersion
 from datasets.services import local_parts
 from dlplatform.cron import reconcile_batches
+from dlplatform.engine.errors import EngineError
 from registry.models import ModelVersion
-from registry.serving import batches, predicting
+from registry.serving import batch_runtime, batches, pieces, predicting
 from registry.serving.batches import folder_of, sweep_folders
 from registry.serving.cache import PredictorCache
 from registry.serving.jobs import predict_dataset
@@ -110,6 +112,141 @@ def test_a_killed_worker_is_followed_by_one_that_goes_on_and_there_is_one_result
     )  # fmt: skip
     assert ended(batch).state == "succeeded" and answered == [50, 60, 70, 80, 90]
     assert DatasetVersion.objects.filter(dataset__name=batch.name).count() == 1
+
+
+def test_what_older_code_began_is_gone_on_with_behind_its_last_file(version, others, trainer, monkeypatch):
+    """It numbered its files, and took as many rows for each as it liked."""
+    whole = batches.request_batch(actor=trainer, version=version, dataset_version=others, name="at once")
+    ingest(str(ended(whole).output_version_id))
+    batch = batches.request_batch(actor=trainer, version=version, dataset_version=others, name="in parts")
+    folder_of(batch.pk).mkdir(parents=True)
+    kept, answered = predicting.Predicting._answer, []
+
+    def interrupted(self, predictor, rows, first, path):
+        if first == 30:
+            raise Killed
+        kept(self, predictor, rows, first, path)
+
+    monkeypatch.setattr(predicting, "ROWS", 10)
+    monkeypatch.setattr(predicting.Predicting, "_answer", interrupted)
+    with pytest.raises(Killed):
+        predict_dataset(str(batch.pk))
+    for number in range(3):
+        made = folder_of(batch.pk) / f"from-{10 * number:010d}.parquet"
+        made.rename(folder_of(batch.pk) / f"{number:07d}.parquet")
+    (folder_of(batch.pk) / "from-0000000030.parquet").write_bytes(b"")  # the machine lost its power
+    BatchPrediction.objects.filter(pk=batch.pk).update(lease_expires_at="2000-01-01T00:00Z")
+    reconcile_batches()
+    BatchPrediction.objects.filter(pk=batch.pk).update(not_before=None)
+    monkeypatch.setattr(predicting, "ROWS", 16)
+    monkeypatch.setattr(
+        predicting.Predicting, "_answer",
+        lambda self, predictor, rows, first, path: (answered.append(first), kept(self, predictor, rows, first, path)),
+    )  # fmt: skip
+    batch.refresh_from_db()
+    assert ended(batch).state == "succeeded" and answered == [30, 32, 48, 64, 80, 96]
+    ingest(str(batch.output_version_id))
+    one, other = (table_of(DatasetVersion.objects.get(pk=each.output_version_id)) for each in (whole, batch))
+    assert one.drop_columns(["probability"]).column_names == other.drop_columns(["probability"]).column_names
+    for name in ("length", "note", "predicted"):
+        assert one.column(name).to_pylist() == other.column(name).to_pylist(), name
+
+
+def test_the_model_is_asked_for_some_rows_at_a_time(version, others, trainer, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1200)
+    monkeypatch.setattr(predicting, "AT_ONCE_BYTES", 12)  # of letters: of some colours
+
+    class Counting:
+        def __init__(self, real):
+            self.real = real
+
+        def predict(self, rows):
+            sizes.append(len(rows))
+            return self.real.predict(rows)
+
+    real = predicting.loaded
+    monkeypatch.setattr(predicting, "loaded", lambda one: Counting(real(one)))
+    batch = batches.request_batch(actor=trainer, version=version, dataset_version=others)
+    assert ended(batch).state == "succeeded" and sum(sizes) == 100 and {*sizes} <= {1, 2, 3, 4, 5}
+    bad = batches.request_batch(actor=trainer, version=version, dataset_version=others, name="bad")
+    monkeypatch.setattr(
+        predicting, "_as_sent", lambda value: "no number" if value == others_length(others, 50) else value
+    )
+    assert "Row 51:" in ended(bad).error["sentence"]
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """The version wants to be compiled; what a compiler would do is told by the test."""
+
+    class Compiled:
+        there, makes, asked = None, None, ()
+
+        def __init__(self, folder, waiting):
+            Compiled.asked = []
+
+        def found(self, package, network):
+            return self._told("found", Compiled.there)
+
+        def runner(self, package, network):
+            return self._told("made", Compiled.makes)
+
+        def _told(self, what, runner):
+            Compiled.asked.append(what)
+            if isinstance(runner, Exception):
+                raise runner
+            return runner
+
+    def wanting(version):
+        predictor = real(version)
+        predictor.compiles = True
+        return predictor
+
+    real = predicting.loaded
+    monkeypatch.setattr(predicting, "loaded", wanting)
+    monkeypatch.setattr(batch_runtime, "Compiler", Compiled)
+    monkeypatch.setattr(predicting, "ROWS", 40)
+    return Compiled
+
+
+class Answers:
+    """In a network's place: for every row the first class."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, inputs):
+        self.rows += len(inputs.numbers)
+        return np.tile(np.array([[[1.0, 0.0, 0.0]]]), (1, len(inputs.numbers), 1))
+
+
+@pytest.mark.parametrize(
+    ("there", "makes", "worth", "asked", "compiled", "said"),
+    [
+        (Answers(), None, 0.0, ["found"], 100, "answered compiled"),
+        (None, None, 1e9, ["found"], 0, "answered not compiled: it was not compiled here before"),
+        (None, Answers(), 0.0, ["found", "made"], 60, "answered compiled"),
+        (None, EngineError("no_compiler", "No g++."), 0.0, ["found", "made"], 0, "answered not compiled: No g++."),
+        (OSError("no room"), Answers(), 0.0, ["found"], 0, "answered not compiled: no room"),
+    ],
+)
+def test_a_version_that_wants_it_is_answered_compiled_where_it_is_there_or_pays(
+    version, others, trainer, compiling, monkeypatch, caplog, there, makes, worth, asked, compiled, said
+):
+    caplog.set_level("INFO", "registry.serving.batch_runtime")
+    compiling.there, compiling.makes = there, makes
+    monkeypatch.setattr(batch_runtime, "WORTH_SECONDS", worth)
+    batch = batches.request_batch(actor=trainer, version=version, dataset_version=others)
+    assert ended(batch).state == "succeeded" and compiling.asked == asked
+    assert sum(one.rows for one in (there, makes) if isinstance(one, Answers)) == compiled
+    assert f"batch prediction {batch.pk}: {said}" in caplog.text
+
+
+def test_others_say_nothing_of_compiling(version, others, trainer, caplog):
+    caplog.set_level("INFO", "registry.serving.batch_runtime")
+    batch = batches.request_batch(actor=trainer, version=version, dataset_version=others)
+    assert ended(batch).state == "succeeded" and "compiled" not in caplog.text
 
 
 def test_it_can_be_cancelled_while_it_waits_and_while_it_works(version, others, trainer, api, monkeypatch):

@@ -1,20 +1,19 @@
 """Canaries and blue/green: the ladder, pauses, what goes back by itself, restarts, and who may."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
-from django.db.models import F
 from django.utils import timezone
 
 from dlplatform.accounts.models import AuditEntry
 from registry.serving import prediction_log, services
-from registry.serving.experiments import rollouts, ticking
+from registry.serving.experiments import rollouts
 from registry.serving.experiments import services as experiments
 from registry.serving.forms import candidates
-from registry.serving.models import Deployment, DeploymentChange, PredictionRecord, Rollout
+from registry.serving.models import Deployment, DeploymentChange, Rollout
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.experimenting import deployment, right, shares_of, versions, write  # noqa: F401
+from tests.integration.experimenting import deployment, later, right, shares_of, versions, write  # noqa: F401
 
 pytestmark = pytest.mark.django_db
 ERRORS = [{"kind": "errors", "limit": 0.02}]
@@ -31,20 +30,6 @@ def canary(maintainer, deployment, versions):  # noqa: F811
         return made
 
     return start
-
-
-def later(minutes):
-    """A tick, as if it were that many minutes later."""
-    earlier = timedelta(minutes=minutes)
-    Rollout.objects.update(
-        started_at=F("started_at") - earlier, step_began_at=F("step_began_at") - earlier, paused_at=F("paused_at") - earlier,
-        watch_after=None,
-    )  # fmt: skip
-    PredictionRecord.objects.update(at=F("at") - earlier)
-    for rollout in Rollout.objects.exclude(summed=None):
-        until = datetime.fromisoformat(rollout.summed["until"]) - earlier
-        Rollout.objects.filter(pk=rollout.pk).update(summed=rollout.summed | {"until": until.isoformat()})
-    return ticking.tick()["canaries moved"]
 
 
 def error_of(answer, status):

@@ -15,6 +15,8 @@ from registry import optimizations
 from registry.jobs import optimize as work
 from registry.models import ModelVersion
 from registry.serving import cache, services
+from registry.serving.batches import request_batch
+from registry.serving.jobs import predict_dataset
 from registry.serving.server import compiling
 from registry.serving.services import Wanted
 from tests.fixtures.inference import Inference, eventually
@@ -83,7 +85,12 @@ def test_it_answers_at_once_and_compiled_when_that_is_ready(
         assert len(after) == 40 and {each["label"] for each in after} == {one["label"]}
         assert after[0]["probabilities"] == pytest.approx(one["probabilities"], abs=1e-4)
         assert inference.server.models.cache.sizes[child.pk] > made.stat().st_size
-        assert cache.loaded(child).predict([ROW])[0]["label"] == one["label"]  # whole datasets, uncompiled
+        assert cache.loaded(child).predict([ROW])[0]["label"] == one["label"]
+        caplog.set_level("INFO", "registry.serving.batch_runtime")
+        batch = request_batch(actor=trainer, version=child, dataset_version=version.dataset_version, name="all rows")
+        predict_dataset(str(batch.pk))
+        batch.refresh_from_db()
+        assert batch.state == "succeeded" and f"batch prediction {batch.pk}: answered compiled" in caplog.text
 
         made.unlink()
         monkeypatch.setenv("CXX", "false")

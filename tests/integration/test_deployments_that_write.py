@@ -81,12 +81,32 @@ def test_a_text_is_streamed_by_a_deployment_and_recorded(inference, api, viewer,
 def test_a_text_counts_for_the_rate_of_the_key_that_asks(inference, client, viewer, talker, version, monkeypatch):
     monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(0.01))
     headers = {"Authorization": f"Bearer {key_of(viewer)}"}
-    told = [
-        events(client.post(f"/api/v1/{path}/generate", {"prompt": "x"}, content_type="application/json", headers=headers))
+    first, *others = [
+        client.post(f"/api/v1/{path}/generate", {"prompt": "x"}, content_type="application/json", headers=headers)
         for path in (f"deployments/{talker.pk}", "deployments/talker", f"model-versions/{version.pk}")
     ]  # fmt: skip
-    assert told[0][-1]["done"] is True
-    assert all(len(one) == 1 and "throttled" in one[0]["error"] for one in told[1:]), told[1:]
+    assert events(first)[-1]["done"] is True
+    for refused in others:
+        assert refused.status_code == 429 and refused.json()["errors"][0]["code"] == "throttled", refused.content
+        assert 90 <= int(refused["Retry-After"]) <= 101
+    prediction_log.buffer.flush()
+    assert PredictionRecord.objects.count() == 1
+
+
+def test_a_text_is_counted_once(inference, client, viewer, talker, monkeypatch):
+    monkeypatch.setattr(inference.server, "rate", rate_limit.RateLimit(1.0, clock=lambda: 0.0))  # two at once
+    headers = {"Authorization": f"Bearer {key_of(viewer)}"}
+    path = f"/api/v1/deployments/{talker.pk}/generate"
+    told = [
+        client.post(path, {"prompt": "x"}, content_type="application/json", headers=headers) for _ in range(3)
+    ]  # fmt: skip
+    assert [one.status_code for one in told] == [200, 200, 429]
+    assert all(events(one)[-1]["done"] is True for one in told[:2])
+
+
+def test_nobody_but_the_platform_counts_for_a_key(inference, viewer):
+    headers = {"Authorization": f"Bearer {key_of(viewer)}"}
+    assert inference.client.post("/internal/rate", headers=headers).status_code == 401
 
 
 def test_an_error_is_an_event_and_a_record(inference, api, viewer, talker, version, stubs):

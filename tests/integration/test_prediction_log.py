@@ -108,7 +108,7 @@ def test_a_failure_is_kept_with_its_code(api, viewer, deployment, answers, buffe
     assert refused.status_code == 400 and refused.json()["errors"][0]["attr"] == "instances.0.x", refused.content
     buffer.flush()
     kept = PredictionRecord.objects.order_by("id").values_list("error", "predictions")
-    assert list(kept) == [("model_unusable", None), ("invalid", None)]
+    assert list(kept) == [("model_unusable", None), ("bad_request", None)]
 
 
 def test_a_share_is_sampled(api, viewer, maintainer, deployment, answers, buffer, inference):

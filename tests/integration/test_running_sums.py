@@ -51,7 +51,7 @@ def traffic(experiment, chance, ago):
         else:
             outcomes = [chance.choice([None, round(chance.uniform(-30, 30), 3), 1 / 3, True]) for _ in range(count)]
         keys = [chance.choice(["", f"k{chance.randrange(6)}"]) for _ in range(count)]
-        errors = [chance.choice(["", "", "", "failed"]) for _ in range(count)]
+        errors = [chance.choice(["", "", "", "failed", "bad_request"]) for _ in range(count)]
         milliseconds = [chance.uniform(1, 10) for _ in range(count)]
         written += write(
             variant, outcomes, metric="accuracy" if experiment.metric == "accuracy" else "number", ago=ago, keys=keys,

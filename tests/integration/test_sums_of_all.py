@@ -97,9 +97,13 @@ class Life:
         if not PredictionRecord.objects.filter(request_id=request, role="shadow").exists():
             self._record(request, self.variants()[1], "shadow", "")
 
-    def _record(self, request, variant, role, key):
+    def _record(self, request, variant, role, key, error=None):
         chance = self.chance
-        error = chance.choice(["", "", "", "failed", "dropped" if role == "shadow" else ""])
+        error = (
+            error
+            if error is not None
+            else chance.choice(["", "", "", "failed", "dropped" if role == "shadow" else "bad_request"])
+        )
         rows = [
             {"value": round(chance.uniform(-9, 9), 3)} if self.number else {"label": chance.choice("ab")}
             for _ in range(2)
@@ -232,7 +236,7 @@ def test_a_canary_goes_on_only_where_the_log_says_so_too(life, caplog):
     Rollout.objects.update(guardrails=[], steps=[{"share": 0.5, "minutes": 0, "requests": 9}, *STEPS[-1:]])
     lived.now += timedelta(minutes=1)
     for _ in range(10):
-        lived._record(uuid.uuid4(), lived.variants()[1], "live", "")
+        lived._record(uuid.uuid4(), lived.variants()[1], "live", "", error="")
     lived.now += timedelta(seconds=1)
     assert lived.carried(lived.window())["requests"] == 10
     gone = PredictionRecord.objects.last()
@@ -241,7 +245,7 @@ def test_a_canary_goes_on_only_where_the_log_says_so_too(life, caplog):
     assert "made anew" in caplog.text and lived.holder.step == 0 and lived.holder.summed is None
     assert ticking.watch_rollout(lived.holder) is False and lived.holder.watched["requests"] == 1
     for _ in range(10):
-        lived._record(uuid.uuid4(), lived.variants()[1], "live", "")
+        lived._record(uuid.uuid4(), lived.variants()[1], "live", "", error="")
     assert ticking.watch_rollout(lived.holder) is True and lived.holder.step == 1
     assert ticking.watch_rollout(lived.holder) is False and lived.holder.watched["requests"] == 0, "of the new step"
 

@@ -15,6 +15,7 @@ from registry.serving.statistics.moments import Moments
 
 from .sums import (
     COUNTED,
+    TELLING,
     Measure,
     Pairs,
     Units,
@@ -90,7 +91,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Answered:
-    """How many units and requests each variant answered.
+    """How many units and requests each variant answered. ``telling``: without requests that every live variant refuses.
 
     ``since``: only from then on, where that is later than the window's; ``part`` names it, as another time has sums of its own.
     """
@@ -100,16 +101,17 @@ class Answered:
     by_request: bool = False
     since: datetime | None = None
     part: int = 0
+    telling: bool = False
 
     @property
     def measure(self) -> Measure:
-        return Measure(COUNTED, by_request=self.by_request)
+        return Measure(TELLING if self.telling else COUNTED, by_request=self.by_request)
 
     def _of(self, window: Window) -> Window:
         return replace(window, shadows=self.with_copies, since=max(window.since, self.since or window.since))
 
     def read(self, window: Window) -> dict[UUID, Units]:
-        return count_units(self._of(window), self.variants, by_request=self.by_request)
+        return count_units(self.measure, self._of(window), self.variants)
 
     def parts(self, *, touched: bool) -> str:
         return _parts_of_units(self.measure, touched=touched, part="%(part)s::text")

@@ -158,7 +158,7 @@ def read_sums(rollout: Rollout, window: Window) -> dict[str, Any]:
 def _readings(rollout: Rollout) -> list[Reading]:
     a, b = rollout.variant_stable_id, rollout.variant_candidate_id
     assert a is not None and b is not None
-    within = Answered((b,), by_request=True, since=rollout.step_began_at, part=rollout.step)
+    within = Answered((b,), by_request=True, since=rollout.step_began_at, part=rollout.step, telling=True)
     return [within, *guardrails.readings(rollout.guardrails, a, b)]
 
 

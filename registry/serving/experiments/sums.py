@@ -26,6 +26,7 @@ SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, ar
 FARTHEST = 1e100  # no outcome counts more: its square must be a number too
 SLOW = "slow"
 COUNTED = "requests"  # a request's value is 1: units and requests are counted
+TELLING = "telling"  # the same without requests that every live variant refuses, which say nothing of any
 LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
 SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
 OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
@@ -84,13 +85,13 @@ def window_until_now(deployment: UUID, since: datetime, revision: int = 0) -> Wi
     return Window(deployment, since, timezone.now() - SETTLED, max(newest), revision)
 
 
-def count_units(window: Window, variants: Sequence[UUID], *, by_request: bool = False) -> dict[UUID, Units]:
-    """Of every variant, also of those that answered nothing."""
+def count_units(measure: Measure, window: Window, variants: Sequence[UUID]) -> dict[UUID, Units]:
+    """Of every variant, also of those that answered nothing. The measure is of `COUNTED` or `TELLING`."""
     sql = f"""
-        WITH answered AS ({_answered(by_request)})
-        SELECT variant_id, count(DISTINCT unit), count(*) FROM answered GROUP BY variant_id
+        WITH {values_of(measure)}
+        SELECT variant_id, count(DISTINCT unit), count(*) FROM read WHERE value IS NOT NULL GROUP BY variant_id
     """  # noqa: S608 - made of this module's own pieces
-    found = {row[0]: Units(row[1], row[2]) for row in rows_of(sql, named_values(window, variants))}
+    found = {row[0]: Units(row[1], row[2]) for row in rows_of(sql, named_values(window, variants, measure))}
     return {variant: found.get(variant, Units(0, 0)) for variant in variants}
 
 
@@ -295,6 +296,7 @@ COPIES = """SELECT request_id, variant_id, predictions, milliseconds, error FROM
         WHERE deployment_id = %(deployment)s AND role = 'shadow' AND variant_id = %(shadow)s
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""
 TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
+SAYS_SOMETHING = f"of.error <> '{PredictionRecord.REFUSED_BY_ALL}'"
 PREDICTED = "of.predictions -> l.index::int"
 VALUES = {
     Experiment.Metric.ACCURACY: f"""CASE WHEN jsonb_typeof({PREDICTED} -> 'label') = 'string'
@@ -304,9 +306,10 @@ VALUES = {
     Experiment.Metric.NUMBER: """CASE jsonb_typeof(l.label) WHEN 'number' THEN (l.label #>> '{}')::numeric
         WHEN 'boolean' THEN (l.label #>> '{}')::boolean::int::numeric END""",
     Experiment.Metric.LATENCY: "CASE WHEN of.error = '' THEN of.milliseconds::numeric END",
-    Experiment.Metric.ERRORS: "(of.error <> '')::int::numeric",
+    Experiment.Metric.ERRORS: f"CASE WHEN {SAYS_SOMETHING} THEN (of.error <> '')::int::numeric END",
     COUNTED: "1::numeric",
-    SLOW: "(of.error <> '' OR of.milliseconds > %(milliseconds)s)::int::numeric",
+    TELLING: f"CASE WHEN {SAYS_SOMETHING} THEN 1::numeric END",
+    SLOW: f"CASE WHEN {SAYS_SOMETHING} THEN (of.error <> '' OR of.milliseconds > %(milliseconds)s)::int::numeric END",
 }
 
 

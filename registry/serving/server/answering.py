@@ -21,6 +21,7 @@ from dlplatform.parsers import StrictJSONParser
 from registry.serving import prediction_log
 from registry.serving.batching import Rows
 from registry.serving.log_entries import Entry
+from registry.serving.models import PredictionRecord
 from registry.serving.serializers import DeploymentPredictIn
 
 from .deployments import Served, ServedVariant
@@ -30,6 +31,7 @@ from .http import ClientGone, unless_gone
 from .metrics import Metrics
 from .models import Models
 from .records import record_of
+from .refusals import Refusals, refused_row
 from .watching import Watcher
 
 MOST_ROWS, LONGEST_KEY = 1000, 200
@@ -114,6 +116,10 @@ class Answering:
         self._models = models
         self._watcher = watcher
         self._threads = threads
+        self._refusals = Refusals(models)
+
+    def close(self) -> None:
+        self._refusals.close()
 
     async def served(self, permit: Permit) -> Served:
         """What answers now. Raises Http404, and Conflict where it is archived."""
@@ -145,7 +151,7 @@ class Answering:
         served = await self.served(permit)
         by_chance = variant is None
         variant = variant or served.choose(key)
-        with self.record(served, variant, rows, key, by_chance) as record:
+        async with self.record(served, variant, rows, key, by_chance) as record:
             record.predictions = await self.predict(variant.version, rows, receive)
         return record.answer
 
@@ -153,7 +159,7 @@ class Answering:
         self, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool = True
     ) -> "Record":
         """A context in which the variant answers. ``by_chance``: the weights chose it, and nobody named it."""
-        return Record(self.metrics, served, variant, rows, key, by_chance)
+        return Record(self.metrics, self._refusals, served, variant, rows, key, by_chance)
 
     async def predict(self, version: UUID, rows: Rows, receive: Any) -> Rows:
         """The answers of one version. Raises ClientGone, Overloaded, and what loading and predicting do."""
@@ -173,24 +179,33 @@ class Record:
     one. See `Answering.record`."""
 
     def __init__(
-        self, metrics: Metrics, served: Served, variant: ServedVariant, rows: Rows, key: str | None, by_chance: bool
-    ) -> None:
+        self, metrics: Metrics, refusals: Refusals, served: Served, variant: ServedVariant, rows: Rows, key: str | None,
+        by_chance: bool,
+    ) -> None:  # fmt: skip
         self.served, self.variant, self.request_id = served, variant, request_ids.next()
         self.predictions: Rows | None = None
         self._metrics, self._rows, self._key, self._by_chance = metrics, rows, key, by_chance
+        self._refusals = refusals
         self._recorded = random.random() < served.sample_rate  # noqa: S311 - a sample, no secret
         self._began = time.perf_counter()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
-        seconds, code = time.perf_counter() - self._began, _code(error)
+    async def __aexit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
+        seconds = time.perf_counter() - self._began
+        code = "" if error is None else await self._code_of(error)
         self._metrics.answered(self.served.id, self.variant.id, code, seconds)
         if self._recorded:
             row = self._row(seconds * 1000, code)
             prediction_log.buffer.add(row)
             asyncio.get_running_loop().call_soon(row.pack)  # when the answer is on its way
+
+    async def _code_of(self, error: BaseException) -> str:
+        row = refused_row(error, self._rows)
+        if row is not None and await self._refusals.by_all(self.served, row):
+            return PredictionRecord.REFUSED_BY_ALL
+        return _code(error)
 
     def _row(self, milliseconds: float, code: str) -> Entry:
         propensity = self.served.propensities[self.variant.name] if self._by_chance else None
@@ -205,7 +220,5 @@ class Record:
         return Answer(self.request_id, self.served, self.variant, self.predictions, self._recorded)
 
 
-def _code(error: BaseException | None) -> str:
-    if error is None:
-        return ""
+def _code(error: BaseException) -> str:
     return "client_gone" if isinstance(error, ClientGone) or not isinstance(error, Exception) else code_of(error)

@@ -34,6 +34,7 @@ from .watching import Watcher
 
 PREDICT = re.compile(r"/api/v1/deployments/([^/]{1,200})/predict/?")
 INTERNAL = re.compile(r"/internal/(versions|deployments)/([0-9a-f-]{36})/(predict|generate)")
+RATE = "/internal/rate"  # for a text that the web process will ask for without the key, which was counted by this
 SECRET = SECRET_HEADER.lower().encode()
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class InferenceServer:
         self.telling.end()
         self.watcher.stop()
         self.models.close()
+        self.answering.close()
         self._threads.shutdown(wait=True)
         prediction_log.drain()
 
@@ -156,6 +158,11 @@ class InferenceServer:
     async def _internal(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """What the web process asks for a caller whom it has let in."""
         _require_secret(scope)
+        if scope["path"] == RATE:
+            require_post(scope)
+            self.rate.take(bearer_of(dict(scope["headers"])))
+            await send_bytes(send, 204, [], b"")
+            return
         matched = INTERNAL.fullmatch(scope["path"])
         if matched is None:
             raise NotFoundHere

@@ -63,7 +63,7 @@ async def stream_answer(
         raise WritesNoTexts
     leaving = asyncio.ensure_future(receive())
     try:
-        with answering.record(served, variant, [row], key) as record:
+        async with answering.record(served, variant, [row], key) as record:
             named = {"version": variant.version, "variant": variant.id, "request_id": record.request_id}
             text = await _sent(send, pieces(variant.version, row, models, leaving.done), END | named)
             record.predictions = [{"text": text}]

@@ -106,7 +106,7 @@ class OpenAIApi:
         row = question.instance | ({} if "seed" in question.instance else {"seed": random.randrange(2**31)})  # noqa: S311
         leaving = asyncio.ensure_future(receive())
         try:
-            with self._answering.record(served, variant, [row], question.key) as record:
+            async with self._answering.record(served, variant, [row], question.key) as record:
                 usage = Usage()
                 texts = pieces(variant.version, row, self._models, leaving.done, usage)
                 answer = _Answer(question, str(record.request_id), usage)

@@ -6,7 +6,11 @@ import math
 
 import pytest
 
+from dlplatform.engine.predict import Predictor
+from registry.serving import predicting
+from registry.serving.batches import request_batch
 from registry.serving.cache import PredictorCache
+from registry.serving.jobs import predict_dataset
 from registry.tensors import tensor_shapes
 from tests.fixtures.pictures import class_folders, picture
 from tests.integration.test_transformers_bases import texts, version_of  # noqa: F401 - a fixture
@@ -53,6 +57,17 @@ def test_a_model_of_images_becomes_one_that_answers(base, many, trainer, api, ki
     assert version.task == "classification" and version.base is None and list(version.parents.all()) == [start]
     assert Run.objects.get(output_version=version).config["image_encoder"] == "pretrained"
     assert all(set(one["probabilities"]) == {"cat", "dog"} for one in answered(version))
+
+
+def test_a_whole_dataset_of_images_is_read_some_images_at_a_time(base, many, trainer, api, monkeypatch):
+    version = trained_version(asked(api, trainer, base("resnet"), many, mode="full"))
+    monkeypatch.setattr(predicting, "AT_ONCE_BYTES", 3 * predicting.IMAGE_BYTES)
+    at_once, real = [], Predictor.predict
+    monkeypatch.setattr(Predictor, "predict", lambda self, rows: (at_once.append(len(rows)), real(self, rows))[1])
+    batch = request_batch(actor=trainer, version=version, dataset_version=many)
+    predict_dataset(str(batch.pk))
+    batch.refresh_from_db()
+    assert batch.state == "succeeded" and sum(at_once) == many.rows > 6 and max(at_once) <= 3
 
 
 @pytest.mark.parametrize("kind", ["vit", "convnext", "resnet"])

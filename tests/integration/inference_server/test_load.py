@@ -64,9 +64,9 @@ def test_a_small_model_is_run_by_the_loop_itself_and_answers_as_any(
     assert len(many) == 1000
     prediction_log.buffer.flush()
     assert PredictionRecord.objects.filter(deployment=deployment, error="").count() == 61
-    assert PredictionRecord.objects.get(error="invalid").instances == [{"x": -1}]
+    assert PredictionRecord.objects.get(error="bad_request").instances == [{"x": -1}]
     seen = inference.client.get("/metrics").text
-    assert 'error="invalid"' in seen and "dlplatform_inference_batch_rows_count" in seen
+    assert 'error="bad_request"' in seen and "dlplatform_inference_batch_rows_count" in seen
 
 
 def test_a_slow_model_of_one_deployment_is_no_reason_to_fail_at_the_end(viewer, deployment, versions, stubs, inference):
