@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 from django.conf import settings
 
-from dlplatform.engine.compiled import CompiledRunner
 from dlplatform.engine.compiling import FOLDER, Compiler
 from dlplatform.engine.environment import serving_threads
 from dlplatform.engine.errors import EngineError
 from dlplatform.engine.optimizing.report import threads
 from dlplatform.engine.predict import Predictor
+from dlplatform.engine.runners import Runner
 
 from .confined import ConfinedPredictor
 
@@ -48,7 +48,7 @@ class BatchRuntime:
         if self._wanting is not None and seconds >= WORTH_SECONDS:
             self._take(self._compiler.runner, "")
 
-    def _take(self, runner_of: Callable[..., CompiledRunner | None], otherwise: str) -> None:
+    def _take(self, runner_of: Callable[..., Runner | None], otherwise: str) -> None:
         """Whatever goes wrong, the network answers as it is, and nothing is tried again."""
         predictor, runner = self._wanting, None
         assert predictor is not None
