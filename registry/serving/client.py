@@ -35,6 +35,14 @@ class Overloaded(Unavailable):
     wait = 1
 
 
+class Failed(Unavailable):
+    """The inference process answers, but not what it should: asking again will not help."""
+
+    status_code = 502
+    default_code = "inference_failed"
+    default_detail = "The inference server failed at this request; its log says why."
+
+
 class PredictionRefused(ValidationError):
     """An instance does not fit the model's inputs; ``attr`` says which row and column."""
 
@@ -110,7 +118,7 @@ def _refuse(answer: httpx.Response) -> None:
     if answer.status_code == 413:
         raise PredictionRefused("instances", "Send fewer or smaller rows in one request.", "too_large")
     if answer.status_code not in (400, 409, 422, 503):
-        raise Unavailable
+        raise Failed
     problem = answer.json()["errors"][0]
     if answer.status_code == 400:
         raise PredictionRefused(problem["attr"] or "prompt", problem["detail"], problem["code"])
@@ -123,7 +131,7 @@ def _refuse(answer: httpx.Response) -> None:
 
 def predict(version: UUID, instances: list[dict[str, Any]], *, bearer: str | None = None) -> list[dict[str, Any]]:
     """Predictions of one version for rows, in order. ``bearer``: the key or token of the caller, whose rate it counts for; None
-    for a person at a page. Raises ValidationError, Http404, Unusable, Throttled or Unavailable."""
+    for a person at a page. Raises ValidationError, Http404, Unusable, Throttled, Failed or Unavailable."""
     told: list[dict[str, Any]] = _asked(f"versions/{version}", {"instances": instances}, bearer)["predictions"]
     return told
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.urls import reverse
 
 from dlplatform.api import Conflict, Unavailable
 from dlplatform.objects.models import StoredObject
@@ -296,6 +297,22 @@ def test_without_the_inference_process_the_answer_is_503(settings, trained, monk
     monkeypatch.setattr(client, "_client", lambda: httpx.Client(base_url="http://127.0.0.1:9", trust_env=False))
     with pytest.raises(Unavailable):
         client.predict(trained.pk, [ROW])
+
+
+def test_a_failure_of_the_inference_server_is_told_as_one_and_not_as_a_start(
+    api, web, viewer, trained, inference, monkeypatch
+):
+    def fails(_self, _instances):
+        raise RuntimeError("an operation that does not exist")
+
+    monkeypatch.setattr("dlplatform.engine.predict.Predictor.predict", fails)
+    monkeypatch.setattr("registry.serving.cache.warm", lambda *_: 0)
+    answer = api(viewer).post(f"/api/v1/model-versions/{trained.pk}/predict", {"instances": [ROW]}, format="json")
+    assert answer.status_code == 502 and answer.json()["errors"][0]["code"] == "inference_failed", answer.content
+    shown = {f"input-{at}": ROW[one["name"]] for at, one in enumerate(trained.signature["inputs"])}
+    page = web(viewer).post(reverse("version-try", args=[trained.pk]), shown)
+    assert page.status_code == 200 and "The inference server failed at this request" in page.content.decode()
+    assert "operation that does not exist" not in page.content.decode() + answer.content.decode()
 
 
 def test_predictors_over_the_budget_are_dropped_least_recently_used_first(trained, queue_run):
