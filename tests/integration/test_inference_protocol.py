@@ -5,6 +5,7 @@ import struct
 from base64 import b64encode
 from hashlib import sha256
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -240,7 +241,7 @@ def test_the_repository_and_its_statistics_are_told_to_who_may_ask(
         {"name": "a", "shape": [1], "datatype": "FP32", "data": ["1"]},
         {"name": "a", "shape": [1], "datatype": "FP32", "data": [True]},
         {"name": "a", "shape": [1], "datatype": "INT64", "data": [1.5]},
-        {"name": "a", "shape": [1], "datatype": "BOOL", "data": [1]},
+        {"name": "a", "shape": [1], "datatype": "BOOL", "data": [2]},
         {"name": "a", "shape": [1], "datatype": "BF16", "data": [1]},
         {"name": "a", "shape": [1], "datatype": "FP32"},
         {"name": "a", "shape": [2], "datatype": "FP32", "data": [[1], 2]},
@@ -253,6 +254,62 @@ def test_the_repository_and_its_statistics_are_told_to_who_may_ask(
 def test_tensors_that_are_none_are_refused(wrong):
     with pytest.raises(tensors.TensorError):
         tensors.values_of(wrong, tensors.BinaryTail(struct.pack("<I", 99) + b"abcd"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "value"),
+    [
+        ("INT8", [1, 300], "300"),
+        ("INT8", [-129, 1], "-129"),
+        ("UINT8", [0, -1], "-1"),
+        ("UINT64", [2**64], str(2**64)),
+        ("INT64", [2**63], str(2**63)),
+        ("INT32", [1, 1.5], "1.5"),
+        ("INT32", [1, True], "true"),
+        ("INT32", [1, None], "null"),
+        ("UINT16", ["x" * 50], '"' + "x" * 39 + "…"),
+        ("BOOL", [True, 2], "2"),
+        ("BOOL", [True, 1.0], "1.0"),
+        ("BOOL", [True, "true"], '"true"'),
+        ("FP32", [1.5, False], "false"),
+        ("BYTES", ["a", 1], "1"),
+    ],
+)
+def test_a_value_that_a_datatype_does_not_have_is_refused_by_name(kind, data, value):
+    sent = {"name": "age", "shape": [len(data)], "datatype": kind, "data": data}
+    with pytest.raises(tensors.TensorError) as refused:
+        tensors.values_of(sent, tensors.BinaryTail(b""))
+    assert str(refused.value).startswith(f"The tensor 'age' holds {value}, which is no {kind}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "values"),
+    [
+        ("INT8", [-128, 127], [-128, 127]),
+        ("UINT64", [0, 2**64 - 1], [0, 2**64 - 1]),
+        ("BOOL", [True, 0, 1, False], [True, False, True, False]),
+        ("FP32", [1, 1.5], [1, 1.5]),
+        ("INT8", [], []),
+        ("BOOL", [], []),
+    ],
+)
+def test_the_last_values_of_a_datatype_are_taken(kind, data, values):
+    sent = {"name": "age", "shape": [len(data)], "datatype": kind, "data": data}
+    taken = tensors.values_of(sent, tensors.BinaryTail(b""))[3]
+    assert taken == values and [type(one) for one in taken] == [type(one) for one in values]
+
+
+def test_bytes_of_a_tensor_are_whatever_they_say():
+    sent = {"name": "a", "shape": [2], "datatype": "BOOL", "parameters": {"binary_data_size": 2}}
+    assert tensors.values_of(sent, tensors.BinaryTail(b"\1\0"))[3] == [True, False]
+
+
+def test_a_number_beyond_its_datatype_is_answered_by_400(inference, auth, deployment):
+    tensor = {"name": "age", "shape": [1, 1], "datatype": "INT8", "data": [300]}
+    address = f"{inference.address}/v2/models/screening/infer"
+    answer = httpx.post(address, json={"inputs": [tensor]}, headers=auth, trust_env=False)
+    assert answer.status_code == 400, answer.text
+    assert answer.json() == {"error": "The tensor 'age' holds 300, which is no INT8: -128 to 127."}
 
 
 def test_numbers_of_all_kinds_and_outputs_come_through_exactly():

@@ -121,10 +121,45 @@ def _from_json(name: str, kind: str, data: Any) -> list[Any]:
     if not isinstance(data, list):
         raise TensorError(f"The tensor {name[:80]!r} has neither data nor a binary_data_size.")
     values = _flat(data)
-    wanted: Any = str if kind == BYTES else bool if kind == "BOOL" else int if "INT" in kind else (int, float)
-    if not all(isinstance(one, wanted) and (kind == "BOOL" or not isinstance(one, bool)) for one in values):
-        raise TensorError(f"The tensor {name[:80]!r} holds a value that is no {kind}.")
-    return values
+    if strange := set(map(type, values)) - _types_of(kind):
+        raise _no_value(name, kind, next(one for one in values if type(one) in strange))
+    return _within(name, kind, values)
+
+
+def _types_of(kind: str) -> set[type]:
+    """What JSON may hold for a datatype. Types are compared, for to Python true is a number."""
+    if kind == BYTES:
+        return {str}
+    if kind == "BOOL":
+        return {bool, int}
+    return {int} if "INT" in kind else {int, float}
+
+
+def _within(name: str, kind: str, values: list[Any]) -> list[Any]:
+    """The values, true and false for 0 and 1 of a BOOL; TensorError for a number that the datatype does not have.
+
+    The least and the greatest are found without Python's interpreter, which a large tensor would hold up.
+    """
+    if not values or not (kind == "BOOL" or "INT" in kind):
+        return values
+    low, high = (0, 1) if kind == "BOOL" else (int(np.iinfo(DTYPES[kind]).min), int(np.iinfo(DTYPES[kind]).max))
+    for extreme in (min(values), max(values)):
+        if not low <= extreme <= high:
+            raise _no_value(name, kind, extreme, f": {'true, false, 0 or 1' if kind == 'BOOL' else f'{low} to {high}'}")
+    return list(map(bool, values)) if kind == "BOOL" else values
+
+
+def _no_value(name: str, kind: str, value: Any, wanted: str = "") -> TensorError:
+    return TensorError(f"The tensor {name[:80]!r} holds {_written(value)}, which is no {kind}{wanted}.")
+
+
+def _written(value: Any) -> str:
+    """As JSON writes it; its beginning where it is long."""
+    try:
+        text = json.dumps(value)
+    except ValueError:  # an integer with too many digits to be written
+        return "a number of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _flat(data: list[Any]) -> list[Any]:
