@@ -31,21 +31,19 @@ PACE_ROWS = 32  # with which it is measured
 @dataclass
 class Held:
     """A predictor in memory. ``size``: its own bytes. ``at_once``: rows that it answers within QUICK_SECONDS; 0 for all that
-    take longer. ``base``: what it is an adapter of, whose bytes all adapters of one base share. ``asked``: how often."""
+    take longer. ``base``: what it is an adapter of, whose bytes all adapters of one base share."""
 
     predictor: Predictor | ConfinedPredictor
     size: int
     at_once: int
     base: UUID | None = None
     base_size: int = 0
-    asked: int = 0
 
 
 class PredictorCache:
     """Predictors by version; the least recently used that is not pinned goes once all exceed ``budget`` bytes.
 
-    ``added`` is told of each predictor of this process that comes, ``asked_much`` of one that was asked for as often as the
-    settings say, ``dropped`` of each that goes. One thread loads a version
+    ``added`` is told of each predictor of this process that comes, ``dropped`` of each that goes. One thread loads a version
     while others get further ones. ``yields`` says which versions' processes let all others go first.
     """
 
@@ -53,13 +51,11 @@ class PredictorCache:
         self, budget: int, dropped: "Callable[[UUID, Predictor | ConfinedPredictor], None] | None" = None,
         yields: Callable[[UUID], bool] = lambda version: False,
         added: Callable[[UUID, Predictor], None] = lambda version, predictor: None,
-        asked_much: Callable[[UUID, Predictor], None] = lambda version, predictor: None,
     ) -> None:  # fmt: skip
         self._budget = budget
         self._yields = yields
         self._dropped = dropped or _close
         self._added = added
-        self._asked_much, self._much = asked_much, settings.SERVE_AS_GRAPH_AFTER
         self._held: OrderedDict[UUID, Held] = OrderedDict()
         self._pinned: frozenset[UUID] = frozenset()
         self._lock = threading.Lock()
@@ -73,15 +69,9 @@ class PredictorCache:
                 return None
             if not isinstance(held.predictor, ConfinedPredictor) or held.predictor.alive:
                 self._held.move_to_end(version_id)
-                self._count(version_id, held)
                 return held.predictor
             self._let_go(version_id)
         return None
-
-    def _count(self, version_id: UUID, held: Held) -> None:
-        held.asked += 1
-        if held.asked == self._much and isinstance(held.predictor, Predictor):
-            self._asked_much(version_id, held.predictor)
 
     def at_once(self, version_id: UUID) -> int:
         """How many rows of a version that is ready hold nobody up; 0 where even one would."""

@@ -25,7 +25,7 @@ from .models import LoggedImage
 STORAGE = "datasets"  # an image of a dataset that is sent to a model is stored once
 STORED = "object:"
 MEGABYTE = 1_000_000
-COUNT_SECONDS = 10.0
+COUNT_SECONDS, DOUBT_SECONDS = 10.0, 1.0  # between two counts; before anything is refused
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +111,14 @@ class Volumes:
 
     def fits(self, organization: UUID, size: int) -> bool:
         """Whether so many bytes more are within `PREDICTION_LOG_IMAGE_MB`; then they are reckoned with."""
+        limit = settings.PREDICTION_LOG_IMAGE_MB * MEGABYTE
         counted, used = self._known.get(organization, (-math.inf, 0))
-        if time.monotonic() > counted + COUNT_SECONDS:
+        age = time.monotonic() - counted
+        if age > COUNT_SECONDS or (
+            used + size > limit and age > DOUBT_SECONDS
+        ):  # what was there already was reckoned too
             counted, used = time.monotonic(), _used(organization)
-        fits: bool = used + size <= settings.PREDICTION_LOG_IMAGE_MB * MEGABYTE
+        fits: bool = used + size <= limit
         if not fits:
             logger.warning("images of the prediction log are not kept: PREDICTION_LOG_IMAGE_MB is reached")
         self._known[organization] = (counted, used + size * fits)

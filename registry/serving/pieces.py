@@ -21,11 +21,13 @@ def pieces(parts: Sequence[Path], most: int, first: int) -> Iterator[pa.RecordBa
     """
     before = 0
     for part in parts:
-        with pq.ParquetFile(part) as file:
+        texts = _texts(part)
+        with pq.ParquetFile(part, read_dictionary=texts) as file:
             for group in range(file.metadata.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
                 if before + rows > first:
-                    yield from _of_group(file, group, most, max(0, first - before))
+                    for piece in _of_group(file, group, most, max(0, first - before)):
+                        yield _written_out(piece, texts)
                 before += rows
 
 
@@ -47,6 +49,24 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         end = max(start + 1, int(np.searchsorted(ends, most, side="right")))
         yield batch.slice(start, end - start)
         start = end
+
+
+def _texts(part: Path) -> list[str]:
+    """Columns of text, which are read as codes and what they stand for: one that repeats is written out when it is known how
+    long the rows are."""
+    return [
+        field.name
+        for field in pq.read_schema(part)
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+
+
+def _written_out(batch: pa.RecordBatch, texts: Sequence[str]) -> pa.RecordBatch:
+    names = batch.schema.names
+    columns = [
+        one.dictionary_decode() if name in texts else one for name, one in zip(names, batch.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=names)
 
 
 def bytes_of_rows(batch: pa.RecordBatch) -> Lengths:

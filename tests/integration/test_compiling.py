@@ -215,6 +215,36 @@ def test_what_gains_nothing_or_cannot_be_a_graph_goes_on_as_it_is(
     assert "as a graph" not in seen and "not compiled" not in seen  # nobody asked for it
 
 
+def test_only_requests_count_and_whoever_joins_is_tried_at_once(
+    ensemble, queue_run, settings, maintainer, viewer, monkeypatch
+):
+    settings.SERVE_AS_GRAPH_AFTER = 5
+    with Inference() as inference:
+        begun = []
+        monkeypatch.setattr(inference.server.models.compiling, "_begin", lambda version, *_: begun.append(version))
+        deployment, key = deployed(ensemble, maintainer, inference), key_of(viewer)
+        headers = {"Authorization": f"Bearer {key}"}
+        for _ in range(10):
+            inference.server.watcher.look()
+            assert inference.client.get("/v2/models/flowers/ready", headers=headers).status_code == 200
+        for _ in range(4):
+            assert inference.ask("flowers", key, [ROW]).status_code == 200
+        assert begun == []
+        for _ in range(5):
+            assert inference.ask("flowers", key, [ROW]).status_code == 200
+        assert begun == [ensemble.pk]
+
+        run = queue_run(QUICK | {"architecture": "tabm", "folds": 1, "seed": 9, "params": {"members": 4, "width": 32}})
+        train(str(run.pk))
+        run.refresh_from_db()
+        both = [Wanted(ensemble.pk), Wanted(run.output_version_id, 0.0)]
+        services.change_variants(actor=maintainer, deployment=deployment, variants=both)
+        inference.wait_for(deployment.pk, 2)
+        eventually(lambda: inference.server.models.ready(run.output_version_id))
+        assert inference.ask("flowers", key, [ROW]).status_code == 200
+        assert begun == [ensemble.pk, run.output_version_id]
+
+
 def test_it_is_never_made_a_graph_where_the_settings_say_so(ensemble, settings, maintainer, viewer, monkeypatch):
     settings.SERVE_AS_GRAPH_AFTER = 0
     with Inference() as inference:

@@ -149,6 +149,7 @@ class Answering:
         """By the variant that the key belongs to, unless one is named. Raises what `served` and `predict` do; all but the
         first of these leave a record."""
         served = await self.served(permit)
+        self._models.asked(served)
         by_chance = variant is None
         variant = variant or served.choose(key)
         async with self.record(served, variant, rows, key, by_chance) as record:
@@ -203,7 +204,7 @@ class Record:
 
     async def _code_of(self, error: BaseException) -> str:
         row = refused_row(error, self._rows)
-        if row is not None and await self._refusals.by_all(self.served, row):
+        if row is not None and await self._refusals.by_all(self.served, self.variant.version, row):
             return PredictionRecord.REFUSED_BY_ALL
         return _code(error)
 

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,6 +61,7 @@ class Compiling:
         self._making = ThreadPoolExecutor(1, thread_name_prefix="compiling")
         self._predictors: dict[UUID, Predictor] = {}
         self._told: dict[UUID, Told] = {}
+        self._tried: set[UUID] = set()  # as graphs
         self._lock = threading.Lock()
 
     def add(self, version: UUID, predictor: Predictor) -> None:
@@ -71,8 +73,15 @@ class Compiling:
         if predictor.compiles:
             self._begin(version, predictor, self._compile)
 
-    def asked_much(self, version: UUID, predictor: Predictor) -> None:
-        """Have it answer as a graph, if that may be faster."""
+    def asked_much(self, version: UUID) -> None:
+        """Have it answer as a graph, if that is faster; once for each predictor that comes into memory."""
+        if version in self._tried:
+            return
+        with self._lock:
+            predictor = self._predictors.get(version)
+            if predictor is None:
+                return
+            self._tried.add(version)
         self._begin(version, predictor, self._make_graph)
 
     def remove(self, version: UUID) -> None:
@@ -80,6 +89,7 @@ class Compiling:
         with self._lock:
             self._predictors.pop(version, None)
             self._told.pop(version, None)
+            self._tried.discard(version)
 
     @property
     def told(self) -> dict[UUID, Told]:
@@ -89,7 +99,7 @@ class Compiling:
 
     def _begin(self, version: UUID, predictor: Predictor, work: Callable[[UUID, Predictor, Any], bool]) -> None:
         """In a thread; again in another one, which may take long, when nothing was made before."""
-        if not self._compiler.stopped:
+        with suppress(RuntimeError):  # the thread has ended: the server is being stopped
             self._opening.submit(self._work, version, predictor, partial(work, version, predictor))
 
     def _work(self, version: UUID, predictor: Predictor, work: Callable[[bool], bool]) -> None:

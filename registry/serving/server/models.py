@@ -3,11 +3,13 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from uuid import UUID
 
+from django.conf import settings
 from django.db import close_old_connections
 
 from registry.serving.batching import Overloaded
@@ -15,6 +17,7 @@ from registry.serving.cache import PredictorCache
 from registry.serving.confined import ConfinedPredictor, ProcessEnded
 
 from .compiling import Compiling
+from .deployments import Served
 from .queues import AnyPredictor, Queues
 from .quick import Quick
 from .resting import Rests
@@ -41,12 +44,9 @@ class Models:
         self.rests = Rests()
         self.compiling = Compiling(lambda *swapped: self.cache.swapped(*swapped))
         self.cache = PredictorCache(
-            budget,
-            self._let_go,
-            lambda version: version in self.rests.shadows,
-            self.compiling.add,
-            self.compiling.asked_much,
+            budget, self._let_go, lambda version: version in self.rests.shadows, self.compiling.add
         )
+        self._asked: Counter[UUID] = Counter()
         self._tell_ended = ended
         self.live = Queues("live", self._get, observe=observe)
         self.quick = Quick(observe)
@@ -72,6 +72,14 @@ class Models:
     def ready(self, version: UUID) -> AnyPredictor | None:
         """Its predictor, if that is loaded."""
         return self.cache.ready(version)
+
+    def asked(self, served: Served) -> None:
+        """A request came for a deployment. Once there were many, all versions in it get the form that answers fastest, and those that
+        join it at once: none looks slow because it is asked less. For the event loop alone."""
+        self._asked[served.id] += 1
+        if 0 < settings.SERVE_AS_GRAPH_AFTER <= self._asked[served.id]:
+            for variant in (*served.live.values(), *served.shadows):
+                self.compiling.asked_much(variant.version)
 
     def load(self, version: UUID) -> "Future[AnyPredictor]":
         """The predictor to come; those who ask meanwhile wait for the same one. It has what `cache.get` raises.

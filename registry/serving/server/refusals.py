@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.predict import Predictor
@@ -15,6 +16,8 @@ from registry.serving.client import PredictionRefused
 from .deployments import Served
 from .models import Models
 
+MOST_WAITING = 32  # rows, each of which may be an image of megabytes
+
 
 class Refusals:
     """Asks the models in memory, in a thread of its own: a row may be an image, and the loop has others to answer."""
@@ -22,18 +25,23 @@ class Refusals:
     def __init__(self, models: Models) -> None:
         self._models = models
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="refusals")
+        self._waiting = 0
 
-    async def by_all(self, served: Served, row: Any) -> bool:
-        """Whether every live variant refuses a row as bad input. False where nobody knows: a model is not in memory, or code
-        of somebody's own would have to be asked. Never raises."""
-        predictors = [self._models.ready(version) for version in {one.version for one in served.live.values()}]
-        known = [one for one in predictors if isinstance(one, Predictor)]
-        if len(known) < len(predictors):
+    async def by_all(self, served: Served, refusing: UUID, row: Any) -> bool:
+        """Whether every live variant refuses a row as bad input, as ``refusing``, a version, did. False where nobody knows: a
+        model is not in memory, code of somebody's own would have to be asked, or many rows wait for that. Never raises."""
+        known = {one.version: self._models.ready(one.version) for one in served.live.values()}
+        others = [one for version, one in known.items() if version != refusing and isinstance(one, Predictor)]
+        # Of each variant or of none: what one of two is excused for must not count against the other.
+        if not all(isinstance(one, Predictor) for one in known.values()) or self._waiting >= MOST_WAITING:
             return False
+        self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, _all_refuse, known, row)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, _all_refuse, others, row)
         except RuntimeError:  # the thread has ended: the server is being stopped
             return False
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

@@ -61,5 +61,9 @@ def test_a_long_text_that_repeats_counts_each_time(tmp_path, monkeypatch):
     table = pa.table({"n": [*range(1000)], "text": ["x" * 10_000] * 1000})
     pq.write_table(table, tmp_path / "one.parquet", use_dictionary=True)
     assert pq.read_metadata(tmp_path / "one.parquet").row_group(0).total_byte_size < 50_000
+    read = []
+    cut = pieces._cut
+    monkeypatch.setattr(pieces, "_cut", lambda batch: read.append(batch.nbytes) or cut(batch))
     found = list(pieces.pieces([tmp_path / "one.parquet"], 2048, 0))
+    assert max(read) < 200_000 and all(batch.schema.field("text").type == pa.string() for batch in found)
     assert {batch.num_rows for batch in found} <= {9, 10, 1} and flat(found) == [*range(1000)]
