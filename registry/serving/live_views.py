@@ -16,7 +16,7 @@ from registry.views.version import version_or_404
 from . import going_live
 from .forms import GoLiveForm
 from .models import Deployment
-from .views import deployment_or_404
+from .views import deployment_or_404, undo_of
 
 
 @require_POST
@@ -64,7 +64,6 @@ def _version_named(request: HttpRequest, identifier: UUID) -> ModelVersion:
 
 def _say_live(request: HttpRequest, deployment: Deployment, version: ModelVersion, changed: bool) -> None:
     if changed:
-        undo = reverse("deployment-undo", args=[deployment.pk])
-        said(request, f"{version} answers all requests of “{deployment.name}” from now on.", undo)
+        said(request, f"{version} answers all requests of “{deployment.name}” from now on.", undo_of(deployment))
     else:
         said(request, f"{version} answers all requests of “{deployment.name}” already.")

@@ -199,13 +199,13 @@ def deployment_variants(request: HttpRequest, deployment: UUID) -> HttpResponse:
     found = deployment_or_404(request, deployment)
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
-        services.change_variants(
+        changed = services.change_variants(
             actor=request.user,
             deployment=found,
             variants=variants_of(request.user, request.POST),
             **_why(request, VariantsForm),
         )
-        said(request, f"“{found.name}” is changed.", reverse("deployment-undo", args=[found.pk]))
+        said(request, f"“{found.name}” is changed.", undo_of(changed))
     return redirect("deployment", found.pk)
 
 
@@ -216,9 +216,15 @@ def deployment_undo(request: HttpRequest, deployment: UUID) -> HttpResponse:
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
         change = _change(found, request.POST.get("change", ""))
-        services.undo_change(actor=request.user, deployment=found, change=change, **_why(request))
-        said(request, f"“{found.name}” is as it was before.", reverse("deployment-undo", args=[found.pk]))
+        why = submitted(ChangeForm(request.GET.dict() | request.POST.dict()))  # a message's button has only an address
+        changed = services.undo_change(actor=request.user, deployment=found, change=change, **why)
+        said(request, f"“{found.name}” is as it was before.", undo_of(changed))
     return redirect("deployment", found.pk)
+
+
+def undo_of(deployment: Deployment) -> str:
+    """The address that takes back the change just made, as long as it is the newest."""
+    return f"{reverse('deployment-undo', args=[deployment.pk])}?revision={deployment.revision}"
 
 
 def _change(deployment: Deployment, revision: str) -> Any:
@@ -243,8 +249,8 @@ def _archived(request: HttpRequest, deployment: UUID, archived: bool, told: str)
     found = deployment_or_404(request, deployment)
     require(request.user, "deploy", found)
     with refusals_as_messages(request):
-        services.set_archived(actor=request.user, deployment=found, archived=archived, **_why(request))
-        said(request, f"“{found.name}” {told}.", reverse("deployment-undo", args=[found.pk]))
+        changed = services.set_archived(actor=request.user, deployment=found, archived=archived, **_why(request))
+        said(request, f"“{found.name}” {told}.", undo_of(changed))
     return redirect("deployment", found.pk)
 
 

@@ -95,12 +95,15 @@ def test_one_click_goes_live_in_the_deployment_and_an_undo_takes_it_back(web, ma
     body = {"version": str(versions[1].pk), "revision": "2"}
     answer = client.post(live_address(deployment), body, follow=True)
     assert "flowers v2 answers all requests of “screening” from now on." in answer.content.decode()
-    assert reverse("deployment-undo", args=[deployment.pk]) in answer.content.decode()
+    undo = reverse("deployment-undo", args=[deployment.pk]) + "?revision=3"
+    assert undo in answer.content.decode()
     assert answering(deployment) == [(2, 1.0)]
     assert Variant.objects.get(removed_at=None, role="shadow").version == versions[2], "shadows stay"
     assert "This version answers all its requests" in page_of(client, versions[1])
-    client.post(reverse("deployment-undo", args=[deployment.pk]))
+    client.post(undo)
     assert answering(deployment) == [(1, 3.0), (2, 1.0)]
+    late = client.post(undo, follow=True).content.decode()  # of a page that was left open
+    assert "It was changed meanwhile" in late and answering(deployment) == [(1, 3.0), (2, 1.0)]
 
 
 def test_who_answers_alone_already_changes_nothing(web, maintainer, deployment, versions):
