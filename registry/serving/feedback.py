@@ -19,6 +19,7 @@ from .models import Deployment, Feedback, PredictionRecord, Variant
 from .statistics.proportions import wilson
 
 LOOKED_AT = 5000  # labels, the newest first
+MOST_TOLD = 100  # refused labels of a list
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ def give_feedback(*, actor: User, deployment: Deployment, labels: Sequence[Label
 
 def _refuse_beyond(deployment: Deployment, labels: Sequence[Label]) -> None:
     rows = _rows_of(deployment, {one.request_id for one in labels if one.index > 0})
+    refused: dict[str, ValidationError] = {}
     for position, one in enumerate(labels):
         known = rows.get(one.request_id)
-        if known is not None and one.index >= known:
+        if known is not None and one.index >= known and len(refused) < MOST_TOLD:
             sentence = f"The request {one.request_id} had {_counted(known)}: give an index from 0 to {known - 1}."
-            raise ValidationError({f"{position}.index": ValidationError(sentence, code="max_value")})
+            refused[f"{position}.index"] = ValidationError(sentence, code="max_value")
+    if refused:
+        raise ValidationError(refused)
 
 
 def _rows_of(deployment: Deployment, requests: Collection[UUID]) -> dict[UUID, int]:

@@ -227,6 +227,10 @@ def test_feedback_for_rows_that_a_known_request_did_not_have_is_refused_by_its_p
     assert attr == "2.index" and str(record.request_id) in detail
     attr, detail = refused([{"request_id": str(alone.request_id), "label": "a", "index": 1}])
     assert attr == "0.index" and "had one row: give an index from 0 to 0." in detail
+    many = client.post(url, [one | {"index": 2}, one, *[one | {"index": 3}] * 200], format="json").json()["errors"]
+    assert [each["attr"] for each in many[:2]] == ["0.index", "2.index"] and len(many) == 100, (
+        "all at once, within reason"
+    )
     unknown = {"request_id": str(UUID(int=7)), "label": "a", "index": 999}
     assert client.post(url, [one, one | {"index": 1}, unknown], format="json").json() == {"accepted": 3}
 
