@@ -21,10 +21,9 @@ import orjson
 import torch
 
 from dlplatform.engine import package
-from dlplatform.engine.compiled import opened
 from dlplatform.engine.durable import write_atomically
 from dlplatform.engine.errors import EngineError
-from dlplatform.engine.forms import GRAPH, opened_graph
+from dlplatform.engine.forms import GRAPH, LIBRARY
 from dlplatform.engine.network import RowNetwork
 from dlplatform.engine.optimizing.exporting import Answering, example_of, exported
 from dlplatform.engine.programs import program
@@ -84,7 +83,7 @@ def compile_network(source: Path, target: Path) -> None:
     if _calls_back(made):
         raise EngineError("not_compiled", "The network has operations that only Python can compute.")
     shutil.copyfile(made, target)
-    opened(target, network)
+    LIBRARY.opened(target, network)
 
 
 def export_network(source: Path, target: Path) -> None:
@@ -92,7 +91,7 @@ def export_network(source: Path, target: Path) -> None:
     PackageError."""
     network = _network_of(source)
     write_atomically(target, exported(network).SerializeToString())
-    opened_graph(target, network)
+    GRAPH.opened(target, network)
 
 
 def _network_of(source: Path) -> RowNetwork:

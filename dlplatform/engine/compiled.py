@@ -19,10 +19,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from dlplatform.engine.errors import EngineError
 from dlplatform.engine.graphs import input_types
-from dlplatform.engine.likeness import answers_as
-from dlplatform.engine.network import NetworkShape, RowNetwork
+from dlplatform.engine.network import NetworkShape
 from dlplatform.engine.objective import DEEP_EVALUATION_ROWS, EVALUATION_ROWS
 from dlplatform.engine.preprocessing import Inputs
 from dlplatform.engine.runners import Array
@@ -151,17 +149,3 @@ class CompiledRunner:
             for first in range(0, rows, self.most)
         ]
         return np.concatenate(parts, axis=1)
-
-
-def opened(path: Path, network: RowNetwork) -> CompiledRunner:
-    """What answers from a compiled file: warm, and found to answer as the network itself does. Raises EngineError."""
-    try:
-        runner = CompiledRunner(CompiledNetwork(path), network.shape)
-        same = answers_as(runner, network)
-    except (OSError, RuntimeError, AttributeError) as error:
-        raise EngineError(
-            "not_compiled", "What was compiled cannot be opened.", detail=f"{type(error).__name__}: {error}"[:2000]
-        ) from error
-    if not same:
-        raise EngineError("compiled_differs", "The compiled network does not answer as the network itself does.")
-    return runner

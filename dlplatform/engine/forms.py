@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from dlplatform.engine import compiled, graphs
-from dlplatform.engine.errors import EngineError, PackageError
+from dlplatform.engine import graphs
+from dlplatform.engine.compiled import CompiledNetwork, CompiledRunner
+from dlplatform.engine.errors import EngineError
 from dlplatform.engine.likeness import answers_as
 from dlplatform.engine.network import RowNetwork
 from dlplatform.engine.predict import Predictor
@@ -25,11 +26,11 @@ GRAPH_BYTES: Final = 100 << 20  # of weights; a graph holds them again, and larg
 
 @dataclass(frozen=True)
 class Form:
-    """``suffix``: of its file. ``opened`` gives what answers from a file: warm, and found to answer as the network does; it
-    raises EngineError. ``program``: whose version it depends on, besides torch. ``needs_compiler``: one for C++."""
+    """``suffix``: of its file. ``loaded`` gives what answers from a file. ``program``: whose version it depends on, besides torch.
+    ``needs_compiler``: one for C++."""
 
     suffix: str
-    opened: Callable[[Path, RowNetwork], Runner]
+    loaded: Callable[[Path, RowNetwork], Runner]
     program: str = ""
     needs_compiler: bool = False
 
@@ -38,30 +39,29 @@ class Form:
         """What its file depends on besides what every form does."""
         return [self.program, _version(self.program)] if self.program else []
 
+    def opened(self, path: Path, network: RowNetwork) -> Runner:
+        """What answers from a file: warm, and found to answer as the network itself does. Raises EngineError."""
+        try:
+            runner = self.loaded(path, network)
+            same = answers_as(runner, network)
+        except Exception as error:  # of the system's loader, torch or onnxruntime, whose errors have no common name
+            raise EngineError(
+                "not_compiled", "What was compiled cannot be opened.", detail=f"{type(error).__name__}: {error}"[:2000]
+            ) from error
+        if not same:
+            raise EngineError("compiled_differs", "The compiled network does not answer as the network itself does.")
+        return runner
+
 
 @cache
 def _version(program: str) -> str:
     return version(program)
 
 
-def opened_graph(path: Path, network: RowNetwork) -> GraphRunner:
-    """What answers from a graph that was made of a network here. Raises EngineError."""
-    try:
-        runner = GraphRunner(graphs.opened(path))
-        same = answers_as(runner, network)
-    except PackageError as error:
-        raise EngineError("not_compiled", "What was made a graph cannot be opened.", detail=str(error)) from error
-    except Exception as error:  # onnxruntime's own errors have no common public name
-        raise EngineError(
-            "not_compiled", "What was made a graph cannot answer.", detail=f"{type(error).__name__}: {error}"[:2000]
-        ) from error
-    if not same:
-        raise EngineError("compiled_differs", "The graph does not answer as the network itself does.")
-    return runner
-
-
-LIBRARY: Final = Form(".so", compiled.opened, needs_compiler=True)
-GRAPH: Final = Form(".onnx", opened_graph, program="onnxruntime")
+LIBRARY: Final = Form(
+    ".so", lambda path, network: CompiledRunner(CompiledNetwork(path), network.shape), needs_compiler=True
+)
+GRAPH: Final = Form(".onnx", lambda path, _network: GraphRunner(graphs.opened(path)), program="onnxruntime")
 
 
 def gains_by_graph(predictor: Predictor, weights: int) -> bool:

@@ -5,14 +5,13 @@ from uuid import UUID
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from dlplatform.accounts.access import may, require
 from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, submitted
 from dlplatform.web import page
 from registry.serving.forms import ChangeForm, candidates
-from registry.serving.views import deployment_or_404
+from registry.serving.views import deployment_or_404, undo_of
 
 from . import rollouts
 from .canary_forms import CanaryForm, written
@@ -96,5 +95,6 @@ def canary_abort(request: HttpRequest, deployment: UUID, number: int) -> HttpRes
     with refusals_as_messages(request):
         reason = submitted(ChangeForm(request.POST))["reason"]
         rollouts.abort_rollout(actor=request.user, rollout=found, reason=reason)  # type: ignore[arg-type]
-        said(request, "The version before answers alone again.", reverse("deployment-undo", args=[found.deployment_id]))
+        found.deployment.refresh_from_db(fields=["revision"])
+        said(request, "The version before answers alone again.", undo_of(found.deployment))
     return redirect("canary", found.deployment_id, number)

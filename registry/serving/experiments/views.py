@@ -7,7 +7,6 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from dlplatform.accounts.access import may, require
@@ -15,7 +14,7 @@ from dlplatform.accounts.pages import made_or_none, refusals_as_messages, said, 
 from dlplatform.web import page
 from registry.models import ModelVersion
 from registry.serving.forms import ChangeForm, VariantsForm, candidate_named, candidates
-from registry.serving.views import deployment_or_404
+from registry.serving.views import deployment_or_404, undo_of
 
 from . import looks, returns, services
 from .arms import LETTERS, arms_of, first_shares
@@ -269,10 +268,8 @@ def _acted(
         given = submitted(form(request.POST))
         given.pop("revision")
         changed = verb(actor=request.user, experiment=found, **given)
-        said(
-            request, told.format(arm=changed.promoted.upper()),
-            reverse("deployment-undo", args=[found.deployment_id]) if undo else "",
-        )  # fmt: skip
+        found.deployment.refresh_from_db(fields=["revision"])
+        said(request, told.format(arm=changed.promoted.upper()), undo_of(found.deployment) if undo else "")
     return redirect("deployment-experiment", found.deployment_id, number)
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from dlplatform.engine import compiled, compiling, package
+from dlplatform.engine import compiled, compiling, forms, package
 from dlplatform.engine.compiled import CompiledRunner
 from dlplatform.engine.compiling import LOCK, Compiler, name_of
 from dlplatform.engine.durable import to_json
@@ -106,7 +106,7 @@ def _damaged_files_are_not_trusted(compiler: Compiler, folder: Path, monkeypatch
     monkeypatch.setattr(compiling.Compiler, "_compile", compile_again)
     with threads(1):
         path = compiler._path(folder)
-    monkeypatch.setattr(compiled, "answers_as", lambda *_: False)
+    monkeypatch.setattr(forms, "answers_as", lambda *_: False)
     with threads(1), pytest.raises(EngineError, match="Enough"):
         compiler.predictor(folder)
     path.write_bytes(b"no library")

@@ -51,11 +51,11 @@ def test_a_graph_of_another_network_is_not_trusted(ensemble: Trained, perceptron
     perceptron.variant(tmp_path / "made", "onnx")
     (tmp_path / "made" / "model.onnx").rename(path)
     with pytest.raises(EngineError) as told:
-        forms.opened_graph(path, ensemble.loaded.network)
+        GRAPH.opened(path, ensemble.loaded.network)
     assert told.value.code in ("compiled_differs", "not_compiled")
-    assert isinstance(forms.opened_graph(path, perceptron.loaded.network), GraphRunner)
+    assert isinstance(GRAPH.opened(path, perceptron.loaded.network), GraphRunner)
     with pytest.raises(EngineError, match="cannot be opened"):
-        forms.opened_graph(tmp_path / "made" / "model.json", perceptron.loaded.network)
+        GRAPH.opened(tmp_path / "made" / "model.json", perceptron.loaded.network)
 
 
 def test_its_name_depends_on_the_program_that_runs_it(ensemble: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
