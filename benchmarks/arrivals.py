@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .measuring import uncollected
 from .serve import SECONDS_TO_ANSWER, Server, is_whole
 
 CONNECTIONS = 64
@@ -42,7 +43,8 @@ class Connection(asyncio.Protocol):
 
 def at_rate(server: Server, per_second: float, duration: float, seed: int) -> list[float]:
     """Seconds from the coming of each request to its answer. The same seed has them come at the same times."""
-    return asyncio.run(_asked(server, per_second, duration, random.Random(seed)))
+    with uncollected():
+        return asyncio.run(_asked(server, per_second, duration, random.Random(seed)))
 
 
 async def _asked(server: Server, per_second: float, duration: float, chance: random.Random) -> list[float]:

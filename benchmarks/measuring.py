@@ -1,6 +1,7 @@
 """What the benchmarks share: a running platform to measure, rows to measure with, and the line they print."""
 
 import argparse
+import gc
 import json
 import mmap
 import os
@@ -47,6 +48,18 @@ def settle(megabytes: int = 1500) -> None:
     with mmap.mmap(-1, megabytes * 1_000_000) as memory:
         for start in range(0, len(memory), mmap.PAGESIZE):
             memory[start] = 1
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the collector of memory in this process: a client that stops for it, ten milliseconds where Django is loaded, would
+    take the server for slow."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def quantile(values: Sequence[float], share: float) -> float:

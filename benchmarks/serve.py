@@ -41,7 +41,7 @@ from dlplatform import embedded
 from tests.live import ROOT, Platform
 
 from .images import digits
-from .measuring import median, platform, quantile, report, spread, table
+from .measuring import median, platform, quantile, report, spread, table, uncollected
 
 CONNECTIONS = (1, 8, 64)
 LIMIT_LITSERVE = 3.0  # times its requests a second, at 8 and 64 connections
@@ -131,7 +131,8 @@ def measured(given: tuple[Server, int, float], every: float = 0.0) -> tuple[floa
         await asyncio.wait_for(asyncio.gather(*(one.ended for one in made)), duration + SECONDS_TO_ANSWER)
         return len(seconds) / (time.perf_counter() - began), seconds
 
-    return asyncio.run(run())
+    with uncollected():
+        return asyncio.run(run())
 
 
 @contextmanager

@@ -99,15 +99,24 @@ def _packed(record: Entry) -> bytes:
     return orjson.dumps(told(record))
 
 
-def packed(batch: Sequence[Entry]) -> bytes:
-    """Records as one line for the process that writes. Raises TypeError for a text that is no Unicode."""
+def packed(batch: Sequence[Entry], urgent: bool = False) -> bytes:
+    """Records as one line for the process that writes, which need not rest while it does where that is ``urgent``. Raises TypeError
+    for a text that is no Unicode."""
     records = b",".join([record.packed or _packed(record) for record in batch])
     images = {
         str(position): [record.organization_id, [[one.position, one.name, one.text] for one in record.images]]
         for position, record in enumerate(batch)
         if record.images
     }
-    return b'{"images":' + orjson.dumps(images) + b',"records":[' + records + b"]}\n"
+    return (
+        b'{"urgent":'
+        + orjson.dumps(urgent)
+        + b',"images":'
+        + orjson.dumps(images)
+        + b',"records":['
+        + records
+        + b"]}\n"
+    )
 
 
 class Opened:

@@ -37,13 +37,14 @@ class WriterProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0
 
-    def wrote(self, batch: Sequence[Entry]) -> bool:
-        """Whether it has written the batch; False where it cannot now: it may have written it all the same, and died.
+    def wrote(self, batch: Sequence[Entry], urgent: bool = False) -> bool:
+        """Whether it has written the batch; False where it cannot now: it may have written it all the same, and died. ``urgent``: as
+        fast as it can, where others wait.
 
         Raises DatabaseError when the database did not take it.
         """
         try:
-            line = packed(batch)
+            line = packed(batch, urgent)
         except TypeError:
             return False
         try:

@@ -119,7 +119,7 @@ class RecordBuffer:
         return written
 
     def _write(self, batch: list[Entry]) -> None:
-        if self._process is None or not self._process.wrote(batch):
+        if self._process is None or not self._process.wrote(batch, urgent=self.waiting >= BATCH):
             store(batch)  # a second time perhaps, which is noticed
 
     def drain(self) -> None:

@@ -9,6 +9,7 @@ import sys
 from hashlib import sha256
 from uuid import uuid4
 
+import orjson
 import psutil
 import pytest
 from django.db import DatabaseError, connection, transaction
@@ -80,6 +81,53 @@ def test_records_are_written_as_they_are_by_a_process_that_yields(process, entry
     row = PredictionRecord.objects.get(request_id=pictured.request_id).instances[0]
     assert row == {"many": 10**30, "picture": f"object:{sha256(PNG).hexdigest()}"}
     assert LoggedImage.objects.get().deployment == deployment
+
+
+@pytest.fixture
+def rests(monkeypatch):
+    """How many records are to be seen whenever the writer rests, which takes no time here."""
+    seen = []
+    monkeypatch.setattr(log_writer.time, "sleep", lambda _: seen.append(PredictionRecord.objects.count()))
+    return seen
+
+
+@pytest.fixture
+def writer():
+    made = log_writer.Writer(orjson.loads(log_process._address()))
+    yield made
+    made._disconnect()
+
+
+def test_the_writer_rests_between_parts_of_a_batch_unless_it_is_urgent(writer, rests, entry):
+    batch = [entry() for _ in range(2 * log_writer.AT_ONCE + 1)]
+    assert writer.write(orjson.loads(packed(batch))) == {}
+    assert rests == [0, 0], "all of a batch is there at once"
+    assert kept() == {one.request_id for one in batch}
+    assert writer.write(orjson.loads(packed([entry() for _ in batch], urgent=True))) == {}
+    assert writer.write(orjson.loads(packed([entry() for _ in range(log_writer.AT_ONCE)]))) == {}
+    assert len(rests) == 2
+    assert PredictionRecord.objects.count() == 2 * len(batch) + log_writer.AT_ONCE
+
+
+@pytest.mark.parametrize("place", [0, log_writer.AT_ONCE, -1])
+def test_a_record_that_cannot_be_written_costs_no_other_part_of_its_batch(writer, rests, entry, place):
+    batch = [entry() for _ in range(2 * log_writer.AT_ONCE + 1)]
+    batch[place].deployment_id = uuid4()
+    assert writer.write(orjson.loads(packed(batch))) == {}
+    assert kept() == {one.request_id for one in batch} - {batch[place].request_id}
+    assert writer.write(orjson.loads(packed(batch[:1]))) == {}, "the connection is as it was"
+
+
+def test_a_batch_is_urgent_where_another_waits_behind_it(entry, monkeypatch):
+    told = []
+    process = log_process.WriterProcess()
+    monkeypatch.setattr(process, "wrote", lambda batch, urgent: told.append((len(batch), urgent)) or True)
+    monkeypatch.setattr(prediction_log, "BATCH", 2)
+    buffer = prediction_log.RecordBuffer(thread=False, process=process)
+    for _ in range(5):
+        buffer.add(entry())
+    assert buffer.flush() == 5
+    assert told == [(2, True), (2, False), (1, False)]
 
 
 def test_what_is_sent_again_is_there_once(process, entry):
