@@ -3,7 +3,8 @@ beside peers.
 
 The CNN answers as a graph, as it does by itself once it was asked a thousand times. Two more deployments answer with the variants that
 `torch-compile` and `onnx` make of it; the limits are judged by the first, and what the best of the three reaches stands beside it.
-The ceiling is an ASGI application on uvicorn that answers a constant. FastAPI, LitServe (batched) and `mlflow models serve` run
+The ceiling is an ASGI application on uvicorn that answers a constant; a bare one there runs the same network as FastAPI, one request
+after the other, and looks at nothing. FastAPI, LitServe (batched) and `mlflow models serve` run
 an MLP written by hand, or the very network of the CNN on images that they decode with Pillow, without credentials and log;
 they are measured where they are installed: `pip install --target peers litserve mlflow`, then BENCHMARK_PEERS=peers (or
 peers:others). All take turns, round by round;
@@ -46,6 +47,7 @@ from .measuring import median, platform, quantile, report, spread, table, uncoll
 CONNECTIONS = (1, 8, 64)
 LIMIT_LITSERVE = 3.0  # times its requests a second, at 8 and 64 connections
 LIMIT_FASTAPI = 1.0  # at each
+LIMIT_BARE = 0.6  # of a bare ASGI application that runs the network
 PEERS = ("fastapi", "litserve", "mlflow")
 BODY = orjson.dumps({"instances": [{"a": 0.5, "b": 0.7, "c": 3, "d": 4}]})
 SECONDS_TO_ANSWER = 20.0
@@ -319,7 +321,7 @@ def compare(running: Platform, case: str, body: bytes, folder: Path, short: bool
     variants = [compiled(running, server), optimised(running, server, "onnx", "onnx")[0]] if case == "cnn" else []
     if case == "cnn":
         answering(server, version_of(server), "graph")
-    names = ["ceiling", *(name for name in PEERS if importlib.util.find_spec(name))]
+    names = ["ceiling", "bare", *(name for name in PEERS if importlib.util.find_spec(name))]
     with ExitStack() as stack:
         servers = [server, *variants, *(stack.enter_context(peer(name, case, package, body)) for name in names)]
         with multiprocessing.get_context("spawn").Pool(1) as client:
@@ -351,8 +353,8 @@ def tell(case: str, connections: int, told: dict[str, Any], **more: Any) -> None
     fast = connections == 1 or times.get("litserve", LIMIT_LITSERVE) >= LIMIT_LITSERVE
     report(
         "serve", f"{case}, {connections} connections", processes=int(os.environ["BENCHMARK_PROCESSES"]), **figures, times_as_fast_as=times, best_times_as_fast_as=best, **more,
-        limit=f"{LIMIT_LITSERVE} × LitServe at 8 and 64, {LIMIT_FASTAPI} × FastAPI",
-        passes=fast and times.get("fastapi", LIMIT_FASTAPI) >= LIMIT_FASTAPI,
+        limit=f"{LIMIT_LITSERVE} × LitServe at 8 and 64, {LIMIT_FASTAPI} × FastAPI, {LIMIT_BARE} × bare; the ceiling is told",
+        passes=fast and times.get("fastapi", LIMIT_FASTAPI) >= LIMIT_FASTAPI and times["bare"] >= LIMIT_BARE,
     )  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """What `benchmarks.serve` compares with: a server of its own each, with an MLP of the same size written by hand, or with the
 network in the folder BENCHMARK_PACKAGE for images (BENCHMARK_CASE=cnn). BENCHMARK_PROCESSES answer.
 
-python -m benchmarks.serve_peers ceiling|fastapi|litserve|mlflow PORT
+python -m benchmarks.serve_peers ceiling|bare|fastapi|litserve|mlflow PORT
 """
 
 import base64
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +67,36 @@ def answer(model: Any, rows: list[Any]) -> list[dict[str, Any]]:
     ]
 
 
-async def constant(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """An ASGI application that reads the body and answers the same, always: the ceiling."""
-    if scope["type"] != "http":
-        return
-    while (await receive()).get("more_body"):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": CONSTANT})
+def on_asgi(answered: Callable[[bytes], bytes]) -> Any:
+    """An ASGI application that answers each body with another, and knows nothing else."""
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": answered(body)})
+
+    return application
+
+
+def ceiling() -> Any:
+    """The application that answers the same, always."""
+    return on_asgi(lambda _: CONSTANT)
+
+
+def bare() -> Any:
+    """The application that runs the network on what it is sent, and looks at nothing: the ceiling of one that answers each request
+    by itself."""
+    model = network()
+    return on_asgi(
+        lambda body: orjson.dumps(
+            {"predictions": answer(model, [read(row) for row in orjson.loads(body)["instances"]])}
+        )
+    )
 
 
 def fastapi() -> Any:
@@ -106,15 +129,9 @@ def fastapi() -> Any:
     return application
 
 
-def run_by_uvicorn(name: str, port: int, factory: bool) -> None:
-    uvicorn.run(
-        f"benchmarks.serve_peers:{name}",
-        factory=factory,
-        port=port,
-        log_level="error",
-        access_log=False,
-        workers=PROCESSES,
-    )
+def run_by_uvicorn(name: str, port: int) -> None:
+    application = f"benchmarks.serve_peers:{name}"
+    uvicorn.run(application, factory=True, port=port, log_level="error", access_log=False, workers=PROCESSES)
 
 
 def run_litserve(port: int) -> None:
@@ -141,7 +158,7 @@ def run_mlflow(port: int) -> None:
 
 if __name__ == "__main__":
     kind, at = sys.argv[1], int(sys.argv[2])
-    if kind in ("ceiling", "fastapi"):
-        run_by_uvicorn({"ceiling": "constant"}.get(kind, kind), at, factory=kind == "fastapi")
+    if kind in ("ceiling", "bare", "fastapi"):
+        run_by_uvicorn(kind, at)
     else:
         {"litserve": run_litserve, "mlflow": run_mlflow}[kind](at)
