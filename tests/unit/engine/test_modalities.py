@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dlplatform.engine.errors import PredictionInputError
 from dlplatform.engine.images import ImageError, decode
@@ -104,13 +105,31 @@ def test_a_missing_image_file_is_bad_data(job: Callable[..., Path]) -> None:
     assert read_spool(made, "failed")[0]["code"] == "bad_data"
 
 
-def test_a_photo_turns_as_its_camera_was_held() -> None:
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def held(kind: str, image: Image.Image) -> dict[str, Any]:
+    """What Pillow is to write beside the pixels, for a camera that was held upright."""
+    exif = image.getexif()
+    exif[0x0112] = 6
+    texts = PngInfo()
+    if kind == "PNG, text":
+        texts.add_itxt("XML:com.adobe.xmp", XMP)
+        return {"pnginfo": texts}
+    if kind == "PNG, raw profile":
+        texts.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
+        return {"pnginfo": texts}
+    return {"xmp": XMP.encode()} if kind == "JPEG, text" else {"exif": exif}
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "PNG, text", "PNG, raw profile", "JPEG", "JPEG, text", "WEBP", "TIFF"]
+)  # fmt: skip
+def test_a_photo_turns_as_its_camera_was_held(kind: str) -> None:
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, :8] = 255
     image, file = Image.fromarray(pixels), io.BytesIO()
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(file, "PNG", exif=exif)
+    image.save(file, kind.partition(",")[0], **held(kind, image))
     upright = np.asarray(decode(file.getvalue()))
     assert upright.shape[:2] == (16, 8)
     assert upright[:8].mean() > 200 > 50 > upright[8:].mean()
