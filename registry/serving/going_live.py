@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Prefetch
 
-from dlplatform.accounts.access import may, require
+from dlplatform.accounts.access import allowed, may, require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.availability import require_files
@@ -17,11 +17,12 @@ from registry.models import ModelVersion, RegisteredModel
 from registry.optimizations import problems_of
 
 from .assignment import shares
-from .experiments.holding import Holder, holder_of, name_of
+from .experiments.holding import Holder, holders_of, name_of
 from .experiments.services import shadows_beside
 from .models import Deployment, Variant
 from .naming import free_name
-from .services import MODEL_FILE, Wanted, change_variants, create_deployment, measured_problems
+from .problems import in_sentences
+from .services import MODEL_FILE, Wanted, change_variants, create_deployment
 
 MOST_PLACES = 20
 TRIES = 5  # for a name that another model's deployment takes at the same moment
@@ -55,15 +56,16 @@ class Choices:
 
 
 def choices_of(user: User, version: ModelVersion) -> Choices:
-    found = [one for one in serving_deployments(user, version) if may(user, "deploy", one)]
     organization = version.model.organization
-    told = problems_of(organization.pk, version.pk)
+    found = allowed(user, "deploy", organization, serving_deployments(user, version))
+    holders = holders_of(found)
+    problems = in_sentences(problems_of(organization.pk, version.pk))
     return Choices(
         version=version,
         obstacle=obstacle_of(version),
-        places=[_place(one, version) for one in found],
+        places=[_place(one, version, holders.get(one.pk), problems) for one in found],
         may_make=may(user, "deploy", organization),
-        problems=" ".join(one["sentence"] for one in told),
+        problems=problems,
     )
 
 
@@ -93,7 +95,8 @@ def serving_deployments(user: User, version: ModelVersion) -> list[Deployment]:
     return list(rows.order_by("name")[:MOST_PLACES])
 
 
-def _place(deployment: Deployment, version: ModelVersion) -> Place:
+def _place(deployment: Deployment, version: ModelVersion, holder: Holder | None, problems: str) -> Place:
+    """``problems`` of the version; where it is in the deployment already, it was let in despite them."""
     variants: list[Variant] = deployment.present  # type: ignore[attr-defined]
     leaving = sorted({row.alias for row in _answering(variants) if row.alias and row.version_id != version.pk})
     return Place(
@@ -101,8 +104,8 @@ def _place(deployment: Deployment, version: ModelVersion) -> Place:
         answering=_told(deployment, variants),
         following=", ".join(leaving),
         alone=_alone(variants, version.pk),
-        holder=holder_of(deployment),
-        problems=measured_problems(deployment, {"version": version.pk}).get("version", ""),
+        holder=holder,
+        problems="" if _rows_of(variants, version) else problems,
     )
 
 

@@ -5,8 +5,10 @@ import threading
 
 import pytest
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from guardian.shortcuts import assign_perm
 
 from registry.models import OptimizedVariant, RegisteredModel
 from registry.serving import going_live, services
@@ -273,3 +275,40 @@ def test_clicks_on_two_versions_at_once_make_one_deployment(maintainer, versions
         thread.join()
     assert sorted(new for _, new in found) == [False, True] and len({one.pk for one, _ in found}) == 1
     assert Deployment.objects.get().name == "flowers"
+
+
+# --- what the page costs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queries_of(web, versions):
+    def count(user):
+        client = web(user)
+        client.get(reverse("model-version", args=[versions[0].pk]))
+        with CaptureQueriesContext(connection) as asked:
+            shown = client.get(reverse("model-version", args=[versions[0].pk])).content.decode()
+        return len(asked), shown.count("Go live in") + shown.count('<span class="tag">live</span>')
+
+    return count
+
+
+def test_the_page_asks_as_much_of_five_deployments_as_of_one(queries_of, maintainer, organization, versions):
+    first = deployed(maintainer, organization, versions[0])
+    alone, places = queries_of(maintainer)
+    assert places == 1
+    others = [deployed(maintainer, organization, versions[1], name=f"other-{number}") for number in range(4)]
+    rollouts.start_rollout(actor=maintainer, deployment=others[0], candidate=versions[2].pk)
+    assert queries_of(maintainer) == (alone, 5) and first.name == "screening"
+
+
+def test_what_is_shared_for_changing_is_found_in_as_many_queries(
+    queries_of, viewer, maintainer, organization, versions
+):
+    made = [deployed(maintainer, organization, versions[1], name=f"other-{number}") for number in range(5)]
+    assert queries_of(viewer)[1] == 0
+    assign_perm("serving.change_deployment", viewer, made[0])
+    one, places = queries_of(viewer)
+    assert places == 1
+    for deployment in made[1:4]:
+        assign_perm("serving.change_deployment", viewer, deployment)
+    assert queries_of(viewer) == (one, 4)
