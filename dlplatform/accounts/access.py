@@ -1,9 +1,10 @@
 """The gate: may this person do this to that object? Pages, API, sockets and services all ask here."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model
+from django.db.models import Model, Q
 from django.http import Http404
 from rest_framework.exceptions import MethodNotAllowed
 from rest_framework.permissions import BasePermission
@@ -50,10 +51,29 @@ def may(user: User, action: str, obj: Any) -> bool:
     return not isinstance(owner, Organization) and _shared(user, rule, owner)
 
 
+def allowed(user: User, action: str, organization: Organization, rows: Sequence[Row]) -> list[Row]:
+    """Those of an organization's own rows that `may` allows, asked for in as many queries however many there are."""
+    if not rows or may(user, action, organization):
+        return list(rows)
+    rule = ACTIONS[action]
+    if rule.shared is None or not user.is_active or not in_scope(user, action):
+        return []
+    kind, codenames = type(rows[0]), _codenames(rule, rows[0])
+    direct = Q(userpermissions__user=user, userpermissions__permission__codename__in=codenames)
+    grouped = Q(grouppermissions__group__user=user, grouppermissions__permission__codename__in=codenames)
+    shared = kind._default_manager.filter(direct | grouped, pk__in=[row.pk for row in rows])
+    keys = set(shared.values_list("pk", flat=True))
+    return [row for row in rows if row.pk in keys]
+
+
+def _codenames(rule: Action, owner: Any) -> set[str]:
+    return {f"{rule.shared}_{owner._meta.model_name}", f"change_{owner._meta.model_name}"}
+
+
 def _shared(user: User, rule: Action, owner: Any) -> bool:
     if rule.shared is None:
         return False
-    codenames = {f"{rule.shared}_{owner._meta.model_name}", f"change_{owner._meta.model_name}"}
+    codenames = _codenames(rule, owner)
     direct = owner.userpermissions.filter(user=user, permission__codename__in=codenames)
     grouped = owner.grouppermissions.filter(group__user=user, permission__codename__in=codenames)
     return direct.exists() or grouped.exists()

@@ -4,7 +4,6 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.db import transaction
 from django.db.models import Prefetch, QuerySet
 from django.http import Http404
 from drf_spectacular.utils import OpenApiParameter
@@ -148,7 +147,7 @@ class DeploymentView(APIView):
         "Change a deployment", request=DeploymentChangeIn, answer=DeploymentOut, tags=TAGS,
         description="One call takes a version live: `{variants: [{version}]}` gives it all the traffic, and `undo` takes that "
                     "back. `variants` replaces all of them, shadows too, in one step: no request in between meets half of the change. With "
-                    "`revision` it happens only if nobody changed the deployment since (409 `moved`). Every change is a row "
+                    "`revision` it happens only if nobody changed the deployment since (409 `moved`). What one call asks for is one row "
                     "of its log, also of `description` and `sample_rate`, which change no answer. A variant of `{model, alias}` follows the alias: about a second after it has moved, the "
                     "deployment is changed to its version, by the platform; an undo of that stays at the version before.",
         example=({"variants": [{"version": "9c1d…", "weight": 90}, {"version": "77aa…", "weight": 10}],
@@ -163,21 +162,13 @@ class DeploymentView(APIView):
         return _shown(request, deployment)
 
 
-@transaction.atomic
 def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None:
-    """All of it or, when a part is refused, nothing."""
-    why = {"reason": wanted.get("reason", ""), "revision": wanted.get("revision")}
-    if "archived" in wanted:
-        found = services.set_archived(actor=request.user, deployment=found, archived=wanted["archived"], **why)
-        why["revision"] = None
-    if "variants" in wanted:
-        services.change_variants(
-            actor=request.user, deployment=found, variants=_wanted(request.user, wanted["variants"]),
-            despite_problems=wanted["despite_problems"], **why,
-        )  # fmt: skip
-        why["revision"] = None
-    if details := {name: wanted[name] for name in services.DETAILS if name in wanted}:
-        services.set_details(actor=request.user, deployment=found, **why, **details)
+    variants = _wanted(request.user, wanted["variants"]) if "variants" in wanted else None
+    services.change_deployment(
+        actor=request.user, deployment=found, archived=wanted.get("archived"), variants=variants,
+        details={name: wanted[name] for name in services.DETAILS if name in wanted},
+        reason=wanted.get("reason", ""), revision=wanted.get("revision"), despite_problems=wanted["despite_problems"],
+    )  # fmt: skip
 
 
 class DeploymentChangesView(PagedView):

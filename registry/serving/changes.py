@@ -4,15 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from .models import DeploymentChange
-from .services import ANSWERING
+from .services import ANSWERING, goes_back_while_held
 
 
-def in_words(changes: Iterable[DeploymentChange]) -> list[DeploymentChange]:
-    """The same rows, each with ``details``, sentences about its details, and ``answers``: whether it tells who answers."""
+def in_words(changes: Iterable[DeploymentChange], *, held: dict[str, Any] | None = None) -> list[DeploymentChange]:
+    """The same rows, each with ``details``, sentences about its details, ``answers``: whether it tells who answers, and
+    ``undoable``: whether it can be taken back.
+
+    ``held``: the state now of a deployment that somebody holds.
+    """
     rows = list(changes)
     for row in rows:
         row.details = details_of(row.before, row.after)  # type: ignore[attr-defined]
         row.answers = any(row.before.get(name) != row.after.get(name) for name in ANSWERING)  # type: ignore[attr-defined]
+        row.undoable = bool(row.before["variants"]) if held is None else goes_back_while_held(row, held)  # type: ignore[attr-defined]
     return rows
 
 

@@ -11,9 +11,10 @@ from dlplatform.accounts.models import Organization, User
 from registry.forms import TryForm
 from registry.models import ModelVersion
 
+from .experiments.holding import Holder, name_of, own_sample_rate
 from .following import version_named
 from .models import Deployment, Variant
-from .services import MODEL_FILE, Wanted
+from .services import DETAILS, MODEL_FILE, Wanted
 
 MOST_CHOICES = 300
 REMOVED = "removed"
@@ -66,6 +67,54 @@ class VariantsForm(ChangeForm):
     """A change that may bring in versions that something speaks against."""
 
     despite_problems = forms.BooleanField(required=False)
+
+
+class DetailsForm(ChangeForm):
+    """Description and sample rate, filled with what they are.
+
+    ``held``: why the rate cannot be changed now; its input is disabled then, and a rate that is sent nevertheless is given to
+    the service, which refuses it.
+    """
+
+    description = forms.CharField(max_length=10_000, required=False, strip=False, widget=forms.Textarea({"rows": 3}))
+    sample_rate = forms.FloatField(
+        min_value=0, max_value=1, label="Share of the requests that the log keeps",
+        help_text="From 0, none, to 1, all. It changes no answer",
+        widget=forms.NumberInput({"min": 0, "max": 1, "step": "any"}),
+    )  # fmt: skip
+    reason = forms.CharField(max_length=2000, required=False, label="Reason, for the log")
+    revision = forms.IntegerField(min_value=0, max_value=2**31 - 1, required=False, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, held: str = "", **more: Any) -> None:
+        super().__init__(*args, auto_id="details-%s", **more)
+        self.order_fields(["description", "sample_rate", "reason", "revision"])
+        if held:
+            rate = self.fields["sample_rate"]
+            rate.required, rate.help_text = False, held
+            rate.widget.attrs["disabled"] = True
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What differs from what there is. Browsers send line ends of their own, which are no change."""
+        given = {name: self.cleaned_data[name] for name in DETAILS}
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and _plain(value) != _plain(self.initial[name])
+        }
+
+    def clean_description(self) -> str:
+        return _plain(self.cleaned_data["description"])
+
+
+def details_form(deployment: Deployment, holder: Holder | None, posted: Any = None) -> DetailsForm:
+    now = {"description": deployment.description, "sample_rate": own_sample_rate(deployment)}
+    held = f"{name_of(holder)} needs the whole log: end it first." if holder else ""
+    return DetailsForm(posted, initial=now | {"revision": deployment.revision}, held=held)
+
+
+def _plain(value: Any) -> Any:
+    return value.replace("\r\n", "\n") if isinstance(value, str) else value
 
 
 class GoLiveForm(forms.Form):

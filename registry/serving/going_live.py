@@ -1,28 +1,31 @@
 """A version takes over in one step: in a deployment that serves its model already, or in a new one named after the model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Prefetch
 
-from dlplatform.accounts.access import may, require
+from dlplatform.accounts.access import allowed, may, require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.availability import require_files
-from registry.models import ModelVersion
+from registry.models import ModelVersion, RegisteredModel
 from registry.optimizations import problems_of
 
 from .assignment import shares
-from .experiments.holding import Holder, holder_of, name_of
+from .experiments.holding import Holder, holders_of, name_of
 from .experiments.services import shadows_beside
 from .models import Deployment, Variant
 from .naming import free_name
-from .services import MODEL_FILE, Wanted, change_variants, create_deployment, measured_problems
+from .problems import in_sentences
+from .services import MODEL_FILE, Wanted, change_variants, create_deployment
 
 MOST_PLACES = 20
+TRIES = 5  # for a name that another model's deployment takes at the same moment
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,16 @@ class Choices:
 
 
 def choices_of(user: User, version: ModelVersion) -> Choices:
-    found = [one for one in serving_deployments(user, version) if may(user, "deploy", one)]
     organization = version.model.organization
-    told = problems_of(organization.pk, version.pk)
+    found = allowed(user, "deploy", organization, serving_deployments(user, version))
+    holders = holders_of(found)
+    problems = in_sentences(problems_of(organization.pk, version.pk))
     return Choices(
         version=version,
         obstacle=obstacle_of(version),
-        places=[_place(one, version) for one in found],
+        places=[_place(one, version, holders.get(one.pk), problems) for one in found],
         may_make=may(user, "deploy", organization),
-        problems=" ".join(one["sentence"] for one in told),
+        problems=problems,
     )
 
 
@@ -91,7 +95,8 @@ def serving_deployments(user: User, version: ModelVersion) -> list[Deployment]:
     return list(rows.order_by("name")[:MOST_PLACES])
 
 
-def _place(deployment: Deployment, version: ModelVersion) -> Place:
+def _place(deployment: Deployment, version: ModelVersion, holder: Holder | None, problems: str) -> Place:
+    """``problems`` of the version; where it is in the deployment already, it was let in despite them."""
     variants: list[Variant] = deployment.present  # type: ignore[attr-defined]
     leaving = sorted({row.alias for row in _answering(variants) if row.alias and row.version_id != version.pk})
     return Place(
@@ -99,8 +104,8 @@ def _place(deployment: Deployment, version: ModelVersion) -> Place:
         answering=_told(deployment, variants),
         following=", ".join(leaving),
         alone=_alone(variants, version.pk),
-        holder=holder_of(deployment),
-        problems=measured_problems(deployment, {"version": version.pk}).get("version", ""),
+        holder=holder,
+        problems="" if _rows_of(variants, version) else problems,
     )
 
 
@@ -141,20 +146,62 @@ def go_live(*, actor: User, deployment: Deployment, version: ModelVersion, revis
 def deploy(*, actor: User, version: ModelVersion) -> tuple[Deployment, bool]:
     """A deployment of this version alone, named after its model; whether it was made.
 
-    Whoever clicks twice has one: where one serves the model already, it is that. Raises as `create_deployment`, and Conflict
-    for what cannot answer.
+    Whoever clicks twice has one: where one serves the model already, it is that, with this version if any has it. Raises as
+    `create_deployment`, and Conflict for what cannot answer.
     """
     require(actor, "deploy", version.model.organization)
     _refuse_obstacle(version)
-    ModelVersion.objects.select_for_update(of=("self",), no_key=True).get(pk=version.pk)
+    # Of the model, not the version: clicks on two of its versions would make two deployments at once.
+    RegisteredModel.objects.select_for_update(of=("self",)).get(pk=version.model_id)
     if found := serving_deployments(actor, version):
-        return found[0], False
+        return next((one for one in found if _rows_of(one.present, version)), found[0]), False  # type: ignore[attr-defined]
+    return _made(actor, version), True
+
+
+def _made(actor: User, version: ModelVersion) -> Deployment:
+    """Under the next free name, also where another model's deployment takes one at this moment."""
     organization = version.model.organization
-    made = create_deployment(
-        actor=actor, organization=organization, name=free_name(organization, version.model.name),
-        variants=[Wanted(version.pk)], reason=f"{version} goes live",
+    for _ in range(TRIES - 1):
+        try:
+            return _created(actor, version, free_name(organization, version.model.name))
+        except ValidationError as error:
+            if not _name_taken(error):
+                raise
+    return _created(actor, version, free_name(organization, version.model.name))
+
+
+def _created(actor: User, version: ModelVersion, name: str) -> Deployment:
+    return create_deployment(
+        actor=actor, organization=version.model.organization, name=name, variants=[Wanted(version.pk)],
+        reason=f"{version} goes live",
     )  # fmt: skip
-    return made, True
+
+
+def _name_taken(error: ValidationError) -> bool:
+    named = error.error_dict.get("name", []) if hasattr(error, "error_dict") else []
+    return any(one.code == "unique" for one in named)
+
+
+def part_of(deployment: Deployment, version: ModelVersion) -> str:
+    """What a version is in a deployment now, and what to do where it does not answer: a sentence."""
+    return _part(list(deployment.variants.filter(removed_at=None)), version)
+
+
+def _part(variants: Sequence[Variant], version: ModelVersion) -> str:
+    ours = _rows_of(variants, version)
+    if _alone(variants, version.pk):
+        return f"{version} answers all its requests."
+    if _answering(ours):
+        return f"{version} answers a part of its requests."
+    if any(row.role == Variant.Role.LIVE for row in ours):
+        return f"{version} has the weight 0 in it and answers nobody: give it a weight."
+    if ours:
+        return f"{version} is only a shadow in it and answers nobody: choose “live, answers” as its role."
+    return f"{version} is not in it: add it to who answers."
+
+
+def _rows_of(variants: Iterable[Variant], version: ModelVersion) -> list[Variant]:
+    return [row for row in variants if row.version_id == version.pk]
 
 
 def _refuse_obstacle(version: ModelVersion) -> None:

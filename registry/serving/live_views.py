@@ -36,7 +36,8 @@ def _say_deployed(request: HttpRequest, deployment: Deployment, version: ModelVe
         archive = reverse("deployment-archive", args=[deployment.pk])
         said(request, f"“{deployment.name}” answers with {version} from now on.", archive)
     else:
-        said(request, f"“{deployment.name}” serves this model already.")
+        part = going_live.part_of(deployment, version)
+        said(request, f"“{deployment.name}” serves this model already. {part}")
 
 
 @require_POST

@@ -102,8 +102,11 @@ class DeploymentChange(models.Model):
 
     deployment = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="changes")
     revision = models.PositiveIntegerField(help_text="1 for the creation, then one more each time")
-    before = models.JSONField(help_text="{state, variants, allocation} before it")
-    after = models.JSONField(help_text="{state, variants, allocation} after it")
+    before = models.JSONField(
+        help_text="{state, variants, allocation, description, sample_rate} before it: the first change, of the creation, "
+        "and rows of earlier releases have neither of the last two"
+    )
+    after = models.JSONField(help_text="The same after it; rows of earlier releases lack the last two")
     undoes = models.ForeignKey("self", null=True, on_delete=models.SET_NULL, related_name="+")
     actor = models.ForeignKey(User, null=True, on_delete=models.SET_NULL, related_name="+")
     reason = models.TextField(blank=True)

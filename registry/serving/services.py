@@ -19,12 +19,12 @@ from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from registry.availability import require_files
 from registry.models import ModelVersion, Ref, RegisteredModel
-from registry.optimizations import problems_of
 
 from .assignment import reallocate
 from .experiments.holding import Holder, own_sample_rate, refuse_held
 from .models import Deployment, DeploymentChange, Variant
 from .naming import check_name, claim_name, namesakes, taken
+from .problems import refuse_problems
 
 MOST_VARIANTS = 20
 HEAVIEST = 1e6
@@ -94,6 +94,31 @@ def change_variants(
 
 
 @transaction.atomic
+def change_deployment(
+    *, actor: User, deployment: Deployment, archived: bool | None = None, variants: Sequence[Wanted] | None = None,
+    details: Mapping[str, Any] | None = None, reason: str = "", revision: int | None = None,
+    despite_problems: bool = False,
+) -> Deployment:  # fmt: skip
+    """All that is given as one row of the log, which one undo takes back; or nothing where a part is refused.
+
+    ``details``: see `set_details`. Raises what the verbs of the parts do.
+    """
+    details = details or {}
+    held_back = archived is not None or variants is not None or "sample_rate" in details
+    locked = _locked(actor, deployment, revision, free=held_back)
+    before = state_of(locked)
+    if archived is not None:
+        _archive(actor, locked, archived)
+    if variants is not None:
+        require_active(locked)
+        _refuse_problems(locked, variants, despite_problems, reason)
+        _set_variants(actor, locked, variants)
+    _change_details(actor, locked, details)
+    if state_of(locked) != before:
+        _log(actor, locked, before, reason)
+    return locked
+
+
 def set_details(
     *, actor: User, deployment: Deployment, reason: str = "", revision: int | None = None, **details: Any
 ) -> Deployment:
@@ -102,33 +127,14 @@ def set_details(
     With ``revision`` only if that is still the newest. Raises Conflict else, and for the rate while an experiment or a canary
     needs the whole log; ValidationError on `sample_rate`.
     """
-    locked = _locked(actor, deployment, revision, free="sample_rate" in details)
-    if not 0 <= details.get("sample_rate", 0) <= 1:
-        raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
-    before = state_of(locked)
-    _write_details(locked, details)
-    if state_of(locked) != before:
-        _log(actor, locked, before, reason)
-        audit.record(actor, "deployment.details", locked, locked.organization, **details)
-    return locked
+    return change_deployment(actor=actor, deployment=deployment, details=details, reason=reason, revision=revision)
 
 
-@transaction.atomic
 def set_archived(
     *, actor: User, deployment: Deployment, archived: bool, reason: str = "", revision: int | None = None
 ) -> Deployment:
     """Stop answering and let the versions go, or answer again as before."""
-    locked = _locked(actor, deployment, revision)
-    wanted = Deployment.State.ARCHIVED if archived else Deployment.State.ACTIVE
-    if locked.state == wanted:
-        return locked
-    before = state_of(locked)
-    if not archived:
-        claim_name(locked)
-        _lock_versions(actor, locked, [row.version_id for row in _variants(locked)])
-    _set_state(locked, wanted)
-    _log(actor, locked, before, reason)
-    return locked
+    return change_deployment(actor=actor, deployment=deployment, archived=archived, reason=reason, revision=revision)
 
 
 @transaction.atomic
@@ -144,7 +150,7 @@ def undo_change(
         raise Conflict("There is nothing before the creation to go back to; archive it instead.", code="nothing_before")
     before = state_of(locked)
     target = _target(undone, before)
-    if any(target[name] != before[name] for name in target if name != "description"):
+    if not _differs_in_description_alone(target, before):
         refuse_held(locked)
     if target == before:
         return locked
@@ -162,6 +168,15 @@ def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
     if found is None:
         raise _refused("change", f"There is no change number {revision}.", "does_not_exist")
     return found
+
+
+def goes_back_while_held(change: DeploymentChange, now: dict[str, Any]) -> bool:
+    """Whether a deployment in the state ``now`` may go back to before a change also while somebody holds it."""
+    return bool(change.before["variants"]) and _differs_in_description_alone(_details(now) | change.before, now)
+
+
+def _differs_in_description_alone(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in one if name != "description")
 
 
 def _target(undone: DeploymentChange, now: dict[str, Any]) -> dict[str, Any]:
@@ -204,6 +219,15 @@ def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> Non
     deployment.allocation = target["allocation"]
     _write_details(deployment, _details(target))
     _set_state(deployment, target["state"])
+
+
+def _change_details(actor: User, deployment: Deployment, details: Mapping[str, Any]) -> None:
+    if not 0 <= details.get("sample_rate", 0) <= 1:
+        raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
+    now = _details(state_of(deployment))
+    if any(now[name] != value for name, value in details.items()):
+        _write_details(deployment, details)
+        audit.record(actor, "deployment.details", deployment, deployment.organization, **details)
 
 
 def _write_details(deployment: Deployment, details: Mapping[str, Any]) -> None:
@@ -267,13 +291,14 @@ def _refuse_moved(locked: Deployment, revision: int | None) -> None:
         )
 
 
-def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:
-    _check_variants(variants)
-    _lock_versions(actor, deployment, [one.version for one in variants])
-    live = _write_variants(deployment, variants)
-    allocation = [(end, variant) for end, variant in deployment.allocation]
-    deployment.allocation = [list(part) for part in reallocate(allocation, live)]
-    deployment.save(update_fields=["allocation"])
+def _archive(actor: User, deployment: Deployment, archived: bool) -> None:
+    wanted = Deployment.State.ARCHIVED if archived else Deployment.State.ACTIVE
+    if deployment.state == wanted:
+        return
+    if not archived:
+        claim_name(deployment)
+        _lock_versions(actor, deployment, [row.version_id for row in _variants(deployment)])
+    _set_state(deployment, wanted)
 
 
 def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite: bool, reason: str) -> None:
@@ -281,24 +306,13 @@ def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite
     refuse_problems(deployment, named, despite=despite, reason=reason)
 
 
-def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, despite: bool, reason: str) -> None:
-    """Nobody deploys by mistake what was measured to be slower, bigger or worse. Raises ValidationError.
-
-    ``versions`` by the field that names them. What is in the deployment already was let in.
-    """
-    for field, told in measured_problems(deployment, versions).items():
-        if not despite:
-            raise _refused(field, f"{told} Say that you want it nevertheless, and why.", "has_problems")
-        if not reason.strip():
-            raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
-
-
-def measured_problems(deployment: Deployment, versions: Mapping[str, UUID]) -> dict[str, str]:
-    """In words, by the field, what was measured against versions that are not in the deployment yet."""
-    present = {row.version_id for row in _variants(deployment)}
-    new = {field: version for field, version in versions.items() if version not in present}
-    found = {field: problems_of(deployment.organization_id, version) for field, version in new.items()}
-    return {field: " ".join(each["sentence"] for each in told) for field, told in found.items() if told}
+def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:
+    _check_variants(variants)
+    _lock_versions(actor, deployment, [one.version for one in variants])
+    live = _write_variants(deployment, variants)
+    allocation = [(end, variant) for end, variant in deployment.allocation]
+    deployment.allocation = [list(part) for part in reallocate(allocation, live)]
+    deployment.save(update_fields=["allocation"])
 
 
 def _check_variants(variants: Sequence[Wanted]) -> None:

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from . import batch_views, live_views, request_views, views
+from . import batch_views, details_views, live_views, request_views, views
 from .experiments.urls import urlpatterns as experiments
 
 urlpatterns = [
@@ -14,6 +14,7 @@ urlpatterns = [
     path("deployments/new", views.deployment_new, name="deployment-new"),
     path("deployments/<uuid:deployment>/", views.deployment_page, name="deployment"),
     path("deployments/<uuid:deployment>/variants", views.deployment_variants, name="deployment-variants"),
+    path("deployments/<uuid:deployment>/details", details_views.deployment_details, name="deployment-details"),
     path("model-versions/<uuid:version>/deploy", live_views.version_deploy, name="version-deploy"),
     path("deployments/<uuid:deployment>/go-live", live_views.deployment_go_live, name="deployment-go-live"),
     path("deployments/<uuid:deployment>/undo", views.deployment_undo, name="deployment-undo"),

@@ -34,7 +34,7 @@ from . import feedback, prediction_log, predictions, processes, services, shadow
 from .assignment import shares
 from .changes import in_words
 from .client import Unusable
-from .experiments.holding import holder_of, name_of
+from .experiments.holding import Holder, holder_of, name_of
 from .experiments.models import Rollout
 from .following import aliases_of
 from .forms import (
@@ -43,6 +43,7 @@ from .forms import (
     DeploymentTryForm,
     VariantsForm,
     candidates,
+    details_form,
     servable_versions,
     variants_of,
 )
@@ -126,35 +127,42 @@ def deployment_new(request: HttpRequest) -> HttpResponse:
 @require_safe
 def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
     found = deployment_or_404(request, deployment)
+    part = {"requests": "serving/_requests.html"}.get(request.GET.get("part", ""))
+    return page(request, "serving/deployment.html", page_context(request, found), partial=part)
+
+
+def page_context(request: HttpRequest, found: Deployment) -> dict[str, Any]:
     variants = list(Variant.objects.filter(deployment=found, removed_at=None).select_related("version__model"))
     _with_shares(found, variants)
     _with_runtimes(variants)
     can_deploy = may(request.user, "deploy", found)
     in_it = {row.version_id for row in variants}
     choices = candidates(request.user, found) if can_deploy else []  # type: ignore[arg-type]
-    context = {
+    holder = holder_of(found)
+    return {
         "section": "deployments",
         "deployment": found,
         "variants": variants,
         "can_deploy": can_deploy,
         "choices": [one for one in choices if one.pk not in in_it],
         "followable": [one for one in aliases_of({row.model_id for row in choices}) if one.version.pk not in in_it],
-        **_holder_context(found),
+        **_holder_context(found, holder),
+        "details_form": details_form(found, holder) if can_deploy else None,
         "experiments": found.experiments.select_related("control__model", "challenger__model").prefetch_related(
             "further__version__model"
         )[:EXPERIMENTS_SHOWN],
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
-        "changes": in_words(found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN]),
+        "changes": in_words(
+            found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
+            held=services.state_of(found) if holder else None,
+        ),
         **_log_context(found),
         **_try_context(request, found),
     }
-    part = {"requests": "serving/_requests.html"}.get(request.GET.get("part", ""))
-    return page(request, "serving/deployment.html", context, partial=part)
 
 
-def _holder_context(deployment: Deployment) -> dict[str, Any]:
+def _holder_context(deployment: Deployment, holder: Holder | None) -> dict[str, Any]:
     """The experiment or canary that the variants belong to now, if any."""
-    holder = holder_of(deployment)
     if holder is None:
         return {"holder": None}
     page_of_it = "canary" if isinstance(holder, Rollout) else "deployment-experiment"

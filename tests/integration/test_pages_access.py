@@ -142,7 +142,7 @@ CHANGES = [
 ] + [("model", name) for name in ("model-edit", "model-archive", "model-restore", "ref-move")] + [
     ("upload", "upload-abort"), ("model", "model-delete"), ("model_version", "version-delete"),
     ("model_version", "version-restore"), ("deployment", "deployment-variants"), ("deployment", "deployment-undo"),
-    ("deployment", "deployment-archive"), ("deployment", "deployment-restore"), ("batch", "batch-cancel"),
+    ("deployment", "deployment-archive"), ("deployment", "deployment-details"), ("deployment", "deployment-restore"), ("batch", "batch-cancel"),
     ("deployment", "deployment-experiment-same"),
 ]  # fmt: skip
 

@@ -1,6 +1,5 @@
 """REST API of experiments on deployments."""
 
-from typing import Any
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -33,6 +32,7 @@ from .serializers import (
     StartIn,
     wanted_of,
 )
+from .verbs import VerbView
 
 TAGS = ["experiments on deployments"]
 DESIGN = {"metric": "accuracy", "minimum_effect": 0.01}
@@ -166,22 +166,14 @@ class CurrentExperimentView(APIView):
         return Response(DeploymentExperimentOut(found).data)
 
 
-class _VerbView(APIView):
-    """A verb on an experiment: authorise, read why, call the service, answer with the experiment."""
+class _ExperimentVerbView(VerbView):
+    named, reads, shows = "experiment", StartIn, DeploymentExperimentOut
 
-    policy: dict[str, str] = {}
-    reads: type[ReasonIn] = StartIn
-
-    def act(self, request: Request, deployment: UUID, number: int, verb: Any) -> Response:
-        found = the_experiment(request, deployment, number)
-        require(request.user, "deploy", found)
-        given = self.reads(data=request.data)
-        given.is_valid(raise_exception=True)
-        changed = verb(actor=request.user, experiment=found, **given.validated_data)
-        return Response(DeploymentExperimentOut(changed).data)
+    def find(self, request: Request, deployment: UUID, number: int) -> Experiment:
+        return the_experiment(request, deployment, number)
 
 
-class ExperimentStartView(_VerbView):
+class ExperimentStartView(_ExperimentVerbView):
     policy = {"POST": "deploy"}
     reads = BeginIn
 
@@ -194,7 +186,7 @@ class ExperimentStartView(_VerbView):
         return self.act(request, deployment, number, services.start_experiment)
 
 
-class ExperimentStopView(_VerbView):
+class ExperimentStopView(_ExperimentVerbView):
     policy = {"POST": "deploy"}
     reads = ReasonIn
 
@@ -206,7 +198,7 @@ class ExperimentStopView(_VerbView):
         return self.act(request, deployment, number, services.stop_experiment)
 
 
-class ExperimentPromoteView(_VerbView):
+class ExperimentPromoteView(_ExperimentVerbView):
     policy = {"POST": "deploy"}
     reads = PromoteIn
 
@@ -219,7 +211,7 @@ class ExperimentPromoteView(_VerbView):
         return self.act(request, deployment, number, services.promote)
 
 
-class ExperimentKeepView(_VerbView):
+class ExperimentKeepView(_ExperimentVerbView):
     policy = {"POST": "deploy"}
 
     @documented(

@@ -1,6 +1,5 @@
 """REST API of canaries and blue/green."""
 
-from typing import Any
 from uuid import UUID
 
 from django.http import Http404
@@ -16,6 +15,7 @@ from registry.serving.api import the_deployment
 from . import rollouts
 from .models import Rollout
 from .serializers import CanaryIn, CanaryOut, ReasonIn
+from .verbs import VerbView
 
 TAGS = ["canaries"]
 STEPS = [{"share": 0.05, "minutes": 10.0, "requests": 100}, {"share": 1.0, "minutes": 30.0, "requests": 500}]
@@ -94,16 +94,14 @@ class CanaryView(APIView):
         return Response(CanaryOut(the_rollout(request, deployment, number)).data)
 
 
-class _VerbView(APIView):
-    policy: dict[str, str] = {}
+class _CanaryVerbView(VerbView):
+    named, shows = "rollout", CanaryOut
 
-    def act(self, request: Request, deployment: UUID, number: int, verb: Any, **more: Any) -> Response:
-        found = the_rollout(request, deployment, number)
-        require(request.user, "deploy", found)
-        return Response(CanaryOut(verb(actor=request.user, rollout=found, **more)).data)
+    def find(self, request: Request, deployment: UUID, number: int) -> Rollout:
+        return the_rollout(request, deployment, number)
 
 
-class CanaryPauseView(_VerbView):
+class CanaryPauseView(_CanaryVerbView):
     policy = {"POST": "deploy"}
 
     @documented(
@@ -114,7 +112,7 @@ class CanaryPauseView(_VerbView):
         return self.act(request, deployment, number, rollouts.pause_rollout)
 
 
-class CanaryContinueView(_VerbView):
+class CanaryContinueView(_CanaryVerbView):
     policy = {"POST": "deploy"}
 
     @documented("Continue a paused canary", request=None, answer=CanaryOut, example=(None, CANARY), tags=TAGS)
@@ -122,16 +120,13 @@ class CanaryContinueView(_VerbView):
         return self.act(request, deployment, number, rollouts.continue_rollout)
 
 
-class CanaryAbortView(_VerbView):
+class CanaryAbortView(_CanaryVerbView):
     policy = {"POST": "deploy"}
+    reads = ReasonIn
 
     @documented(
         "Abort a canary", request=ReasonIn, answer=CanaryOut, example=({"reason": "the wrong version"}, CANARY), tags=TAGS,
         description="The version that was there before answers alone again.",
     )  # fmt: skip
     def post(self, request: Request, deployment: UUID, number: int) -> Response:
-        found = the_rollout(request, deployment, number)
-        require(request.user, "deploy", found)
-        given = ReasonIn(data=request.data)
-        given.is_valid(raise_exception=True)
-        return self.act(request, deployment, number, rollouts.abort_rollout, **given.validated_data)
+        return self.act(request, deployment, number, rollouts.abort_rollout)

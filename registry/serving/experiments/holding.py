@@ -1,5 +1,6 @@
 """Who holds a deployment: while an experiment or a rollout runs on it, its variants are theirs alone."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,8 +19,17 @@ PAST = timedelta(days=14)  # before the start: what a covariate is made of
 
 
 def holder_of(deployment: "Deployment") -> Holder | None:
-    experiment = Experiment.objects.filter(deployment=deployment, state__in=Experiment.HOLDING).first()
-    return experiment or Rollout.objects.filter(deployment=deployment, state__in=Rollout.HOLDING).first()
+    return holders_of([deployment]).get(deployment.pk)
+
+
+def holders_of(deployments: "Sequence[Deployment]") -> dict[UUID, Holder]:
+    """By the deployment, of those that are held; in as many queries however many there are."""
+    keys = [one.pk for one in deployments]
+    found: dict[UUID, Holder] = {}
+    for kind in (Rollout, Experiment):
+        rows = kind.objects.filter(deployment__in=keys, state__in=kind.HOLDING)  # type: ignore[attr-defined]
+        found |= {row.deployment_id: row for row in rows}
+    return found
 
 
 def name_of(holder: Holder) -> str:

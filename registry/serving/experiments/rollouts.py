@@ -20,7 +20,8 @@ from dlplatform.accounts.access import require
 from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.serving.models import Deployment
-from registry.serving.services import Wanted, change_variants, refuse_problems
+from registry.serving.problems import refuse_problems
+from registry.serving.services import Wanted, change_variants
 
 from . import guardrails
 from .holding import complete_log, refuse_held, release_log

@@ -15,12 +15,11 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.models import ModelVersion
 from registry.serving.models import Deployment, Variant
+from registry.serving.problems import measured_problems, refuse_problems
 from registry.serving.services import (
     MODEL_FILE,
     Wanted,
     change_variants,
-    measured_problems,
-    refuse_problems,
     require_active,
 )
 

@@ -68,7 +68,9 @@ class Metrics:
         self._waiting = self._gauge("waiting", "Requests in queues", "livesum", ["queue"])
         self._held = {name: self._gauge(name, told, mode) for name, told, mode in HELD}
         self._runtimes = self._gauge(
-            "compiled", "Versions that are to be compiled, or answer as graphs: how they answer, and why not compiled", "livesum",
+            "compiled",
+            "How versions answer that are to be compiled, or that answer as graphs without being asked to: compiled, graph "
+            "(for onnxruntime), or eager with the reason", "livesum",
             ["version", "runtime", "reason"],
         )  # fmt: skip
         self._told_runtimes: set[tuple[str, str, str]] = set()

@@ -1,10 +1,14 @@
 """A version goes live in one click: from its page, by whoever may deploy, and back by an undo."""
 
 import re
+import threading
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from guardian.shortcuts import assign_perm
 
 from registry.models import OptimizedVariant, RegisteredModel
 from registry.serving import going_live, services
@@ -208,3 +212,103 @@ def test_who_does_not_deploy_gets_no_button_and_is_refused(web, request, version
 def test_a_click_is_a_post(web, maintainer, versions, deployment):
     assert web(maintainer).get(deploy_address(versions[0])).status_code == 405
     assert web(maintainer).get(live_address(deployment)).status_code == 405
+
+
+# --- where the model is served already ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("role", "weight", "told"),
+    [
+        ("live", 1.0, "answers a part of its requests."),
+        ("live", 0.0, "has the weight 0 in it and answers nobody: give it a weight."),
+        ("shadow", 1.0, "is only a shadow in it and answers nobody: choose “live, answers” as its role."),
+        ("", 0.0, "is not in it: add it to who answers."),
+    ],
+)
+def test_what_the_version_is_where_its_model_is_served_already(
+    web, maintainer, deployment, versions, role, weight, told
+):
+    added = [Wanted(versions[1].pk, weight, role)] if role else []
+    services.change_variants(actor=maintainer, deployment=deployment, variants=[Wanted(versions[0].pk), *added])
+    shown = web(maintainer).post(deploy_address(versions[1]), follow=True).content.decode()
+    assert f"“screening” serves this model already. flowers v2 {told}" in shown
+    assert Deployment.objects.count() == 1
+
+
+def test_the_deployment_that_has_the_version_is_the_one_that_is_told(maintainer, organization, deployment, versions):
+    theirs = deployed(maintainer, organization, versions[1], name="the-second")
+    assert going_live.deploy(actor=maintainer, version=versions[1]) == (theirs, False)
+
+
+def test_a_name_that_is_taken_at_the_same_moment_gives_the_next_one(maintainer, organization, versions, monkeypatch):
+    """`free_name` had looked before the other was there."""
+    other = factories.ModelVersionFactory(model__organization=organization, number=1, tree=TREE)
+    deployed(maintainer, organization, other, name="flowers")
+    looks = iter(["flowers", "flowers", "flowers-2"])
+    monkeypatch.setattr(going_live, "free_name", lambda *_: next(looks))
+    made, new = going_live.deploy(actor=maintainer, version=versions[0])
+    assert new and made.name == "flowers-2" and DeploymentChange.objects.filter(deployment=made).count() == 1
+
+
+def test_a_name_that_is_always_taken_is_told_in_the_end(web, maintainer, organization, versions, monkeypatch):
+    other = factories.ModelVersionFactory(model__organization=organization, number=1, tree=TREE)
+    deployed(maintainer, organization, other, name="flowers")
+    monkeypatch.setattr(going_live, "free_name", lambda *_: "flowers")
+    shown = web(maintainer).post(deploy_address(versions[0]), follow=True).content.decode()
+    assert "There is a deployment “flowers” already." in shown and Deployment.objects.count() == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_clicks_on_two_versions_at_once_make_one_deployment(maintainer, versions):
+    together, found = threading.Barrier(2), []
+
+    def click(version):
+        together.wait(30)
+        found.append(going_live.deploy(actor=maintainer, version=version))
+        connection.close()
+
+    threads = [threading.Thread(target=click, args=[version]) for version in versions[:2]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(new for _, new in found) == [False, True] and len({one.pk for one, _ in found}) == 1
+    assert Deployment.objects.get().name == "flowers"
+
+
+# --- what the page costs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queries_of(web, versions):
+    def count(user):
+        client = web(user)
+        client.get(reverse("model-version", args=[versions[0].pk]))
+        with CaptureQueriesContext(connection) as asked:
+            shown = client.get(reverse("model-version", args=[versions[0].pk])).content.decode()
+        return len(asked), shown.count("Go live in") + shown.count('<span class="tag">live</span>')
+
+    return count
+
+
+def test_the_page_asks_as_much_of_five_deployments_as_of_one(queries_of, maintainer, organization, versions):
+    first = deployed(maintainer, organization, versions[0])
+    alone, places = queries_of(maintainer)
+    assert places == 1
+    others = [deployed(maintainer, organization, versions[1], name=f"other-{number}") for number in range(4)]
+    rollouts.start_rollout(actor=maintainer, deployment=others[0], candidate=versions[2].pk)
+    assert queries_of(maintainer) == (alone, 5) and first.name == "screening"
+
+
+def test_what_is_shared_for_changing_is_found_in_as_many_queries(
+    queries_of, viewer, maintainer, organization, versions
+):
+    made = [deployed(maintainer, organization, versions[1], name=f"other-{number}") for number in range(5)]
+    assert queries_of(viewer)[1] == 0
+    assign_perm("serving.change_deployment", viewer, made[0])
+    one, places = queries_of(viewer)
+    assert places == 1
+    for deployment in made[1:4]:
+        assign_perm("serving.change_deployment", viewer, deployment)
+    assert queries_of(viewer) == (one, 4)
