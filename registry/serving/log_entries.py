@@ -108,15 +108,8 @@ def packed(batch: Sequence[Entry], urgent: bool = False) -> bytes:
         for position, record in enumerate(batch)
         if record.images
     }
-    return (
-        b'{"urgent":'
-        + orjson.dumps(urgent)
-        + b',"images":'
-        + orjson.dumps(images)
-        + b',"records":['
-        + records
-        + b"]}\n"
-    )
+    parts = (orjson.dumps(urgent), orjson.dumps(images), records)
+    return b'{"urgent":%b,"images":%b,"records":[%b]}\n' % parts
 
 
 class Opened:
