@@ -164,9 +164,9 @@ class PredictionRecord(models.Model):
 
     tenant_parent = "deployment"
     DROPPED = "dropped"  # the error of a copy that its shadow never got
-    REFUSED_BY_ALL = (
-        "bad_request"  # of a request whose input every live variant refuses: it says nothing of any of them
-    )
+    # Of a request whose input every live variant refuses, and of a text that its reader did not read to the end.
+    REFUSED_BY_ALL, READER_LEFT = "bad_request", "reader_left"
+    SAYS_NOTHING = (REFUSED_BY_ALL, READER_LEFT)  # of the variant that answered: no failure of its own, and no success
 
     request_id = models.UUIDField()
     deployment = models.ForeignKey(  # `record_newest` begins with it

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import openai
 import pytest
@@ -120,7 +121,28 @@ def test_writing_holds_up_no_other_model_and_ends_when_the_reader_leaves(
     assert client.completions.create(model="stories", prompt="x").choices[0].text == "".join(SAID)
     prediction_log.buffer.flush()
     errors = PredictionRecord.objects.filter(variant__version=version).values_list("error", flat=True)
-    assert sorted(errors) in (["", ""], ["", "client_gone"])
+    assert sorted(errors) in (["", ""], ["", "reader_left"])
+
+
+def test_who_stops_reading_is_told_from_who_gave_up_before_a_word(client, stubs, version):
+    """The first reader leaves amid a text, which a second one waited for in vain."""
+
+    def on_and_on(instance):
+        for _ in range(1000):
+            yield "on and "
+            time.sleep(0.01)
+
+    stubs.writers[version.pk] = on_and_on
+    stream = client.completions.create(model="stories", prompt="first", stream=True, max_tokens=2000)
+    next(iter(stream))
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).completions.create(model="stories", prompt="second")
+    stream.close()
+    stubs.writers[version.pk] = lambda instance: SAID
+    client.completions.create(model="stories", prompt="third")
+    prediction_log.buffer.flush()
+    found = {row.instances[0]["prompt"]: row.error for row in PredictionRecord.objects.all()}
+    assert found == {"first": "reader_left", "second": "client_gone", "third": ""}
 
 
 def test_an_error_in_the_middle_is_an_event_and_one_at_the_beginning_an_answer(client, stubs, version):

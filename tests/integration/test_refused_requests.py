@@ -197,3 +197,11 @@ def test_what_only_the_canary_refuses_takes_it_back(canary, ask_the_candidate, d
 def test_what_was_recorded_before_counts_as_it_did(canary, deployment, versions):
     write(Variant.objects.get(version=versions[1]), [None] * 40, errors=["invalid"] * 40, ago=0)
     assert later(0.5) == 1 and Rollout.objects.get().state == "rolled_back"
+
+
+def test_readers_who_stop_a_text_take_no_canary_back_and_callers_who_give_up_do(canary, deployment, versions):
+    candidate = Variant.objects.get(version=versions[1])
+    write(candidate, [None] * 40, errors=["reader_left"] * 40, ago=0)
+    assert later(2) == 0 and Rollout.objects.get().state == "running", "nor do they move it on"
+    write(candidate, [None] * 40, errors=["client_gone"] * 40, ago=0)
+    assert later(0.5) == 1 and Rollout.objects.get().state == "rolled_back"

@@ -26,7 +26,7 @@ SETTLED = timedelta(seconds=5)  # after that a request's record, and a label, ar
 FARTHEST = 1e100  # no outcome counts more: its square must be a number too
 SLOW = "slow"
 COUNTED = "requests"  # a request's value is 1: units and requests are counted
-TELLING = "telling"  # the same without requests that every live variant refuses, which say nothing of any
+TELLING = "telling"  # the same without requests that say nothing of the variant that answered
 LONGEST = "60s"  # of one statement; a log that takes longer is no longer watched, and the scheduler's log says so
 SET = "SELECT set_config('enable_nestloop', %s, true), set_config('statement_timeout', %s, true)"
 OF_LABELS = {Experiment.Metric.ACCURACY, Experiment.Metric.ABSOLUTE_ERROR, Experiment.Metric.NUMBER}
@@ -296,7 +296,7 @@ COPIES = """SELECT request_id, variant_id, predictions, milliseconds, error FROM
         WHERE deployment_id = %(deployment)s AND role = 'shadow' AND variant_id = %(shadow)s
           AND at >= %(since)s AND at < %(until)s AND id <= %(last)s"""
 TEXT_OF_LABEL = "CASE jsonb_typeof(l.label) WHEN 'boolean' THEN initcap(l.label #>> '{}') ELSE l.label #>> '{}' END"
-SAYS_SOMETHING = f"of.error <> '{PredictionRecord.REFUSED_BY_ALL}'"
+SAYS_SOMETHING = f"of.error NOT IN {PredictionRecord.SAYS_NOTHING}"
 PREDICTED = "of.predictions -> l.index::int"
 VALUES = {
     Experiment.Metric.ACCURACY: f"""CASE WHEN jsonb_typeof({PREDICTED} -> 'label') = 'string'

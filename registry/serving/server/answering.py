@@ -27,7 +27,7 @@ from registry.serving.serializers import DeploymentPredictIn
 from .deployments import Served, ServedVariant
 from .errors import code_of
 from .gate import Permit
-from .http import ClientGone, unless_gone
+from .http import ClientGone, ReaderLeft, unless_gone
 from .metrics import Metrics
 from .models import Models
 from .records import record_of
@@ -222,4 +222,6 @@ class Record:
 
 
 def _code(error: BaseException) -> str:
+    if isinstance(error, ReaderLeft):
+        return PredictionRecord.READER_LEFT
     return "client_gone" if isinstance(error, ClientGone) or not isinstance(error, Exception) else code_of(error)

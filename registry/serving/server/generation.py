@@ -18,7 +18,7 @@ from registry.serving import client
 from .answering import Answer, Answering
 from .errors import code_of
 from .gate import Permit
-from .http import ClientGone
+from .http import ClientGone, ReaderLeft
 from .models import Models
 
 LANGUAGE = "language-model"
@@ -160,7 +160,7 @@ def _written(writer: Writer, instance: Any, gone: Callable[[], bool], usage: Usa
             usage.tokens = text.tokens
             yield piece
             if gone():
-                raise ClientGone
+                raise ReaderLeft
         usage.tokens, usage.whole = text.tokens, text.tokens < text.most
     except PredictionInputError as error:
         raise client.PredictionRefused(error.column or "prompt", error.message, error.code) from None

@@ -19,6 +19,10 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
+class ReaderLeft(ClientGone):
+    """Nobody reads the text any more, of which some was written already."""
+
+
 async def body_of(receive: Any) -> bytes:
     """The whole body. Raises TooLarge, ClientGone."""
     message = await receive()
