@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import orjson
@@ -22,7 +23,7 @@ import psycopg
 from registry.serving.log_entries import COLUMNS, Opened, line_of, unpacked
 
 NICE = 10  # it still gets a tenth of a core that others fill
-AT_ONCE = 64  # records, for which PostgreSQL takes about a millisecond
+AT_ONCE, CHARACTERS = 64, 64 << 10  # of records, for which PostgreSQL takes about a millisecond
 REST = 0.002  # seconds, before the next ones
 TABLE = "serving_predictionrecord"
 STATEMENT = f"COPY {TABLE} ({', '.join(COLUMNS)}) FROM STDIN"
@@ -41,11 +42,9 @@ class Writer:
         records = told["records"]
         if told["images"] and (away := self._kept(records, told["images"])):
             return {"away": away}
-        at_once = len(records) if told["urgent"] else AT_ONCE
-        parts = [records[at : at + at_once] for at in range(0, len(records), at_once)]
         for last in (self._connection is None, True):
             try:
-                self._copy(parts)
+                self._copy(records, rests=not told["urgent"])
             except (psycopg.IntegrityError, psycopg.DataError):
                 return self._stored(records)
             except psycopg.Error as error:
@@ -56,19 +55,15 @@ class Writer:
                 return {}
         raise AssertionError("the last try answers")
 
-    def _copy(self, parts: list[list[Any]]) -> None:
-        """All of them or none. Constraints are checked part by part: at the end all that checking would come at once."""
+    def _copy(self, records: list[Any], *, rests: bool) -> None:
+        """A transaction for each part: one that lasted over a rest would hold the rows of their deployments, which others want to
+        change. What is sent again because a later part failed is found by its key."""
         if self._connection is None:
             self._connection = psycopg.connect(**self._address, autocommit=True)
-        if len(parts) == 1:
-            return _copy_part(self._connection, parts[0])
-        with self._connection.transaction():
-            self._connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            for number, part in enumerate(parts):
-                if number:
-                    time.sleep(REST)
-                _copy_part(self._connection, part)
-        return None
+        lines = map(line_of, records)
+        for part in parts(lines) if rests else ("".join(lines),):
+            with self._connection.cursor() as cursor, cursor.copy(STATEMENT) as copy:
+                copy.write(part.encode())
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -116,9 +111,17 @@ class Writer:
             self._with_django = True
 
 
-def _copy_part(connection: psycopg.Connection, records: list[Any]) -> None:
-    with connection.cursor() as cursor, cursor.copy(STATEMENT) as copy:
-        copy.write("".join(map(line_of, records)).encode())
+def parts(lines: Iterable[str]) -> Iterator[str]:
+    """Lines together, as many as PostgreSQL takes about a millisecond for, one at the least; a rest before each but the first."""
+    part, size = [], 0
+    for line in lines:
+        if part and (len(part) >= AT_ONCE or size + len(line) > CHARACTERS):
+            yield "".join(part)
+            time.sleep(REST)
+            part, size = [], 0
+        part.append(line)
+        size += len(line)
+    yield "".join(part)
 
 
 def main() -> None:

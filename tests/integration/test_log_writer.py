@@ -101,12 +101,15 @@ def writer():
 def test_the_writer_rests_between_parts_of_a_batch_unless_it_is_urgent(writer, rests, entry):
     batch = [entry() for _ in range(2 * log_writer.AT_ONCE + 1)]
     assert writer.write(orjson.loads(packed(batch))) == {}
-    assert rests == [0, 0], "all of a batch is there at once"
+    assert rests == [log_writer.AT_ONCE, 2 * log_writer.AT_ONCE], "no transaction lasts over a rest"
     assert kept() == {one.request_id for one in batch}
     assert writer.write(orjson.loads(packed([entry() for _ in batch], urgent=True))) == {}
     assert writer.write(orjson.loads(packed([entry() for _ in range(log_writer.AT_ONCE)]))) == {}
     assert len(rests) == 2
-    assert PredictionRecord.objects.count() == 2 * len(batch) + log_writer.AT_ONCE
+    long = [entry(instances=[{"x": "a" * log_writer.CHARACTERS}]) for _ in range(3)]
+    assert writer.write(orjson.loads(packed(long))) == {} and len(rests) == 4, "long records are parts of their own"
+    assert kept() >= {one.request_id for one in long}
+    assert PredictionRecord.objects.count() == 2 * len(batch) + log_writer.AT_ONCE + 3
 
 
 @pytest.mark.parametrize("place", [0, log_writer.AT_ONCE, -1])
@@ -116,6 +119,28 @@ def test_a_record_that_cannot_be_written_costs_no_other_part_of_its_batch(writer
     assert writer.write(orjson.loads(packed(batch))) == {}
     assert kept() == {one.request_id for one in batch} - {batch[place].request_id}
     assert writer.write(orjson.loads(packed(batch[:1]))) == {}, "the connection is as it was"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_connection_that_breaks_between_two_parts_costs_no_record(writer, entry, monkeypatch, fresh):
+    if not fresh:
+        assert writer.write(orjson.loads(packed([entry()]))) == {}
+    batch = [entry() for _ in range(2 * log_writer.AT_ONCE)]
+
+    def broken(_):
+        connection.ensure_connection()
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(%s)", [writer._connection.info.backend_pid])
+        monkeypatch.setattr(log_writer.time, "sleep", lambda _: None)
+
+    monkeypatch.setattr(log_writer.time, "sleep", broken)
+    answer = writer.write(orjson.loads(packed(batch)))
+    if fresh:  # then it is not tried twice: the sender keeps the batch, and sends it again
+        assert "terminating connection" in answer["away"] and len(kept()) == log_writer.AT_ONCE
+        answer = writer.write(orjson.loads(packed(batch)))
+    assert answer == {}
+    assert kept() >= {one.request_id for one in batch}
+    assert PredictionRecord.objects.count() == len(batch) + (not fresh)
 
 
 def test_a_batch_is_urgent_where_another_waits_behind_it(entry, monkeypatch):
