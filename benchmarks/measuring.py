@@ -54,12 +54,14 @@ def settle(megabytes: int = 1500) -> None:
 def uncollected() -> Iterator[None]:
     """Without the collector of memory in this process: a client that stops for it, ten milliseconds where Django is loaded, would
     take the server for slow."""
+    before = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if before:
+            gc.enable()
 
 
 def quantile(values: Sequence[float], share: float) -> float:

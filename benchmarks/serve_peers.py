@@ -89,8 +89,7 @@ def ceiling() -> Any:
 
 
 def bare() -> Any:
-    """The application that runs the network on what it is sent, and looks at nothing: the ceiling of one that answers each request
-    by itself."""
+    """The application that runs the network on what it is sent, each request by itself, and looks at nothing."""
     model = network()
     return on_asgi(
         lambda body: orjson.dumps(

@@ -44,7 +44,7 @@ class Writer:
             return {"away": away}
         for last in (self._connection is None, True):
             try:
-                self._copy(records, rests=not told["urgent"])
+                self._copy(records, rests=not told.get("urgent"))
             except (psycopg.IntegrityError, psycopg.DataError):
                 return self._stored(records)
             except psycopg.Error as error:

@@ -124,25 +124,49 @@ def test_writing_holds_up_no_other_model_and_ends_when_the_reader_leaves(
     assert sorted(errors) in (["", ""], ["", "reader_left"])
 
 
-def test_who_stops_reading_is_told_from_who_gave_up_before_a_word(client, stubs, version):
-    """The first reader leaves amid a text, which a second one waited for in vain."""
+@pytest.fixture
+def on_and_on(stubs, version):
+    """A model that is slow to begin and then writes for ten seconds, unless the prompt is short; what it is doing."""
+    doing = []
 
-    def on_and_on(instance):
-        for _ in range(1000):
+    def write(instance):
+        doing.append("begins")
+        time.sleep(1.0 if instance["prompt"] == "slow to begin" else 0.0)
+        for _ in range(1000 if len(instance["prompt"]) > 5 else 2):
             yield "on and "
+            doing.append("writes")
             time.sleep(0.01)
 
-    stubs.writers[version.pk] = on_and_on
-    stream = client.completions.create(model="stories", prompt="first", stream=True, max_tokens=2000)
+    stubs.writers[version.pk] = write
+    return doing
+
+
+def recorded():
+    """The error of each prompt."""
+    prediction_log.buffer.flush()
+    return {row.instances[0]["prompt"]: row.error for row in PredictionRecord.objects.all()}
+
+
+def test_who_stops_reading_is_told_from_who_gave_up_before_a_word(client, on_and_on):
+    """The second one waits in vain for the first one's text to end."""
+    stream = client.completions.create(model="stories", prompt="is read", stream=True, max_tokens=2000)
     next(iter(stream))
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5).completions.create(model="stories", prompt="second")
+        client.with_options(timeout=0.5).completions.create(model="stories", prompt="waits for its turn")
     stream.close()
-    stubs.writers[version.pk] = lambda instance: SAID
-    client.completions.create(model="stories", prompt="third")
-    prediction_log.buffer.flush()
-    found = {row.instances[0]["prompt"]: row.error for row in PredictionRecord.objects.all()}
-    assert found == {"first": "reader_left", "second": "client_gone", "third": ""}
+    client.completions.create(model="stories", prompt="last")
+    assert recorded() == {"is read": "reader_left", "waits for its turn": "client_gone", "last": ""}
+
+
+@pytest.mark.parametrize(("prompt", "stream"), [("slow to begin", True), ("slow to begin", False), ("is long", False)])
+def test_who_got_no_word_gave_up_whatever_was_written(client, on_and_on, prompt, stream):
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).completions.create(
+            model="stories", prompt=prompt, stream=stream, max_tokens=2000
+        )
+    client.completions.create(model="stories", prompt="last")
+    assert recorded() == {prompt: "client_gone", "last": ""}
+    assert on_and_on.count("writes") < 900, "writing ends when the reader leaves"
 
 
 def test_an_error_in_the_middle_is_an_event_and_one_at_the_beginning_an_answer(client, stubs, version):

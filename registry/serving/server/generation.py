@@ -87,7 +87,7 @@ async def _sent(send: Any, written: AsyncGenerator[str, None], end: dict[str, An
                 told.append(piece)
                 await send({"type": "http.response.body", "body": _line({"text": piece}), "more_body": True})
         except ClientGone:
-            raise
+            raise ReaderLeft from None
         except Exception as error:
             sentence = f"It could not be written to its end: {type(error).__name__}."
             await send({"type": "http.response.body", "body": _line({"error": sentence})})
@@ -157,10 +157,10 @@ def _written(writer: Writer, instance: Any, gone: Callable[[], bool], usage: Usa
         text = writer.stream(0, instance)
         usage.prompt_tokens = text.prompt_tokens
         for piece in text:
+            if gone():
+                raise ClientGone
             usage.tokens = text.tokens
             yield piece
-            if gone():
-                raise ReaderLeft
         usage.tokens, usage.whole = text.tokens, text.tokens < text.most
     except PredictionInputError as error:
         raise client.PredictionRefused(error.column or "prompt", error.message, error.code) from None

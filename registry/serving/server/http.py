@@ -20,7 +20,7 @@ class ClientGone(Exception):
 
 
 class ReaderLeft(ClientGone):
-    """Nobody reads the text any more, of which some was written already."""
+    """Nobody reads the text any more, of which some was sent."""
 
 
 async def body_of(receive: Any) -> bytes:

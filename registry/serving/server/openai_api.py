@@ -22,7 +22,7 @@ from .answering import Answering, parsed
 from .errors import NotFoundHere, code_of, refusal
 from .gate import Gate, Permit, Target, bearer_of
 from .generation import LANGUAGE, ToldAlready, Usage, WritesNoTexts, pieces
-from .http import ClientGone, body_of, require_post, send_bytes, send_json
+from .http import ClientGone, ReaderLeft, body_of, require_post, send_bytes, send_json
 from .models import Models
 from .openai_questions import Question, Stopping, question_of
 from .rate_limit import RateLimit
@@ -136,7 +136,7 @@ async def _streamed(send: Any, answer: "_Answer", texts: AsyncGenerator[str, Non
             told.append(piece)
             await _send_event(send, answer.piece(piece))
     except ClientGone:
-        raise
+        raise ReaderLeft from None
     except Exception as error:
         await _send_event(send, orjson.loads(_refused(error)[2]))
         await send({"type": "http.response.body", "body": b""})
