@@ -154,6 +154,12 @@ def test_a_held_rate_is_disabled_with_its_reason_and_the_description_is_not(web,
     assert details() == ("new", 1.0)
 
 
+def test_traffic_that_a_canary_has_moved_stands_against_no_description(web, maintainer, deployment, canary):
+    assert Deployment.objects.get().revision == 3
+    web(maintainer).post(form_of(deployment), {"description": "from before the canary", "revision": "2"})
+    assert details() == ("from before the canary", 1.0)
+
+
 def test_a_rate_sent_nevertheless_is_refused_at_its_field(web, maintainer, deployment, canary):
     shown = web(maintainer).post(form_of(deployment), body("new", "0.5", "3"), headers=HTMX).content.decode()
     told = re.search(r'id="details-sample_rate_error"[^>]*>(.*?)</ul>', shown).group(1)
