@@ -30,6 +30,7 @@ from .serializers import (
     DeploymentPredictOut,
     UndoIn,
 )
+from .states import DETAILS
 
 VARIANT = {
     "id": "51c0…", "version": "9c1d…", "model": "4f2a…", "model_name": "breast cancer", "number": 3, "role": "live",
@@ -166,7 +167,7 @@ def _change(request: Request, found: Deployment, wanted: dict[str, Any]) -> None
     variants = _wanted(request.user, wanted["variants"]) if "variants" in wanted else None
     services.change_deployment(
         actor=request.user, deployment=found, archived=wanted.get("archived"), variants=variants,
-        details={name: wanted[name] for name in services.DETAILS if name in wanted},
+        details={name: wanted[name] for name in DETAILS if name in wanted},
         reason=wanted.get("reason", ""), revision=wanted.get("revision"), despite_problems=wanted["despite_problems"],
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .models import DeploymentChange
-from .services import ANSWERING, goes_back_while_held
+from .states import ANSWERING, goes_back_while_held
 
 
 def in_words(changes: Iterable[DeploymentChange], *, held: dict[str, Any] | None = None) -> list[DeploymentChange]:
@@ -27,7 +27,7 @@ def details_of(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     if _changed("description", before, after):
         told.append(_described(before["description"], after["description"]))
     if _changed("sample_rate", before, after):
-        told.append(f"the log keeps {_kept(after['sample_rate'])} instead of {_short(before['sample_rate'])}")
+        told.append(f"the log keeps {kept(after['sample_rate'])} instead of {_short(before['sample_rate'])}")
     return told
 
 
@@ -41,7 +41,8 @@ def _described(before: str, after: str) -> str:
     return "description changed" if after else "description removed"
 
 
-def _kept(rate: float) -> str:
+def kept(rate: float) -> str:
+    """What a log keeps at a sample rate, from 0 to 1."""
     return {0.0: "none of the requests", 1.0: "all requests"}.get(rate, f"{_percent(rate)} of the requests")
 
 

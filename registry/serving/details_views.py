@@ -16,7 +16,7 @@ from dlplatform.web import add_errors, page
 
 from . import services
 from .experiments.holding import holder_of
-from .forms import DetailsForm, details_form
+from .forms import DetailsForm, details_form, say_moved
 from .models import Deployment
 from .views import deployment_or_404, page_context, undo_of
 
@@ -44,11 +44,19 @@ def _details_changed(request: HttpRequest, found: Deployment, form: DetailsForm)
     except ValidationError as error:
         add_errors(form, error)
     except Conflict as conflict:
-        form.add_error("sample_rate" if conflict.get_codes() == "held" else None, str(conflict.detail))
+        _say_refused(form, found, conflict)
     else:
-        if changed.revision == found.revision:
-            said(request, f"“{found.name}” is as it was: nothing was changed.")
-        else:
+        if form.changed and changed.revision != found.revision:
             said(request, f"“{found.name}” is changed.", undo_of(changed))
+        else:
+            said(request, f"“{found.name}” is as it was: nothing was changed.")
         return True
     return False
+
+
+def _say_refused(form: DetailsForm, found: Deployment, conflict: Conflict) -> None:
+    if conflict.get_codes() == "held":
+        form.add_error("sample_rate", str(conflict.detail))
+    else:
+        found.refresh_from_db()
+        say_moved(form, found)

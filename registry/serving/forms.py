@@ -6,17 +6,21 @@ from uuid import UUID
 from django import forms
 from django.core.exceptions import ValidationError
 from django.http import QueryDict
+from django.utils.text import Truncator
 
 from dlplatform.accounts.models import Organization, User
 from registry.forms import TryForm
 from registry.models import ModelVersion
 
-from .experiments.holding import Holder, name_of, own_sample_rate
+from .changes import kept
+from .experiments.holding import Holder, name_of
 from .following import version_named
 from .models import Deployment, Variant
-from .services import DETAILS, MODEL_FILE, Wanted
+from .services import MODEL_FILE, Wanted
+from .states import DETAILS, own_details
 
 MOST_CHOICES = 300
+DESCRIPTION_TOLD = 400  # characters of it in a message
 REMOVED = "removed"
 
 
@@ -44,10 +48,21 @@ def servable_versions(user: User, organization: Organization) -> list[ModelVersi
 DESPITE = "Also a version that was measured to be slower, bigger or worse than what it was made from. Give a reason"
 
 
+class TextField(forms.CharField):
+    """A text of several lines, with the line ends that are stored: browsers send two characters for each."""
+
+    def to_python(self, value: Any) -> str:
+        return _plain(super().to_python(value))
+
+
+def _plain(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 class DeploymentForm(forms.Form):
     name = forms.CharField(max_length=80, help_text="A part of its address: letters, digits, dot, dash, underscore")
     version = forms.UUIDField(widget=forms.Select, help_text="It answers alone at first; more are added on its page")
-    description = forms.CharField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
+    description = TextField(max_length=10_000, required=False, widget=forms.Textarea({"rows": 3}))
     despite_problems = forms.BooleanField(required=False, label="Despite what was measured", help_text=DESPITE)
     reason = forms.CharField(max_length=2000, required=False, label="Reason, for the log")
 
@@ -76,7 +91,7 @@ class DetailsForm(ChangeForm):
     the service, which refuses it.
     """
 
-    description = forms.CharField(max_length=10_000, required=False, strip=False, widget=forms.Textarea({"rows": 3}))
+    description = TextField(max_length=10_000, required=False, strip=False, widget=forms.Textarea({"rows": 3}))
     sample_rate = forms.FloatField(
         min_value=0, max_value=1, label="Share of the requests that the log keeps",
         help_text="From 0, none, to 1, all. It changes no answer",
@@ -95,26 +110,39 @@ class DetailsForm(ChangeForm):
 
     @property
     def changed(self) -> dict[str, Any]:
-        """What differs from what there is. Browsers send line ends of their own, which are no change."""
+        """What differs from what there is. Line ends that browsers write otherwise are no change."""
         given = {name: self.cleaned_data[name] for name in DETAILS}
-        return {
-            name: value
-            for name, value in given.items()
-            if value is not None and _plain(value) != _plain(self.initial[name])
-        }
-
-    def clean_description(self) -> str:
-        return _plain(self.cleaned_data["description"])
+        now = self.initial | {"description": _plain(self.initial["description"])}
+        return {name: value for name, value in given.items() if value is not None and value != now[name]}
 
 
 def details_form(deployment: Deployment, holder: Holder | None, posted: Any = None) -> DetailsForm:
-    now = {"description": deployment.description, "sample_rate": own_sample_rate(deployment)}
+    """Filled with what they are now, or with what was ``posted``."""
+    now = own_details(deployment)
     held = f"{name_of(holder)} needs the whole log: end it first." if holder else ""
+    if posted is not None and held and not posted.get("sample_rate"):
+        posted = _with(posted, sample_rate=now["sample_rate"])  # a browser sends nothing of a disabled input
     return DetailsForm(posted, initial=now | {"revision": deployment.revision}, held=held)
 
 
-def _plain(value: Any) -> Any:
-    return value.replace("\r\n", "\n") if isinstance(value, str) else value
+def say_moved(form: DetailsForm, deployment: Deployment) -> None:
+    """Others have changed the details since the form was filled: what they are now, and that a further save replaces it."""
+    form.add_error(
+        None, f"It was changed meanwhile. {_as_they_stand(own_details(deployment))} Save again to replace that."
+    )
+    form.data = _with(form.data, revision=deployment.revision)
+
+
+def _as_they_stand(details: dict[str, Any]) -> str:
+    text = Truncator(details["description"]).chars(DESCRIPTION_TOLD)
+    described = f"The description is “{text}” now" if text else "There is no description now"
+    return f"{described}, and the log keeps {kept(details['sample_rate'])}."
+
+
+def _with(posted: Any, **values: Any) -> Any:
+    changed = posted.copy()
+    changed.update({name: str(value) for name, value in values.items()})
+    return changed
 
 
 class GoLiveForm(forms.Form):

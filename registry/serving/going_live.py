@@ -7,7 +7,7 @@ from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Prefetch
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 
 from dlplatform.accounts.access import allowed, may, require
 from dlplatform.accounts.models import User
@@ -17,7 +17,7 @@ from registry.models import ModelVersion, RegisteredModel
 from registry.optimizations import problems_of
 
 from .assignment import shares
-from .experiments.holding import Holder, holders_of, name_of
+from .experiments.holding import Holder, holder_of, holders_of, name_of
 from .experiments.services import shadows_beside
 from .models import Deployment, Variant
 from .naming import free_name
@@ -41,7 +41,7 @@ class Place:
 
     @property
     def held(self) -> str:
-        return f"{name_of(self.holder)} is {self.holder.state} here: end it first." if self.holder else ""
+        return _held(self.holder)
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,19 @@ def obstacle_of(version: ModelVersion) -> str:
 
 
 def serving_deployments(user: User, version: ModelVersion) -> list[Deployment]:
-    """Active ones with a version of the same model, of those the person sees; with ``present``, their variants."""
+    """The first of `_serving` by their names; with ``present``, their variants."""
     present = Variant.objects.filter(removed_at=None).select_related("version__model")
-    using = present.filter(version__model=version.model_id).values("deployment")
-    rows = Deployment.objects.visible_to(user).filter(
+    rows = _serving(user, version).select_related("organization")
+    rows = rows.prefetch_related(Prefetch("variants", queryset=present, to_attr="present"))
+    return list(rows.order_by("name")[:MOST_PLACES])
+
+
+def _serving(user: User, version: ModelVersion) -> "QuerySet[Deployment]":
+    """Active ones with a version of the same model, of those the person sees."""
+    using = Variant.objects.filter(removed_at=None, version__model=version.model_id).values("deployment")
+    return Deployment.objects.visible_to(user).filter(
         organization=version.model.organization_id, state=Deployment.State.ACTIVE, pk__in=using
     )
-    rows = rows.select_related("organization").prefetch_related(
-        Prefetch("variants", queryset=present, to_attr="present")
-    )
-    return list(rows.order_by("name")[:MOST_PLACES])
 
 
 def _place(deployment: Deployment, version: ModelVersion, holder: Holder | None, problems: str) -> Place:
@@ -107,6 +110,10 @@ def _place(deployment: Deployment, version: ModelVersion, holder: Holder | None,
         holder=holder,
         problems="" if _rows_of(variants, version) else problems,
     )
+
+
+def _held(holder: Holder | None) -> str:
+    return f"{name_of(holder)} is {holder.state} here: end it first." if holder else ""
 
 
 def _answering(variants: Iterable[Variant]) -> list[Variant]:
@@ -153,8 +160,10 @@ def deploy(*, actor: User, version: ModelVersion) -> tuple[Deployment, bool]:
     _refuse_obstacle(version)
     # Of the model, not the version: clicks on two of its versions would make two deployments at once.
     RegisteredModel.objects.select_for_update(of=("self",)).get(pk=version.model_id)
-    if found := serving_deployments(actor, version):
-        return next((one for one in found if _rows_of(one.present, version)), found[0]), False  # type: ignore[attr-defined]
+    having = Variant.objects.filter(deployment=OuterRef("pk"), version=version.pk, removed_at=None)
+    rows = _serving(actor, version).select_related("organization")
+    if found := rows.order_by(Exists(having).desc(), "name").first():
+        return found, False
     return _made(actor, version), True
 
 
@@ -183,21 +192,25 @@ def _name_taken(error: ValidationError) -> bool:
 
 
 def part_of(deployment: Deployment, version: ModelVersion) -> str:
-    """What a version is in a deployment now, and what to do where it does not answer: a sentence."""
-    return _part(list(deployment.variants.filter(removed_at=None)), version)
+    """What a version is in a deployment now, and what to do where it does not answer: a sentence or two."""
+    told, advice = _part(list(deployment.variants.filter(removed_at=None)), version)
+    if not advice:
+        return f"{told}."
+    held = _held(holder_of(deployment))  # nobody else changes the variants then
+    return f"{told}. {held}" if held else f"{told}: {advice}."
 
 
-def _part(variants: Sequence[Variant], version: ModelVersion) -> str:
+def _part(variants: Sequence[Variant], version: ModelVersion) -> tuple[str, str]:
     ours = _rows_of(variants, version)
     if _alone(variants, version.pk):
-        return f"{version} answers all its requests."
+        return f"{version} answers all its requests", ""
     if _answering(ours):
-        return f"{version} answers a part of its requests."
+        return f"{version} answers a part of its requests", ""
     if any(row.role == Variant.Role.LIVE for row in ours):
-        return f"{version} has the weight 0 in it and answers nobody: give it a weight."
+        return f"{version} has the weight 0 in it and answers nobody", "give it a weight"
     if ours:
-        return f"{version} is only a shadow in it and answers nobody: choose “live, answers” as its role."
-    return f"{version} is not in it: add it to who answers."
+        return f"{version} is only a shadow in it and answers nobody", "choose “live, answers” as its role"
+    return f"{version} is not in it", "add it to who answers"
 
 
 def _rows_of(variants: Iterable[Variant], version: ModelVersion) -> list[Variant]:

@@ -13,6 +13,7 @@ from dlplatform.accounts.models import Organization
 from dlplatform.api import Conflict
 
 from .models import Deployment
+from .refusing import refused
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -22,10 +23,10 @@ LONGEST_BASE = 60  # leaves room for a number
 def check_name(name: str) -> None:
     """A name is a part of addresses, beside ids: it must not look like one of these. Raises ValidationError on `name`."""
     if not NAME.fullmatch(name):
-        raise _refused("Use letters, digits, dot, dash and underscore; at most 80.")
+        raise refused("name", "Use letters, digits, dot, dash and underscore; at most 80.")
     with suppress(ValueError):
         UUID(name)
-        raise _refused("Choose a name that does not look like an id.")
+        raise refused("name", "Choose a name that does not look like an id.")
 
 
 def namesakes(organization: Organization, name: str) -> Any:
@@ -63,7 +64,3 @@ def _as_address(name: str) -> str:
     except ValidationError:  # nothing is left of it, or it looks like an id
         return f"model-{short}".rstrip("-")
     return short
-
-
-def _refused(sentence: str) -> ValidationError:
-    return ValidationError({"name": ValidationError(sentence, code="invalid")})

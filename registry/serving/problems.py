@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
-
 from registry.optimizations import problems_of
 
 from .models import Deployment, Variant
+from .refusing import refused
 
 
 def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, despite: bool, reason: str) -> None:
@@ -18,9 +17,9 @@ def refuse_problems(deployment: Deployment, versions: Mapping[str, UUID], *, des
     """
     for field, told in measured_problems(deployment, versions).items():
         if not despite:
-            raise _refused(field, f"{told} Say that you want it nevertheless, and why.", "has_problems")
+            raise refused(field, f"{told} Say that you want it nevertheless, and why.", "has_problems")
         if not reason.strip():
-            raise _refused("reason", "Say why it shall answer despite what was measured.", "required")
+            raise refused("reason", "Say why it shall answer despite what was measured.", "required")
 
 
 def measured_problems(deployment: Deployment, versions: Mapping[str, UUID]) -> dict[str, str]:
@@ -34,7 +33,3 @@ def measured_problems(deployment: Deployment, versions: Mapping[str, UUID]) -> d
 
 def in_sentences(problems: list[dict[str, Any]]) -> str:
     return " ".join(one["sentence"] for one in problems)
-
-
-def _refused(field: str, sentence: str, code: str) -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})

@@ -2,35 +2,44 @@
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 
 from dlplatform import events
 from dlplatform.accounts import audit
 from dlplatform.accounts.access import require
-from dlplatform.accounts.models import Organization, User
+from dlplatform.accounts.models import Organization, TenantQuerySet, User
 from dlplatform.accounts.names import name_taken, unique_name
 from dlplatform.api import Conflict
 from registry.availability import require_files
-from registry.models import ModelVersion, Ref, RegisteredModel
+from registry.models import ModelVersion, RegisteredModel
 
 from .assignment import reallocate
-from .experiments.holding import Holder, own_sample_rate, refuse_held
+from .experiments.holding import Holder, refuse_held
 from .models import Deployment, DeploymentChange, Variant
 from .naming import check_name, claim_name, namesakes, taken
 from .problems import refuse_problems
+from .refusing import refused
+from .states import (
+    DETAILS,
+    answers_as,
+    details_in,
+    differs_in_description_alone,
+    own_details,
+    present_variants,
+    state_of,
+    target_of,
+)
 
 MOST_VARIANTS = 20
 HEAVIEST = 1e6
 MODEL_FILE = "model.json"  # what the inference process can load
-ANSWERING = ("state", "variants", "allocation")  # of a state in the log: what decides who answers
-DETAILS = ("description", "sample_rate")  # and what does not
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,9 @@ def create_deployment(
     check_name(name)
     if namesakes(organization, name).exists():
         raise name_taken(taken(name))
+    _check_variants(variants)
+    # The models before the name: whoever deploys by a click has locked the model when they insert theirs.
+    _lock_versions(actor, organization.pk, variants)
     with unique_name(taken(name)):
         deployment = Deployment.objects.create(
             organization=organization, name=name, description=description, created_by=actor, salt=secrets.token_hex(16)
@@ -65,7 +77,7 @@ def create_deployment(
     audit.record(actor, "deployment.create", deployment, organization, name=name)
     empty = {"state": Deployment.State.ACTIVE, "variants": [], "allocation": []}
     _refuse_problems(deployment, variants, despite_problems, reason)
-    _set_variants(actor, deployment, variants)
+    _allocate(deployment, _write_variants(deployment, variants))
     _log(actor, deployment, empty, reason)
     return deployment
 
@@ -83,13 +95,9 @@ def change_variants(
     variant follows. ``despite_problems``: see `create_deployment`; what is in the deployment already was let in.
     """
     locked = _locked(actor, deployment, revision, holder, by_platform=by_platform)
-    require_active(locked)
-    before = state_of(locked)
-    if actor is not None or by_platform:  # a holder goes on, or back, with what it was let have at its start
-        _refuse_problems(locked, variants, despite_problems, reason)
-    _set_variants(actor, locked, variants)
-    if state_of(locked) != before:
-        _log(actor, locked, before, reason)
+    with _one_row(actor, locked, reason):
+        let_in = actor is None and not by_platform  # a holder goes on, or back, with what it was let have at its start
+        _change_variants(actor, locked, variants, reason, despite=despite_problems, let_in=let_in)
     return locked
 
 
@@ -106,28 +114,30 @@ def change_deployment(
     details = details or {}
     held_back = archived is not None or variants is not None or "sample_rate" in details
     locked = _locked(actor, deployment, revision, free=held_back)
-    before = state_of(locked)
-    if archived is not None:
-        _archive(actor, locked, archived)
-    if variants is not None:
-        require_active(locked)
-        _refuse_problems(locked, variants, despite_problems, reason)
-        _set_variants(actor, locked, variants)
-    _change_details(actor, locked, details)
-    if state_of(locked) != before:
-        _log(actor, locked, before, reason)
+    with _one_row(actor, locked, reason):
+        if archived is not None:
+            _archive(actor, locked, archived, variants or ())
+        if variants is not None:
+            _change_variants(actor, locked, variants, reason, despite=despite_problems)
+        _change_details(actor, locked, details)
     return locked
 
 
+@transaction.atomic
 def set_details(
     *, actor: User, deployment: Deployment, reason: str = "", revision: int | None = None, **details: Any
 ) -> Deployment:
     """Change ``description`` or ``sample_rate``: nobody gets another answer, and it is a row of the log like any change.
 
-    With ``revision`` only if that is still the newest. Raises Conflict else, and for the rate while an experiment or a canary
-    needs the whole log; ValidationError on `sample_rate`.
+    With ``revision`` only if both are still what they were then; who answers may have moved, as a bandit does every minute.
+    Raises Conflict else, and for the rate while an experiment or a canary needs the whole log; ValidationError on
+    `sample_rate`.
     """
-    return change_deployment(actor=actor, deployment=deployment, details=details, reason=reason, revision=revision)
+    locked = _locked(actor, deployment, None, free="sample_rate" in details)
+    _refuse_other_details(locked, revision)
+    with _one_row(actor, locked, reason):
+        _change_details(actor, locked, details)
+    return locked
 
 
 def set_archived(
@@ -149,12 +159,12 @@ def undo_change(
         refuse_held(locked)
         raise Conflict("There is nothing before the creation to go back to; archive it instead.", code="nothing_before")
     before = state_of(locked)
-    target = _target(undone, before)
-    if not _differs_in_description_alone(target, before):
+    target = target_of(undone, before)
+    if not differs_in_description_alone(target, before):
         refuse_held(locked)
     if target == before:
         return locked
-    if _answers_as(target, before):
+    if answers_as(target, before):
         _write_details(locked, {name: target[name] for name in DETAILS if target[name] != before[name]})
     else:
         _restore(actor, locked, target)
@@ -166,65 +176,30 @@ def change_of(*, deployment: Deployment, revision: int) -> DeploymentChange:
     """The change of that number; ValidationError on `change` when there is none."""
     found = DeploymentChange.objects.filter(deployment=deployment, revision=revision).first()
     if found is None:
-        raise _refused("change", f"There is no change number {revision}.", "does_not_exist")
+        raise refused("change", f"There is no change number {revision}.", "does_not_exist")
     return found
 
 
-def goes_back_while_held(change: DeploymentChange, now: dict[str, Any]) -> bool:
-    """Whether a deployment in the state ``now`` may go back to before a change also while somebody holds it."""
-    return bool(change.before["variants"]) and _differs_in_description_alone(_details(now) | change.before, now)
-
-
-def _differs_in_description_alone(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in one if name != "description")
-
-
-def _target(undone: DeploymentChange, now: dict[str, Any]) -> dict[str, Any]:
-    """What to go back to. Rows from before descriptions and rates were kept leave these as they are."""
-    target = _details(now) | undone.before
-    return target if _answers_as(target, now) else _pinned(target)
-
-
-def _answers_as(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two states differ at most in their details."""
-    return all(one[name] == other[name] for name in ANSWERING)
-
-
-def _details(state: dict[str, Any]) -> dict[str, Any]:
-    return {name: state[name] for name in DETAILS}
-
-
-def _pinned(target: dict[str, Any]) -> dict[str, Any]:
-    """A variant whose alias names another version now follows it no more, or it would go at once."""
-    variants = [one | {"alias": _alias_still(one)} for one in target["variants"]]
-    return target | {"variants": variants}
-
-
-def _alias_still(variant: dict[str, Any]) -> str:
-    alias: str = variant.get("alias", "")
-    named = Ref.objects.filter(kind=Ref.Kind.ALIAS, name=alias, version=variant["version"])
-    return alias if alias and named.exists() else ""
-
-
 def _restore(actor: User, deployment: Deployment, target: dict[str, Any]) -> None:
-    if target["state"] == Deployment.State.ACTIVE != deployment.state:
-        claim_name(deployment)
     wanted = [
         Wanted(UUID(one["version"]), one["weight"], one["role"], one.get("arm", ""), one["alias"])
         for one in target["variants"]
     ]
     if target["state"] == Deployment.State.ACTIVE:
-        _lock_versions(actor, deployment, [one.version for one in wanted])
+        _lock_versions(actor, deployment.organization_id, wanted)
+        claim_name(deployment)
     _write_variants(deployment, wanted)
     deployment.allocation = target["allocation"]
-    _write_details(deployment, _details(target))
+    _write_details(deployment, details_in(target))
     _set_state(deployment, target["state"])
 
 
 def _change_details(actor: User, deployment: Deployment, details: Mapping[str, Any]) -> None:
+    if not details:
+        return
     if not 0 <= details.get("sample_rate", 0) <= 1:
-        raise _refused("sample_rate", "Give a share from 0 to 1.", "invalid")
-    now = _details(state_of(deployment))
+        raise refused("sample_rate", "Give a share from 0 to 1.")
+    now = own_details(deployment)
     if any(now[name] != value for name, value in details.items()):
         _write_details(deployment, details)
         audit.record(actor, "deployment.details", deployment, deployment.organization, **details)
@@ -234,31 +209,6 @@ def _write_details(deployment: Deployment, details: Mapping[str, Any]) -> None:
     for field, value in details.items():
         setattr(deployment, field, value)
     deployment.save(update_fields=list(details))
-
-
-def state_of(deployment: Deployment) -> dict[str, Any]:
-    """What the log keeps: enough to answer what was served, and to go back to it.
-
-    ``sample_rate`` is the deployment's own: that an experiment or a canary needs every request is theirs, and ends with them.
-    """
-    variants = [
-        {
-            "id": str(row.pk), "version": str(row.version_id), "model": row.version.model.name,
-            "number": row.version.number, "role": row.role, "weight": row.weight, "arm": row.arm, "alias": row.alias,
-        }
-        for row in _variants(deployment)
-    ]  # fmt: skip
-    return {
-        "state": str(deployment.state),
-        "variants": variants,
-        "allocation": [list(part) for part in deployment.allocation],
-        "description": deployment.description,
-        "sample_rate": own_sample_rate(deployment),
-    }
-
-
-def _variants(deployment: Deployment) -> list[Variant]:
-    return list(Variant.objects.filter(deployment=deployment, removed_at=None).select_related("version__model"))
 
 
 # --- the steps ----------------------------------------------------------------------------------------
@@ -291,13 +241,35 @@ def _refuse_moved(locked: Deployment, revision: int | None) -> None:
         )
 
 
-def _archive(actor: User, deployment: Deployment, archived: bool) -> None:
+def _refuse_other_details(locked: Deployment, revision: int | None) -> None:
+    """As `_refuse_moved`, where only the details count: the first change since ``revision`` tells what they were."""
+    if revision is None or revision == locked.revision:
+        return
+    since = locked.changes.filter(revision__gt=revision).order_by("revision").first()
+    now = own_details(locked)
+    if since is None or any(since.before.get(name, now[name]) != now[name] for name in DETAILS):
+        _refuse_moved(locked, revision)
+
+
+@contextmanager
+def _one_row(actor: User | None, locked: Deployment, reason: str) -> Iterator[None]:
+    """What is changed within is one row of the log; none where all is as it was."""
+    before = state_of(locked)
+    yield
+    if state_of(locked) != before:
+        _log(actor, locked, before, reason)
+
+
+def _archive(actor: User, deployment: Deployment, archived: bool, coming: Sequence[Wanted] = ()) -> None:
+    """``coming``: the variants that it gets in the same transaction; their models too are locked before the name is taken."""
     wanted = Deployment.State.ARCHIVED if archived else Deployment.State.ACTIVE
     if deployment.state == wanted:
         return
     if not archived:
+        present = [Wanted(row.version_id) for row in present_variants(deployment)]
+        _lock_models(deployment.organization_id, [*present, *coming])
+        _lock_versions(actor, deployment.organization_id, present)
         claim_name(deployment)
-        _lock_versions(actor, deployment, [row.version_id for row in _variants(deployment)])
     _set_state(deployment, wanted)
 
 
@@ -306,10 +278,20 @@ def _refuse_problems(deployment: Deployment, variants: Sequence[Wanted], despite
     refuse_problems(deployment, named, despite=despite, reason=reason)
 
 
-def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence[Wanted]) -> None:
+def _change_variants(
+    actor: User | None, deployment: Deployment, variants: Sequence[Wanted], reason: str, *, despite: bool,
+    let_in: bool = False,
+) -> None:  # fmt: skip
+    """``let_in``: nobody asks once more what was measured against them."""
+    require_active(deployment)
+    if not let_in:
+        _refuse_problems(deployment, variants, despite, reason)
     _check_variants(variants)
-    _lock_versions(actor, deployment, [one.version for one in variants])
-    live = _write_variants(deployment, variants)
+    _lock_versions(actor, deployment.organization_id, variants)
+    _allocate(deployment, _write_variants(deployment, variants))
+
+
+def _allocate(deployment: Deployment, live: dict[str, float]) -> None:
     allocation = [(end, variant) for end, variant in deployment.allocation]
     deployment.allocation = [list(part) for part in reallocate(allocation, live)]
     deployment.save(update_fields=["allocation"])
@@ -317,40 +299,48 @@ def _set_variants(actor: User | None, deployment: Deployment, variants: Sequence
 
 def _check_variants(variants: Sequence[Wanted]) -> None:
     if not variants or len(variants) > MOST_VARIANTS:
-        raise _refused("variants", f"Give from 1 to {MOST_VARIANTS} variants.", "invalid")
+        raise refused("variants", f"Give from 1 to {MOST_VARIANTS} variants.", "invalid")
     if len({(one.version, one.arm) for one in variants}) < len(variants):
-        raise _refused("variants", "Name each version once.", "unique")
+        raise refused("variants", "Name each version once.", "unique")
     for position, one in enumerate(variants):
         if not (math.isfinite(one.weight) and 0 <= one.weight <= HEAVIEST):
-            raise _refused(f"variants.{position}.weight", f"Give a weight from 0 to {HEAVIEST:,.0f}.", "invalid")
+            raise refused(f"variants.{position}.weight", f"Give a weight from 0 to {HEAVIEST:,.0f}.", "invalid")
         if one.role not in Variant.Role.values:
-            raise _refused(f"variants.{position}.role", "Choose live or shadow.", "invalid")
+            raise refused(f"variants.{position}.role", "Choose live or shadow.", "invalid")
     if not any(one.weight > 0 for one in variants if one.role == Variant.Role.LIVE):
-        raise _refused("variants", "One live variant needs a weight above 0: somebody has to answer.", "nobody_answers")
+        raise refused("variants", "One live variant needs a weight above 0: somebody has to answer.", "nobody_answers")
 
 
-def _lock_versions(actor: User | None, deployment: Deployment, versions: Sequence[UUID]) -> None:
+def _lock_versions(actor: User | None, organization: UUID, variants: Sequence[Wanted]) -> None:
     """Hold off whoever deletes files of these versions; raise for what cannot be served from here."""
-    rows = ModelVersion.objects.filter(pk__in=versions, model__organization_id=deployment.organization_id)
-    models = rows.values_list("model_id", flat=True)
-    list(RegisteredModel.objects.select_for_update().filter(pk__in=set(models)).order_by("pk"))
+    rows = _lock_models(organization, variants)
+    versions = [one.version for one in variants]
     seen = rows if actor is None else rows.visible_to(actor)
     found = {row.pk: row for row in seen.select_related("model")}
     for position, version in enumerate(versions):
         _check_version(found.get(version), position)
     tasks = {row.task for row in found.values()}
     if len(tasks) > 1:
-        raise _refused("variants", f"All variants must have one task, not {', '.join(sorted(tasks))}.", "task_mismatch")
+        raise refused("variants", f"All variants must have one task, not {', '.join(sorted(tasks))}.", "task_mismatch")
+
+
+def _lock_models(organization: UUID, variants: Sequence[Wanted]) -> TenantQuerySet:
+    """Of these versions, which it gives. In a transaction it comes behind the deployment's row and before its name is written,
+    of all models at once: without one order, two wait for each other."""
+    rows = ModelVersion.objects.filter(pk__in=[one.version for one in variants], model__organization_id=organization)
+    models = set(rows.values_list("model_id", flat=True))
+    list(RegisteredModel.objects.select_for_update().filter(pk__in=models).order_by("pk"))
+    return rows
 
 
 def _check_version(version: ModelVersion | None, position: int) -> None:
     place = f"variants.{position}.version"
     if version is None:
-        raise _refused(place, "The organization has no model version with this id.", "does_not_exist")
+        raise refused(place, "The organization has no model version with this id.", "does_not_exist")
     require_files(version)
     if MODEL_FILE not in version.tree:
         sentence = f"v{version.number} has no {MODEL_FILE}: it was not trained here, and other programs load it."
-        raise _refused(place, sentence, "model_unusable")
+        raise refused(place, sentence, "model_unusable")
 
 
 def _write_variants(deployment: Deployment, variants: Sequence[Wanted]) -> dict[str, float]:
@@ -396,7 +386,3 @@ def _log(
             deployment.organization_id, "deployment", deployment.pk, deployment.state, deployment.name
         )
     )
-
-
-def _refused(field: str, sentence: str, code: str) -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})

@@ -49,6 +49,7 @@ from .forms import (
 )
 from .latency import latency_charts
 from .models import Deployment, PredictionRecord, Variant
+from .states import state_of
 
 CHANGES_SHOWN = 30
 EXPERIMENTS_SHOWN = 5
@@ -132,6 +133,7 @@ def deployment_page(request: HttpRequest, deployment: UUID) -> HttpResponse:
 
 
 def page_context(request: HttpRequest, found: Deployment) -> dict[str, Any]:
+    """What the page of a deployment shows, as far as the person may see it; the other forms of the page have it too."""
     variants = list(Variant.objects.filter(deployment=found, removed_at=None).select_related("version__model"))
     _with_shares(found, variants)
     _with_runtimes(variants)
@@ -154,7 +156,7 @@ def page_context(request: HttpRequest, found: Deployment) -> dict[str, Any]:
         "rollouts": found.rollouts.select_related("candidate__model")[:EXPERIMENTS_SHOWN],
         "changes": in_words(
             found.changes.select_related("actor", "undoes")[:CHANGES_SHOWN],
-            held=services.state_of(found) if holder else None,
+            held=state_of(found) if holder else None,
         ),
         **_log_context(found),
         **_try_context(request, found),
@@ -226,7 +228,8 @@ def deployment_undo(request: HttpRequest, deployment: UUID) -> HttpResponse:
         change = _change(found, request.POST.get("change", ""))
         why = submitted(ChangeForm(request.GET.dict() | request.POST.dict()))  # a message's button has only an address
         changed = services.undo_change(actor=request.user, deployment=found, change=change, **why)
-        said(request, f"“{found.name}” is as it was before.", undo_of(changed))
+        moved = changed.revision != found.revision  # else the newest change is another's
+        said(request, f"“{found.name}” is as it was before.", undo_of(changed) if moved else "")
     return redirect("deployment", found.pk)
 
 

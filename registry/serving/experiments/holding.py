@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.db.models import Q
@@ -19,7 +19,9 @@ PAST = timedelta(days=14)  # before the start: what a covariate is made of
 
 
 def holder_of(deployment: "Deployment") -> Holder | None:
-    return holders_of([deployment]).get(deployment.pk)
+    """As `holders_of`, of one; where an experiment holds it, no canary is asked for."""
+    rows = (_holding(kind, [deployment.pk]).first() for kind in (Experiment, Rollout))
+    return next((row for row in rows if row is not None), None)
 
 
 def holders_of(deployments: "Sequence[Deployment]") -> dict[UUID, Holder]:
@@ -27,9 +29,12 @@ def holders_of(deployments: "Sequence[Deployment]") -> dict[UUID, Holder]:
     keys = [one.pk for one in deployments]
     found: dict[UUID, Holder] = {}
     for kind in (Rollout, Experiment):
-        rows = kind.objects.filter(deployment__in=keys, state__in=kind.HOLDING)  # type: ignore[attr-defined]
-        found |= {row.deployment_id: row for row in rows}
+        found |= {row.deployment_id: row for row in _holding(kind, keys)}
     return found
+
+
+def _holding(kind: Any, deployments: list[UUID]) -> Any:
+    return kind.objects.filter(deployment__in=deployments, state__in=kind.HOLDING)
 
 
 def name_of(holder: Holder) -> str:

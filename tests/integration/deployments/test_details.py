@@ -8,6 +8,7 @@ from dlplatform.api import Conflict
 from registry.serving import services
 from registry.serving.changes import details_of
 from registry.serving.experiments import services as experiments
+from registry.serving.experiments.holding import holder_of
 from registry.serving.models import Deployment, DeploymentChange
 from registry.serving.services import Wanted
 from tests.integration.answering import code_of
@@ -130,6 +131,14 @@ def test_a_held_deployment_has_its_description_changed_and_taken_back_alone(main
             services.undo_change(actor=maintainer, deployment=deployment, change=change)
         assert refused.value.get_codes() == "held"
     assert held.state == "running" and details(deployment) == ("", 1.0)
+
+
+def test_who_holds_it_is_found_by_one_question_where_an_experiment_does(deployment, held, django_assert_num_queries):
+    with django_assert_num_queries(1):
+        assert holder_of(deployment) == held
+    held.delete()
+    with django_assert_num_queries(2):
+        assert holder_of(deployment) is None
 
 
 def test_requests_of_a_changed_description_count_for_the_experiment(maintainer, deployment, held):

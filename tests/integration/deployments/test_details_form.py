@@ -86,10 +86,52 @@ def test_what_is_as_it_was_is_no_change_whatever_line_ends_a_browser_sends(web, 
     assert "nothing was changed" in page_of(client, deployment) and Deployment.objects.get().revision == 2
 
 
-def test_a_form_from_an_old_page_is_refused_with_what_was_written(web, maintainer, deployment):
-    services.set_details(actor=maintainer, deployment=deployment, description="mine")
-    shown = web(maintainer).post(form_of(deployment), body("late"), headers=HTMX).content.decode()
-    assert "It was changed meanwhile" in shown and "late</textarea>" in shown and details()[0] == "mine"
+def test_a_text_is_as_long_as_its_lines_are_stored(web, maintainer, deployment):
+    lines = "\n".join(["1234"] * 1999 + ["12345"])
+    assert len(lines) == 10_000
+    services.set_details(actor=maintainer, deployment=deployment, description=lines)
+    web(maintainer).post(form_of(deployment), body(lines.replace("\n", "\r\n"), "0.5", "2"))
+    assert details() == (lines, 0.5)
+
+
+def test_line_ends_that_a_program_has_sent_are_no_change_and_new_ones_are_stored_as_lines(web, maintainer, deployment):
+    services.set_details(actor=maintainer, deployment=deployment, description="one\r\ntwo\rthree")
+    client = web(maintainer)
+    client.post(form_of(deployment), body("one\r\ntwo\r\nthree", revision="2"))
+    assert details()[0] == "one\r\ntwo\rthree"
+    client.post(form_of(deployment), body("one\r\n\r\ntwo", revision="2"))
+    assert details()[0] == "one\n\ntwo"
+
+
+def test_who_answers_may_have_moved_since_the_form_was_filled(web, maintainer, deployment, versions):
+    services.change_variants(actor=maintainer, deployment=deployment, variants=[Wanted(versions[1].pk)])
+    web(maintainer).post(form_of(deployment), body("mine"))
+    assert details() == ("mine", 1.0) and Deployment.objects.get().revision == 3
+
+
+def test_a_form_from_before_another_description_is_refused_once_and_says_what_it_would_replace(
+    web, maintainer, deployment
+):
+    services.set_details(actor=maintainer, deployment=deployment, description="<mine>", sample_rate=0.5)
+    client = web(maintainer)
+    shown = client.post(form_of(deployment), body("late"), headers=HTMX).content.decode()
+    assert "It was changed meanwhile. The description is “&lt;mine&gt;” now, and the log keeps 50 % of the" in shown
+    assert "Save again to replace that." in shown and "late</textarea>" in shown and details() == ("<mine>", 0.5)
+    revision = re.search(r'name="revision" value="(\d+)"', shown).group(1)
+    client.post(form_of(deployment), body("late", "0.5", revision))
+    assert details() == ("late", 0.5)
+
+
+def test_details_that_are_again_what_they_were_stand_against_nothing(web, maintainer, deployment):
+    for text in ("other", ""):
+        services.set_details(actor=maintainer, deployment=deployment, description=text)
+    web(maintainer).post(form_of(deployment), body("mine"))
+    assert details()[0] == "mine"
+
+
+def test_a_revision_that_is_not_there_yet_is_refused(web, maintainer, deployment):
+    shown = web(maintainer).post(form_of(deployment), body("early", revision="9"), headers=HTMX).content.decode()
+    assert "It was changed meanwhile. There is no description now" in shown and details()[0] == ""
 
 
 @pytest.mark.parametrize(("who", "status"), [("trainer", 403), ("viewer", 403), ("stranger", 404)])
@@ -112,10 +154,24 @@ def test_a_held_rate_is_disabled_with_its_reason_and_the_description_is_not(web,
     assert details() == ("new", 1.0)
 
 
+def test_traffic_that_a_canary_has_moved_stands_against_no_description(web, maintainer, deployment, canary):
+    assert Deployment.objects.get().revision == 3
+    web(maintainer).post(form_of(deployment), {"description": "from before the canary", "revision": "2"})
+    assert details() == ("from before the canary", 1.0)
+
+
 def test_a_rate_sent_nevertheless_is_refused_at_its_field(web, maintainer, deployment, canary):
     shown = web(maintainer).post(form_of(deployment), body("new", "0.5", "3"), headers=HTMX).content.decode()
     told = re.search(r'id="details-sample_rate_error"[^>]*>(.*?)</ul>', shown).group(1)
     assert "Canary 1 is running here" in told and details() == ("", 1.0)
+
+
+def test_a_held_rate_is_shown_also_beside_the_error_of_another_field(web, maintainer, deployment, canary):
+    posted = {"description": "x" * 10_001, "revision": "3"}
+    shown = web(maintainer).post(form_of(deployment), posted, headers=HTMX).content.decode()
+    rate = re.search(r'<input[^>]*id="details-sample_rate"[^>]*>', shown).group()
+    assert re.findall(r'id="details-(\w+)_error"', shown) == ["description"]
+    assert "disabled" in rate and 'value="0.25"' in rate
 
 
 def undos_of(client, deployment):
@@ -134,6 +190,22 @@ def test_only_undos_of_a_description_stay_while_it_is_held(web, maintainer, view
     assert "Canary 1 is running here" in refused.content.decode()
     rollouts.abort_rollout(actor=maintainer, rollout=canary)
     assert undos_of(client, deployment) == [7, 6, 5, 4, 3, 2]
+
+
+def test_while_it_is_held_no_undo_is_offered_that_changes_nothing(web, maintainer, deployment, canary):
+    for text in ("first", ""):
+        services.set_details(actor=maintainer, deployment=deployment, description=text)
+    assert undos_of(web(maintainer), deployment) == [5]
+
+
+def test_an_undo_that_changes_nothing_offers_none_of_anothers_change(web, maintainer, deployment):
+    for text in ("first", ""):
+        services.set_details(actor=maintainer, deployment=deployment, description=text)
+    client, address = web(maintainer), reverse("deployment-undo", args=[deployment.pk])
+    shown = client.post(address, {"change": "2", "revision": "3"}, follow=True).content.decode()
+    assert "is as it was before." in shown and f"{address}?revision" not in shown
+    shown = client.post(address, {"change": "3", "revision": "3"}, follow=True).content.decode()
+    assert f"{address}?revision=4" in shown
 
 
 # --- one change of several parts ----------------------------------------------------------------------

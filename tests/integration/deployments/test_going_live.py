@@ -2,14 +2,17 @@
 
 import re
 import threading
+import time
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 from guardian.shortcuts import assign_perm
 
+from dlplatform.api import Conflict
 from registry.models import OptimizedVariant, RegisteredModel
 from registry.serving import going_live, services
 from registry.serving.experiments import rollouts
@@ -241,6 +244,29 @@ def test_the_deployment_that_has_the_version_is_the_one_that_is_told(maintainer,
     assert going_live.deploy(actor=maintainer, version=versions[1]) == (theirs, False)
 
 
+def test_it_is_found_behind_more_deployments_than_a_page_shows(
+    maintainer, organization, deployment, versions, monkeypatch
+):
+    monkeypatch.setattr(going_live, "MOST_PLACES", 1)
+    theirs = deployed(maintainer, organization, versions[1], name="the-second")
+    assert len(going_live.serving_deployments(maintainer, versions[1])) == 1
+    assert going_live.deploy(actor=maintainer, version=versions[1]) == (theirs, False)
+    assert going_live.deploy(actor=maintainer, version=versions[2]) == (deployment, False), "else the first by name"
+
+
+def test_a_version_that_was_taken_out_is_not_in_it(maintainer, organization, deployment, versions):
+    theirs = deployed(maintainer, organization, versions[1], name="the-second")
+    services.change_variants(actor=maintainer, deployment=theirs, variants=[Wanted(versions[0].pk)])
+    assert going_live.deploy(actor=maintainer, version=versions[1]) == (deployment, False)
+
+
+def test_nothing_impossible_is_advised_where_a_canary_holds_it(web, maintainer, deployment, versions):
+    rollouts.start_rollout(actor=maintainer, deployment=deployment, candidate=versions[1].pk)
+    shown = web(maintainer).post(deploy_address(versions[2]), follow=True).content.decode()
+    assert "flowers v3 is not in it. Canary 1 is running here: end it first." in shown
+    assert "add it to who answers" not in shown
+
+
 def test_a_name_that_is_taken_at_the_same_moment_gives_the_next_one(maintainer, organization, versions, monkeypatch):
     """`free_name` had looked before the other was there."""
     other = factories.ModelVersionFactory(model__organization=organization, number=1, tree=TREE)
@@ -275,6 +301,95 @@ def test_clicks_on_two_versions_at_once_make_one_deployment(maintainer, versions
         thread.join()
     assert sorted(new for _, new in found) == [False, True] and len({one.pk for one, _ in found}) == 1
     assert Deployment.objects.get().name == "flowers"
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("name", ["flowers", "other"])
+def test_a_click_against_a_creation_under_the_same_name_waits_and_both_are_answered(
+    maintainer, organization, versions, monkeypatch, name
+):
+    """The click has locked the model when the creation begins, and inserts its name only then."""
+    held, found = threading.Event(), {}
+    real = going_live.free_name
+
+    def looks(*given):
+        held.set()
+        wait_for_a_lock()
+        return real(*given)
+
+    def click():
+        found["click"] = going_live.deploy(actor=maintainer, version=versions[1])
+        connection.close()
+
+    def create():
+        held.wait(30)
+        try:
+            found["form"] = services.create_deployment(
+                actor=maintainer, organization=organization, name=name, variants=[Wanted(versions[0].pk)]
+            )
+        except ValidationError as error:
+            found["form"] = error.message_dict
+        connection.close()
+
+    monkeypatch.setattr(going_live, "free_name", looks)
+    run_together(click, create)
+    made, new = found["click"]
+    assert new and made.name == "flowers" and answering(made) == [(2, 1.0)]
+    if name == "flowers":
+        assert found["form"] == {"name": ["There is a deployment “flowers” already."]}
+    else:
+        assert answering(found["form"]) == [(1, 1.0)]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("of_another", [False, True], ids=["its own model", "then with variants of the model"])
+def test_a_click_against_a_deployment_that_comes_back_under_the_name_waits(
+    maintainer, organization, versions, monkeypatch, of_another
+):
+    other = factories.ModelVersionFactory(model__organization=organization, number=1, tree=TREE)
+    back = deployed(maintainer, organization, other if of_another else versions[0], name="flowers")
+    services.set_archived(actor=maintainer, deployment=back, archived=True)
+    variants = [Wanted(versions[0].pk)] if of_another else None
+    held, found = threading.Event(), {}
+
+    def looks(*_):
+        held.set()
+        wait_for_a_lock()
+        return "flowers"
+
+    def click():
+        found["click"] = going_live.deploy(actor=maintainer, version=versions[1])
+        connection.close()
+
+    def restore():
+        held.wait(30)
+        with pytest.raises(Conflict) as refused:
+            services.change_deployment(actor=maintainer, deployment=back, archived=False, variants=variants)
+        found["restore"] = refused.value.get_codes()
+        connection.close()
+
+    monkeypatch.setattr(going_live, "free_name", looks)
+    run_together(click, restore)
+    assert found["click"][1] and found["restore"] == "name_taken"
+
+
+def wait_for_a_lock():
+    """Until another connection waits for one: what it holds before and what it wants then decides whether all stand still."""
+    for _ in range(200):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return
+        time.sleep(0.05)
+    raise AssertionError("Nobody waits.")
+
+
+def run_together(*calls):
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
 
 
 # --- what the page costs ------------------------------------------------------------------------------
