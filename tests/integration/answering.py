@@ -55,6 +55,10 @@ def change(actor, deployment, *versions, **more):
     )
 
 
+def who_answers(deployment):
+    return list(deployment.variants.filter(removed_at=None, role="live").values_list("version__number", "weight"))
+
+
 def value_of(answer):
     assert answer.status_code == 200, answer.text
     return answer.json()["predictions"][0]["value"]

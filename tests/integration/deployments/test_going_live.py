@@ -1,18 +1,14 @@
 """A version goes live in one click: from its page, by whoever may deploy, and back by an undo."""
 
 import re
-import threading
-import time
 
 import pytest
-from django.core.exceptions import ValidationError
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 from guardian.shortcuts import assign_perm
 
-from dlplatform.api import Conflict
 from registry.models import OptimizedVariant, RegisteredModel
 from registry.serving import going_live, services
 from registry.serving.experiments import rollouts
@@ -20,7 +16,7 @@ from registry.serving.models import Deployment, DeploymentChange, Variant
 from registry.serving.naming import free_name
 from registry.serving.services import Wanted
 from tests import factories
-from tests.integration.answering import TREE, deployed
+from tests.integration.answering import TREE, deployed, who_answers
 
 pytestmark = pytest.mark.django_db
 
@@ -37,10 +33,6 @@ def live_address(deployment):
     return reverse("deployment-go-live", args=[deployment.pk])
 
 
-def answering(deployment):
-    return list(deployment.variants.filter(removed_at=None, role="live").values_list("version__number", "weight"))
-
-
 # --- a new deployment ---------------------------------------------------------------------------------
 
 
@@ -51,7 +43,7 @@ def test_one_click_deploys_a_version_under_the_name_of_its_model(web, maintainer
     answer = client.post(deploy_address(versions[1]), follow=True)
     made = Deployment.objects.get()
     assert answer.redirect_chain[-1][0] == reverse("deployment", args=[made.pk])
-    assert made.name == "flowers" and answering(made) == [(2, 1.0)]
+    assert made.name == "flowers" and who_answers(made) == [(2, 1.0)]
     assert DeploymentChange.objects.get().reason == "flowers v2 goes live"
     page = answer.content.decode()
     assert "“flowers” answers with flowers v2 from now on." in page
@@ -104,13 +96,13 @@ def test_one_click_goes_live_in_the_deployment_and_an_undo_takes_it_back(web, ma
     assert "flowers v2 answers all requests of “screening” from now on." in answer.content.decode()
     undo = reverse("deployment-undo", args=[deployment.pk]) + "?revision=3"
     assert undo in answer.content.decode()
-    assert answering(deployment) == [(2, 1.0)]
+    assert who_answers(deployment) == [(2, 1.0)]
     assert Variant.objects.get(removed_at=None, role="shadow").version == versions[2], "shadows stay"
     assert "This version answers all its requests" in page_of(client, versions[1])
     client.post(undo)
-    assert answering(deployment) == [(1, 3.0), (2, 1.0)]
+    assert who_answers(deployment) == [(1, 3.0), (2, 1.0)]
     late = client.post(undo, follow=True).content.decode()  # of a page that was left open
-    assert "It was changed meanwhile" in late and answering(deployment) == [(1, 3.0), (2, 1.0)]
+    assert "It was changed meanwhile" in late and who_answers(deployment) == [(1, 3.0), (2, 1.0)]
 
 
 def test_who_answers_alone_already_changes_nothing(web, maintainer, deployment, versions):
@@ -123,7 +115,7 @@ def test_a_click_from_an_old_page_is_refused(web, maintainer, deployment, versio
     services.change_variants(actor=maintainer, deployment=deployment, variants=[Wanted(versions[2].pk)])
     body = {"version": str(versions[1].pk), "revision": "1"}
     assert "changed meanwhile" in web(maintainer).post(live_address(deployment), body, follow=True).content.decode()
-    assert answering(deployment) == [(3, 1.0)]
+    assert who_answers(deployment) == [(3, 1.0)]
 
 
 def test_an_alias_that_would_not_be_followed_any_more_is_named(web, maintainer, deployment, versions):
@@ -141,7 +133,7 @@ def test_a_held_deployment_says_by_whom(web, maintainer, deployment, versions):
     assert "Canary 1 is running here: end it first." in shown and live_address(deployment) not in shown
     body = {"version": str(versions[2].pk)}
     refused = web(maintainer).post(live_address(deployment), body, follow=True).content.decode()
-    assert "Canary 1 is running here" in refused and len(answering(deployment)) == 2
+    assert "Canary 1 is running here" in refused and len(who_answers(deployment)) == 2
 
 
 @pytest.mark.parametrize("version", ["", "x", "0d3f6f1e-5a0c-4b07-9a51-2f6d7a1b1c11"])
@@ -283,113 +275,6 @@ def test_a_name_that_is_always_taken_is_told_in_the_end(web, maintainer, organiz
     monkeypatch.setattr(going_live, "free_name", lambda *_: "flowers")
     shown = web(maintainer).post(deploy_address(versions[0]), follow=True).content.decode()
     assert "There is a deployment “flowers” already." in shown and Deployment.objects.count() == 1
-
-
-@pytest.mark.django_db(transaction=True)
-def test_clicks_on_two_versions_at_once_make_one_deployment(maintainer, versions):
-    together, found = threading.Barrier(2), []
-
-    def click(version):
-        together.wait(30)
-        found.append(going_live.deploy(actor=maintainer, version=version))
-        connection.close()
-
-    threads = [threading.Thread(target=click, args=[version]) for version in versions[:2]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(new for _, new in found) == [False, True] and len({one.pk for one, _ in found}) == 1
-    assert Deployment.objects.get().name == "flowers"
-
-
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("name", ["flowers", "other"])
-def test_a_click_against_a_creation_under_the_same_name_waits_and_both_are_answered(
-    maintainer, organization, versions, monkeypatch, name
-):
-    """The click has locked the model when the creation begins, and inserts its name only then."""
-    held, found = threading.Event(), {}
-    real = going_live.free_name
-
-    def looks(*given):
-        held.set()
-        wait_for_a_lock()
-        return real(*given)
-
-    def click():
-        found["click"] = going_live.deploy(actor=maintainer, version=versions[1])
-        connection.close()
-
-    def create():
-        held.wait(30)
-        try:
-            found["form"] = services.create_deployment(
-                actor=maintainer, organization=organization, name=name, variants=[Wanted(versions[0].pk)]
-            )
-        except ValidationError as error:
-            found["form"] = error.message_dict
-        connection.close()
-
-    monkeypatch.setattr(going_live, "free_name", looks)
-    run_together(click, create)
-    made, new = found["click"]
-    assert new and made.name == "flowers" and answering(made) == [(2, 1.0)]
-    if name == "flowers":
-        assert found["form"] == {"name": ["There is a deployment “flowers” already."]}
-    else:
-        assert answering(found["form"]) == [(1, 1.0)]
-
-
-@pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("of_another", [False, True], ids=["its own model", "then with variants of the model"])
-def test_a_click_against_a_deployment_that_comes_back_under_the_name_waits(
-    maintainer, organization, versions, monkeypatch, of_another
-):
-    other = factories.ModelVersionFactory(model__organization=organization, number=1, tree=TREE)
-    back = deployed(maintainer, organization, other if of_another else versions[0], name="flowers")
-    services.set_archived(actor=maintainer, deployment=back, archived=True)
-    variants = [Wanted(versions[0].pk)] if of_another else None
-    held, found = threading.Event(), {}
-
-    def looks(*_):
-        held.set()
-        wait_for_a_lock()
-        return "flowers"
-
-    def click():
-        found["click"] = going_live.deploy(actor=maintainer, version=versions[1])
-        connection.close()
-
-    def restore():
-        held.wait(30)
-        with pytest.raises(Conflict) as refused:
-            services.change_deployment(actor=maintainer, deployment=back, archived=False, variants=variants)
-        found["restore"] = refused.value.get_codes()
-        connection.close()
-
-    monkeypatch.setattr(going_live, "free_name", looks)
-    run_together(click, restore)
-    assert found["click"][1] and found["restore"] == "name_taken"
-
-
-def wait_for_a_lock():
-    """Until another connection waits for one: what it holds before and what it wants then decides whether all stand still."""
-    for _ in range(200):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            if cursor.fetchone()[0]:
-                return
-        time.sleep(0.05)
-    raise AssertionError("Nobody waits.")
-
-
-def run_together(*calls):
-    threads = [threading.Thread(target=call) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
 
 
 # --- what the page costs ------------------------------------------------------------------------------
