@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from datasets.models import Dataset, DatasetVersion
@@ -20,6 +19,7 @@ from registry.availability import require_files
 from registry.models import ModelVersion
 
 from .models import BatchPrediction
+from .refusing import refused
 from .services import MODEL_FILE
 
 LONGEST_NAME = 120
@@ -39,14 +39,14 @@ def request_batch(
     require(actor, "dataset.write", organization)
     require_files(version)
     if MODEL_FILE not in version.tree:
-        raise _refused("version", f"v{version.number} has no {MODEL_FILE}: other programs load it.", "model_unusable")
+        raise refused("version", f"v{version.number} has no {MODEL_FILE}: other programs load it.", "model_unusable")
     check_data(version, dataset_version)
     name = (name.strip() or default_name(version, dataset_version))[:LONGEST_NAME]
     target = Dataset.objects.filter(organization=organization, name=name, archived_at=None).first()
     if target is not None:
         require(actor, "dataset.write", target)
     if target is not None and target.pk == dataset_version.dataset_id:
-        raise _refused("name", "The predictions would become the newest version of their own data.", "invalid")
+        raise refused("name", "The predictions would become the newest version of their own data.", "invalid")
     batch: BatchPrediction = BatchPrediction.objects.create(
         version=version, dataset_version=dataset_version, name=name, created_by=actor
     )
@@ -62,19 +62,19 @@ def default_name(version: ModelVersion, data: DatasetVersion) -> str:
 def check_data(version: ModelVersion, data: DatasetVersion) -> None:
     """Refuse data that the version cannot read, naming the columns. Raises ValidationError."""
     if data.dataset.organization_id != version.model.organization_id:
-        raise _refused("dataset_version", "The model and the data belong to different organizations.", "invalid")
+        raise refused("dataset_version", "The model and the data belong to different organizations.", "invalid")
     if data.state != DatasetVersion.State.READY:
-        raise _refused("dataset_version", f"This version is {data.state}; choose one that is ready.", "not_ready")
+        raise refused("dataset_version", f"This version is {data.state}; choose one that is ready.", "not_ready")
     types = {column["name"]: column["type"] for column in data.columns}
     inputs: list[dict[str, Any]] = version.signature.get("inputs", [])
     lacking = sorted(one["name"] for one in inputs if one["name"] not in types)
     if lacking:
         sentence = f"The data lacks inputs of v{version.number}: {', '.join(lacking[:10])}."
-        raise _refused("dataset_version", sentence, "missing_columns")
+        raise refused("dataset_version", sentence, "missing_columns")
     odd = sorted(one["name"] for one in inputs if not reads(one["type"], types[one["name"]]))
     if odd:
         sentence = f"The model reads these columns as another type: {', '.join(odd[:10])}."
-        raise _refused("dataset_version", sentence, "wrong_types")
+        raise refused("dataset_version", sentence, "wrong_types")
 
 
 def cancel_batch(*, actor: User, batch: BatchPrediction) -> BatchPrediction:
@@ -99,7 +99,3 @@ def sweep_folders() -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 removed += 1
     return removed
-
-
-def _refused(field: str, sentence: str, code: str) -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from registry.models import ModelVersion
 from registry.serving.models import Deployment, Variant
+from registry.serving.refusing import refused
 from registry.serving.statistics.moments import Moments
 from registry.serving.statistics.paired import labels_needed, plan_pairs
 from registry.serving.statistics.planning import Design, Plan, plan_mean, plan_proportion
@@ -97,7 +97,7 @@ def make_plan(
     one version alone gets right, or the standard deviation of the difference on one request.
     """
     if mode == Experiment.Mode.BANDIT:
-        raise _refused("mode", "A bandit has no plan: it goes on until somebody ends it.")
+        raise refused("mode", "A bandit has no plan: it goes on until somebody ends it.")
     control = control or version_answering_most(deployment)
     if control is not None:
         refuse_unmeasured(metric, control)
@@ -106,7 +106,7 @@ def make_plan(
     measured = _pairs_baseline(deployment, control, challenger, metric, cap, traffic) if paired else traffic.baseline
     known = baseline if baseline is not None else measured
     if known is None:
-        raise _refused("baseline", _unknown(metric, traffic.units, paired=paired))
+        raise refused("baseline", _unknown(metric, traffic.units, paired=paired))
     try:
         design = Design(alpha, power, looks)
         if paired:
@@ -117,9 +117,9 @@ def make_plan(
         else:
             plan = plan_mean(deviation=known, minimum_effect=minimum_effect, **more)
     except (ValueError, OverflowError) as error:
-        raise _refused(FIELDS.get(str(error).split(" ")[0], "minimum_effect"), f"{error}.") from None
+        raise refused(FIELDS.get(str(error).split(" ")[0], "minimum_effect"), f"{error}.") from None
     if plan.units > MOST_UNITS:
-        raise _refused("minimum_effect", f"That takes {plan.units:,} units; look for a greater difference.")
+        raise refused("minimum_effect", f"That takes {plan.units:,} units; look for a greater difference.")
     return Planned(plan, traffic, known)
 
 
@@ -139,7 +139,7 @@ def _planned_pairs(design: Design, metric: str, effect: float, known: float, tra
     variance = known if share else known**2
     plan = plan_pairs(deviation=math.sqrt(variance), minimum_effect=effect, design=design)
     if plan.units > MOST_UNITS:
-        raise _refused("minimum_effect", f"That takes {plan.units_b:,} labels; look for a greater difference.")
+        raise refused("minimum_effect", f"That takes {plan.units_b:,} labels; look for a greater difference.")
     if traffic.per_day:
         days, usual = (plan.units_b * part / traffic.per_day for part in (1.0, design.expected_share(1.0)))
         plan = replace(plan, days=math.ceil(days), usual_days=math.ceil(usual))
@@ -229,7 +229,3 @@ def _baseline(measure: Measure, arm: Moments) -> float | None:
     if measure.kind in SHARES:
         return (arm.total + 1) / (arm.count + 2)  # never 0 nor 1, where nothing could be planned
     return arm.variance**0.5 or None
-
-
-def _refused(field: str, sentence: str, code: str = "invalid") -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})

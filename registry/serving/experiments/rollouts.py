@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
@@ -21,6 +20,7 @@ from dlplatform.accounts.models import User
 from dlplatform.api import Conflict
 from registry.serving.models import Deployment
 from registry.serving.problems import refuse_problems
+from registry.serving.refusing import refused
 from registry.serving.services import Wanted, change_variants
 
 from . import guardrails
@@ -62,7 +62,7 @@ def start_rollout(
     stable = servable_version(actor, locked, "stable", answering_most(locked))
     new = servable_version(actor, locked, "candidate", candidate)
     if new == stable:
-        raise _refused("candidate", "It answers most already.")
+        raise refused("candidate", "It answers most already.")
     refuse_problems(locked, {"candidate": new.pk}, despite=despite_problems, reason=reason)
     watched = guardrails.checked(list(guardrails_wanted))
     refuse_unmeasured_guardrails(watched, stable)
@@ -173,21 +173,21 @@ def _told(rollout: Rollout, found: Sequence[Any]) -> dict[str, Any]:
 def check_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The steps as they are stored. Raises ValidationError naming `steps.<position>.<field>`."""
     if not 1 <= len(steps) <= MOST_STEPS:
-        raise _refused("steps", f"Give from 1 to {MOST_STEPS} steps.")
+        raise refused("steps", f"Give from 1 to {MOST_STEPS} steps.")
     wanted, before = [], 0.0
     for position, one in enumerate(steps):
         place = f"steps.{position}"
         share, minutes, requests = one.get("share"), one.get("minutes", 0), one.get("requests", 0)
         if not (share is not None and math.isfinite(share) and LEAST_SHARE <= share <= 1 and share > before):
-            raise _refused(f"{place}.share", "Shares rise from step to step, from 0.0001 up to 1.")
+            raise refused(f"{place}.share", "Shares rise from step to step, from 0.0001 up to 1.")
         if not 0 <= minutes <= LONGEST:
-            raise _refused(f"{place}.minutes", f"Give from 0 to {LONGEST:,} minutes.")
+            raise refused(f"{place}.minutes", f"Give from 0 to {LONGEST:,} minutes.")
         if not 0 <= requests <= MOST_REQUESTS:
-            raise _refused(f"{place}.requests", f"Give from 0 to {MOST_REQUESTS:,} requests.")
+            raise refused(f"{place}.requests", f"Give from 0 to {MOST_REQUESTS:,} requests.")
         wanted.append({"share": float(share), "minutes": float(minutes), "requests": int(requests)})
         before = share
     if before != 1:
-        raise _refused(f"steps.{len(steps) - 1}.share", "The last step has the share 1: then it has taken over.")
+        raise refused(f"steps.{len(steps) - 1}.share", "The last step has the share 1: then it has taken over.")
     return wanted
 
 
@@ -273,7 +273,3 @@ def _end(actor: User | None, rollout: Rollout, state: "Rollout.State", conclusio
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
-
-
-def _refused(field: str, sentence: str, code: str = "invalid") -> ValidationError:
-    return ValidationError({field: ValidationError(sentence, code=code)})
