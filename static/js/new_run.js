@@ -1,19 +1,57 @@
-// A change of data, target or task re-reads the whole form; any other change only its estimate, because replacing
-// the form while somebody presses its button would lose the press.
+// A change of data, target or task re-reads the whole form; any other change only its estimate. Neither shows while
+// a button is held down: leaving a field is such a change, and what moves under the pointer loses its click.
 let asking = new AbortController();
+let pressed = false;
+let release = () => {};
+let released = Promise.resolve();
+
+document.addEventListener("pointerdown", () => {
+  release();
+  pressed = true;
+  released = new Promise((resolve) => (release = resolve));
+}, true);
+
+function letGo() {
+  pressed = false;
+  setTimeout(release); // behind the click, which comes next
+}
+for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo, true);
+
+const filledIn = (form) => new URLSearchParams(new FormData(form)).toString();
+let asked = "";
+
+async function reload(form) {
+  await released;
+  htmx.trigger(form, "reload");
+}
+
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.id === "run-form") asked = filledIn(event.target);
+});
+
+// What was typed since the form was sent is not in the answer.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const form = event.target;
+  if (form.id !== "run-form" || (!pressed && filledIn(form) === asked)) return;
+  event.detail.shouldSwap = false;
+  reload(form);
+});
 
 async function estimate(form) {
   const told = document.getElementById("estimate");
   if (!told) return; // the page of fine-tuning has none
   asking.abort(); // an answer to an older state of the form must not come last
   asking = new AbortController();
+  const { signal } = asking;
   const query = new URLSearchParams(new FormData(form));
   query.delete("csrfmiddlewaretoken");
   const address = `${form.getAttribute("hx-get")}?${query}`;
   try {
-    const answer = await fetch(address, { headers: { "HX-Request": "true" }, signal: asking.signal });
+    const answer = await fetch(address, { headers: { "HX-Request": "true" }, signal });
     if (!answer.ok) return;
     const read = new DOMParser().parseFromString(await answer.text(), "text/html");
+    await released;
+    if (signal.aborted) return;
     told.textContent = read.getElementById("estimate").textContent;
   } catch (problem) {
     if (problem.name !== "AbortError") throw problem;
@@ -23,7 +61,7 @@ async function estimate(form) {
 document.addEventListener("change", (event) => {
   const form = event.target.closest("#run-form");
   if (!form) return;
-  if ("reloads" in event.target.dataset) htmx.trigger(form, "reload");
+  if ("reloads" in event.target.dataset) reload(form);
   else estimate(form);
 });
 
