@@ -169,10 +169,12 @@ class PredictionRecord(models.Model):
     SAYS_NOTHING = (REFUSED_BY_ALL, READER_LEFT)  # of the variant that answered: no failure of its own, and no success
 
     request_id = models.UUIDField()
+    # No keys of the database: looking both up takes as long as the rest of a record, and their locks let who writes the log and who
+    # changes a deployment wait for each other. Records of a deployment that is deleted meanwhile go with `forget_old`.
     deployment = models.ForeignKey(  # `record_newest` begins with it
-        Deployment, on_delete=models.CASCADE, related_name="records", db_index=False
+        Deployment, on_delete=models.CASCADE, related_name="records", db_index=False, db_constraint=False
     )
-    variant = models.ForeignKey(Variant, on_delete=models.CASCADE, related_name="+")
+    variant = models.ForeignKey(Variant, on_delete=models.CASCADE, related_name="+", db_constraint=False)
     role = models.CharField(max_length=10, choices=Variant.Role.choices, default=Variant.Role.LIVE)
     revision = models.PositiveIntegerField(null=True, help_text="Of the deployment, when it chose the variant")
     propensity = models.FloatField(

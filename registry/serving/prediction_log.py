@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from uuid import UUID
 
@@ -219,14 +219,31 @@ def labels_of(deployment: UUID, requests: Collection[UUID]) -> dict[UUID, dict[i
 
 
 def forget_old() -> int:
-    """Delete records, their images and feedback that are older than the policy and that no experiment needs; how many."""
+    """Delete records, their images and feedback that are older than the policy and that no experiment needs, and records of
+    deployments that are gone; how many."""
     before = timezone.now() - timedelta(days=settings.PREDICTION_LOG_DAYS)
     kept = needed_since(before)
     tables = ((PredictionRecord, "at"), (Feedback, "at"), (SupersededLabel, "replaced_at"), (LoggedImage, "at"))
-    removed = 0
+    removed = _forget_orphans()
     for table, moment in tables:
         old = table.objects.filter(**{f"{moment}__lt": before})
         for deployment, since in kept.items():
             old = old.exclude(**{"deployment": deployment, f"{moment}__gte": since})
         removed += old.delete()[0]
     return removed
+
+
+def _forget_orphans() -> int:
+    """Records that were on their way when their deployment was deleted."""
+    named = set(_deployments_with_records())
+    gone = named - set(Deployment.objects.filter(pk__in=named).values_list("pk", flat=True))
+    return PredictionRecord.objects.filter(deployment__in=gone).delete()[0] if gone else 0
+
+
+def _deployments_with_records() -> Iterator[UUID]:
+    """Each found through the index, behind the one before: to look at every record would take minutes."""
+    ordered = PredictionRecord.objects.order_by("deployment_id").values_list("deployment_id", flat=True)
+    found = ordered.first()
+    while found is not None:
+        yield found
+        found = ordered.filter(deployment_id__gt=found).first()

@@ -50,6 +50,7 @@ def inference(transactional_db, monkeypatch):
     monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)  # its threads keep no connection
     monkeypatch.setattr(prediction_log, "buffer", prediction_log.RecordBuffer(thread=False))
     with Inference() as running:
+        monkeypatch.setattr(prediction_log.buffer, "flush", running.after_answers(prediction_log.buffer.flush))
         asking = httpx.Client(base_url=running.address, trust_env=False, timeout=20)
         monkeypatch.setattr(serving_client, "_client", lambda: asking)
         yield running

@@ -115,7 +115,7 @@ def test_the_writer_rests_between_parts_of_a_batch_unless_it_is_urgent(writer, r
 @pytest.mark.parametrize("place", [0, log_writer.AT_ONCE, -1])
 def test_a_record_that_cannot_be_written_costs_no_other_part_of_its_batch(writer, rests, entry, place):
     batch = [entry() for _ in range(2 * log_writer.AT_ONCE + 1)]
-    batch[place].deployment_id = uuid4()
+    batch[place].key = "k" * 201
     assert writer.write(orjson.loads(packed(batch))) == {}
     assert kept() == {one.request_id for one in batch} - {batch[place].request_id}
     assert writer.write(orjson.loads(packed(batch[:1]))) == {}, "the connection is as it was"

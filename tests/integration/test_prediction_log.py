@@ -276,6 +276,20 @@ def test_what_is_older_than_the_policy_goes(deployment, settings):
     assert PredictionRecord.objects.get().request_id == new.request_id == Feedback.objects.get().request_id
 
 
+def test_records_of_a_deployment_that_was_deleted_meanwhile_go(deployment, buffer, organization):
+    gone = factories.DeploymentFactory(organization=organization)
+    factories.VariantFactory(deployment=gone, version__model__organization=organization)
+    late, kept = record_of(gone), record_of(deployment)
+    gone.delete()
+    for _ in range(2):
+        late.request_id = uuid4()
+        buffer.add(entry_of(late))
+    buffer.add(entry_of(kept))
+    assert buffer.flush() == 3
+    assert prediction_log.forget_old() == 2 and prediction_log.forget_old() == 0
+    assert PredictionRecord.objects.get().request_id == kept.request_id
+
+
 def test_the_page_shows_the_last_requests_and_the_accuracy(api, web, viewer, deployment, answers, buffer):
     answer = ask(api(viewer), deployment, key="<b>k</b>").json()
     buffer.flush()

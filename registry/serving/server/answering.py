@@ -202,11 +202,14 @@ class Record:
     async def __aexit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: Any) -> None:
         seconds = time.perf_counter() - self._began
         code = "" if error is None else await self._code_of(error)
+        asyncio.get_running_loop().call_soon(self._keep, seconds, code)  # when the answer is on its way
+
+    def _keep(self, seconds: float, code: str) -> None:
         self._metrics.answered(self.served.id, self.variant.id, code, seconds)
         if self._recorded:
             row = self._row(seconds * 1000, code)
             prediction_log.buffer.add(row)
-            asyncio.get_running_loop().call_soon(row.pack)  # when the answer is on its way
+            row.pack()
 
     async def _code_of(self, error: BaseException) -> str:
         row = refused_row(error, self._rows)
