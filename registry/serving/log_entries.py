@@ -6,7 +6,7 @@ Without Django, which the process that writes needs only for what is rare.
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -37,14 +37,16 @@ class Entry:
     revision: int
     propensity: float | None
     key: str
-    instances: list[dict[str, Any]]
-    predictions: list[dict[str, Any]] | None
+    instances: Sequence[dict[str, Any]]
+    predictions: Sequence[dict[str, Any]] | None
     milliseconds: float
     error: str
     at: datetime
     organization_id: UUID | None = None
     images: tuple[Sent, ...] = ()  # of its rows, which name them by hash until they are stored
-    packed: bytes = b""  # for the process that writes, once `pack` was called
+    packed: bytes = (
+        b""  # for the process that writes, once `pack` was called; then its rows and predictions are in it alone
+    )
 
     @property
     def size(self) -> int:
@@ -53,9 +55,17 @@ class Entry:
 
     def pack(self) -> None:
         """Do now, while nobody waits, what `packed` would do for a whole batch at once, which keeps Python's lock from
-        those who answer for milliseconds. What cannot be packed is left as it is."""
+        those who answer for milliseconds; and let go of rows and predictions, at which the collector of garbage would look again and
+        again while they wait. What cannot be packed is left as it is."""
         with contextlib.suppress(TypeError):
             self.packed = _packed(self)
+            self.instances, self.predictions = (), None
+
+    def opened(self) -> "Entry":
+        """As it was before `pack`."""
+        if not self.packed:
+            return self
+        return replace(unpacked(orjson.loads(self.packed)), organization_id=self.organization_id, images=self.images)
 
 
 COLUMNS = tuple(field.name for field in fields(Entry))[:-3]
@@ -121,7 +131,7 @@ class Opened:
         self._columns = list(columns)
         self.deployment_id = UUID(columns[DEPLOYMENT])
         self.organization_id = images[0] and UUID(images[0])
-        self.instances: list[dict[str, Any]] = json.loads(columns[INSTANCES])
+        self.instances: Sequence[dict[str, Any]] = json.loads(columns[INSTANCES])
         self.images = tuple(Sent(*one) for one in images[1])
         self.at = datetime.fromisoformat(columns[AT])
 

@@ -8,7 +8,7 @@ import base64
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -35,7 +35,7 @@ class WithImages(Protocol):
 
     deployment_id: UUID
     organization_id: UUID | None
-    instances: list[dict[str, Any]]
+    instances: Sequence[dict[str, Any]]
     images: tuple[Sent, ...]
     at: datetime
 

@@ -151,8 +151,9 @@ class RecordBuffer:
 
 def store(batch: list[Entry]) -> None:
     """Write records and their images. Those that are there already are left as they are. Raises DatabaseError."""
-    logged_images.keep(batch)
-    _write(batch)
+    opened = [record.opened() for record in batch]
+    logged_images.keep(opened)
+    _write(opened)
 
 
 def _write(batch: list[Entry]) -> None:

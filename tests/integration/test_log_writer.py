@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from uuid import uuid4
 
@@ -268,7 +269,29 @@ def test_a_batch_is_the_same_whether_its_records_were_packed_before(entry):
     assert packed(batch) == at_once
     odd = entry(key="\ud800")
     odd.pack()
-    assert not odd.packed, "the writer says what becomes of it"
+    assert not odd.packed and odd.opened() is odd, "the writer says what becomes of it"
+
+
+def test_a_packed_record_holds_bytes_alone_and_is_written_without_the_process_too(entry, deployment):
+    text = base64.b64encode(PNG).decode()
+    many, failed = entry(instances=[{"y": -0.5, ODD: ODD}] * 3, key=ODD), entry(predictions=None, error="invalid")
+    pictured = entry(instances=[{"picture": "sha256:…"}], images=(Sent(0, "picture", text),))
+    before = [replace(one) for one in (many, failed, pictured)]
+    buffer = prediction_log.RecordBuffer(thread=False)
+    for one, was in zip((many, failed, pictured), before, strict=True):
+        one.pack()
+        assert one.packed and not one.instances and one.predictions is None
+        assert one.opened() == was
+        buffer.add(one)
+    assert buffer.flush() == 3
+    for was in before[:2]:
+        found = PredictionRecord.objects.get(request_id=was.request_id)
+        for name in prediction_log.COLUMNS:
+            assert getattr(found, name) == getattr(was, name), name
+    (image,) = LoggedImage.objects.all()
+    assert PredictionRecord.objects.get(request_id=pictured.request_id).instances == [
+        {"picture": f"object:{image.sha256}"}
+    ]
 
 
 def test_rows_nested_too_deeply_and_what_nobody_foresaw_end_no_log(entry, monkeypatch, caplog):

@@ -208,8 +208,8 @@ class Record:
         self._metrics.answered(self.served.id, self.variant.id, code, seconds)
         if self._recorded:
             row = self._row(seconds * 1000, code)
-            prediction_log.buffer.add(row)
             row.pack()
+            prediction_log.buffer.add(row)
 
     async def _code_of(self, error: BaseException) -> str:
         row = refused_row(error, self._rows)

@@ -70,8 +70,8 @@ class Shadows:
         if copy.recorded:
             milliseconds = (time.perf_counter() - copy.began) * 1000
             row = record_of(copy.served, copy.variant, copy.request_id, [], predictions, milliseconds, error)
-            prediction_log.buffer.add(row)
             row.pack()
+            prediction_log.buffer.add(row)
 
 
 def _error_of(error: BaseException) -> str:
