@@ -208,6 +208,15 @@ def test_what_cannot_be_done_is_refused_by_its_name(client):
         assert refused.value.body["type"] == "invalid_request_error"
 
 
+def test_nobody_is_told_that_before_what_is_wrong_with_the_request(inference, viewer, stories):
+    for body in (b"no JSON", b"{}", b'{"model": "stories", "messages": []}'):
+        told = [
+            inference.client.post("/v1/chat/completions", content=body, headers={"Authorization": f"Bearer {key}"})
+            for key in ("dlp_no", key_of(viewer))
+        ]
+        assert [one.status_code for one in told] == [401, 400], body
+
+
 @pytest.mark.parametrize("field", ["model", "prompt", "stop", "user", "messages", "stream_options"])
 def test_half_a_surrogate_is_refused_by_its_field(inference, viewer, stories, field):
     value = {"messages": [{"role": "user", "content": "\ud800"}], "stream_options": {"a": "\ud800"}}.get(

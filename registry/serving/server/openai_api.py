@@ -96,6 +96,7 @@ class OpenAIApi:
         require_post(scope)
         headers = dict(scope["headers"])
         bearer = bearer_of(headers)
+        await self._lists.admitted(bearer, Target("", _organization(headers)))  # nobody's body is read
         question = question_of(parsed(await body_of(receive)), chat=chat)
         permit = await self._gate.admitted(bearer, Target(question.model, _organization(headers)))
         self._rate.take(bearer)
