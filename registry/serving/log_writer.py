@@ -56,8 +56,8 @@ class Writer:
         raise AssertionError("the last try answers")
 
     def _copy(self, records: list[Any], *, rests: bool) -> None:
-        """A transaction for each part: one that lasted over a rest would hold the rows of their deployments, which others want to
-        change. What is sent again because a later part failed is found by its key."""
+        """A transaction for each part: whoever writes the batch again, because this process is frozen, waits for the one part. What is
+        sent again because a later part failed is found by its key."""
         if self._connection is None:
             self._connection = psycopg.connect(**self._address, autocommit=True)
         lines = map(line_of, records)

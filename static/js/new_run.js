@@ -1,27 +1,13 @@
-// A change of data, target or task re-reads the whole form; any other change only its estimate. Neither shows while
-// a button is held down: leaving a field is such a change, and what moves under the pointer loses its click.
+// A change of data, target or task re-reads the whole form; any other change only its estimate. Neither shows during a press,
+// which may be what leaves the field that was changed.
+import { released } from "./pressing.js";
+
 let asking = new AbortController();
-let pressed = false;
-let release = () => {};
-let released = Promise.resolve();
-
-document.addEventListener("pointerdown", () => {
-  release();
-  pressed = true;
-  released = new Promise((resolve) => (release = resolve));
-}, true);
-
-function letGo() {
-  pressed = false;
-  setTimeout(release); // behind the click, which comes next
-}
-for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, letGo, true);
-
 const filledIn = (form) => new URLSearchParams(new FormData(form)).toString();
 let asked = "";
 
 async function reload(form) {
-  await released;
+  await released();
   htmx.trigger(form, "reload");
 }
 
@@ -32,7 +18,7 @@ document.addEventListener("htmx:beforeRequest", (event) => {
 // What was typed since the form was sent is not in the answer.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const form = event.target;
-  if (form.id !== "run-form" || (!pressed && filledIn(form) === asked)) return;
+  if (form.id !== "run-form" || !event.detail.shouldSwap || filledIn(form) === asked) return;
   event.detail.shouldSwap = false;
   reload(form);
 });
@@ -50,7 +36,7 @@ async function estimate(form) {
     const answer = await fetch(address, { headers: { "HX-Request": "true" }, signal });
     if (!answer.ok) return;
     const read = new DOMParser().parseFromString(await answer.text(), "text/html");
-    await released;
+    await released();
     if (signal.aborted) return;
     told.textContent = read.getElementById("estimate").textContent;
   } catch (problem) {

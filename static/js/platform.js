@@ -1,4 +1,5 @@
 // What every page needs: theme, menu, dialogs, copy buttons, messages, and htmx with CSRF and clear errors.
+import { pressed, released } from "./pressing.js";
 
 const root = document.documentElement;
 
@@ -93,6 +94,16 @@ document.addEventListener("htmx:beforeSwap", (event) => {
     event.preventDefault();
     location.reload();
   }
+});
+
+// A part that refreshes itself waits for the end of a press, and asks again, for its answer is old by then.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { target, requestConfig, shouldSwap } = event.detail;
+  if (!shouldSwap || !pressed() || requestConfig.verb !== "get") return;
+  event.detail.shouldSwap = false;
+  released().then(() => {
+    if (requestConfig.elt.isConnected) htmx.ajax("get", requestConfig.path, { source: requestConfig.elt, target });
+  });
 });
 
 const sentences = {
