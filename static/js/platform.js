@@ -96,13 +96,26 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   }
 });
 
-// A part that refreshes itself waits for the end of a press, and asks again, for its answer is old by then.
+// A part that refreshes itself waits for the end of a press and of a dialog in it, and asks again, for its answer is old by then.
+const openIn = (part) => part.querySelector("dialog[open]");
+const waiting = new WeakSet();
+
+async function left(part) {
+  await released(); // the click may open a dialog
+  const dialog = openIn(part);
+  if (dialog) await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+}
+
 document.addEventListener("htmx:beforeSwap", (event) => {
   const { target, requestConfig, shouldSwap } = event.detail;
-  if (!shouldSwap || !pressed() || requestConfig.verb !== "get") return;
+  if (!shouldSwap || requestConfig.verb !== "get" || !(pressed() || openIn(target))) return;
   event.detail.shouldSwap = false;
-  released().then(() => {
-    if (requestConfig.elt.isConnected) htmx.ajax("get", requestConfig.path, { source: requestConfig.elt, target });
+  const { elt, path } = requestConfig;
+  if (waiting.has(elt)) return;
+  waiting.add(elt);
+  left(target).then(() => {
+    waiting.delete(elt);
+    if (elt.isConnected) htmx.ajax("get", path, { source: elt, target });
   });
 });
 

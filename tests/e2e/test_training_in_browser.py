@@ -47,6 +47,18 @@ def press_for_long(page: Any, shown: Any, meanwhile: str = "0") -> None:
     page.mouse.up()
 
 
+def keeps_its_dialog(page: Any) -> None:
+    """What the page of a run is told while a dialog is open shows when that is closed."""
+    before = page.locator("#run-state").element_handle()
+    page.get_by_role("button", name="Rename").click()
+    for _ in range(2):
+        page.evaluate("document.body.dispatchEvent(new CustomEvent('run-state'))")
+        page.wait_for_timeout(0.5 * SECONDS)
+    assert page.get_by_role("dialog").is_visible()
+    page.keyboard.press("Escape")
+    page.wait_for_function("part => !part.isConnected", arg=before)
+
+
 def noise(rows: int = 240) -> bytes:
     generator = random.Random(3)
     return b"width,length\n" + b"".join(b"%.3f,%.3f\n" % (x := generator.gauss(3, 1), 2 * x) for _ in range(rows))
@@ -82,6 +94,7 @@ def test_a_finding_is_relaunched_with_what_it_suggests(
     said.get_by_role("button", name=re.compile("Relaunch with")).wait_for(timeout=ENDED)  # without a reload
     page.locator("#run-state[data-state=succeeded]").wait_for(timeout=ENDED)
     holds_on_a_phone(page, "doctor")
+    keeps_its_dialog(page)
     button = said.get_by_role("button", name="Relaunch with learning_rate 0.33")
     button.click()
     page.wait_for_url(lambda address: RUN.search(address) is not None and run["id"] not in address)
